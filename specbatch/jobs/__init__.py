@@ -1,0 +1,1 @@
+"""What users touch: the command line, planning, the coordinator, the ledger, reports."""

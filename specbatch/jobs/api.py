@@ -1,0 +1,83 @@
+"""Jobs from Python: ``submit``, ``report`` and ``load``, for notebooks and for schedulers that run Python."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specbatch.jobs.job import JobOutcome
+from specbatch.schemas.manifest import Manifest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["JobOutcome", "load", "report", "submit"]
+
+
+def submit(
+    datasets: str | Path | Sequence[str | Path],
+    *,
+    output: str | Path | None = None,
+    progress: str = "auto",
+    **settings: Any,
+) -> JobOutcome:
+    """Run a job to its end in this process and the workers that it starts.
+
+    Args:
+        datasets: Parquet files, folders or globs.
+        output: where results go; beside the dataset if None.
+        progress: ``auto``, ``bar``, ``lines`` or ``quiet``, on standard error.
+        **settings: the options of ``specbatch submit`` with underscores (``max_new_tokens=64``). ``SPECBATCH_*``
+            variables fill in what is not given, as they do on the command line.
+
+    Returns:
+        How the run ended; ``exit_code`` is that of the command.
+
+    Raises:
+        SpecbatchError: why the job was refused or failed.
+    """
+    from specbatch.jobs.job import run_job
+    from specbatch.jobs.prepare import prepare
+    from specbatch.jobs.progress import make_view
+    from specbatch.jobs.settings import environment_layer, flag_layer, resolve
+
+    names = [datasets] if isinstance(datasets, str | Path) else list(datasets)
+    given = {name: value for name, value in settings.items() if value is not None}
+    if output is not None:
+        given["output"] = str(output)
+    flags = flag_layer(given, [str(name) for name in names], spelling="{}=")
+    view = make_view(progress)  # type: ignore[arg-type]  # make_view names a wrong mode
+    prepared = prepare(resolve([flags, environment_layer(os.environ)]))
+    return run_job(prepared, view, lambda line: None if progress == "quiet" else _say(line))
+
+
+def report(output: str | Path) -> Manifest:
+    """The manifest of a finished job: what ``specbatch report`` prints.
+
+    Raises:
+        SpecbatchError: JOB_OUTPUT_MISSING, JOB_INCOMPLETE.
+    """
+    from specbatch.jobs.report import load_manifest
+
+    return load_manifest(str(output))
+
+
+def load(output: str | Path) -> pa.Table:
+    """All result rows of a finished job, in the order of ``row_id``.
+
+    Raises:
+        SpecbatchError: JOB_OUTPUT_MISSING, JOB_INCOMPLETE.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    root = Path(output)
+    manifest = report(output)
+    return pa.concat_tables([pq.read_table(root / part.path) for part in manifest.commit.parts])
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")

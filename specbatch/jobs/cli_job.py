@@ -1,0 +1,275 @@
+"""The commands that take a whole job: ``submit``, ``plan`` and ``config show`` share one set of options."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from specbatch.jobs.job import JobOutcome
+    from specbatch.jobs.settings import Settings
+
+
+class Format(StrEnum):
+    AUTO = "auto"
+    HUMAN = "human"
+    JSON = "json"
+    JSONL = "jsonl"
+    QUIET = "quiet"
+
+
+class DataTypeName(StrEnum):
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    FLOAT64 = "float64"
+
+
+class DeviceName(StrEnum):
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+def _job_options(
+    dataset: Annotated[
+        list[str] | None, typer.Argument(metavar="DATASET...", help="Parquet files, folders or globs.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", metavar="DIR", help="Where results go. Default: beside the dataset.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="YAML with settings, such as generation: {seed: 1}.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="One setting by its path; may repeat.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="MODEL", help="Bundled name, folder or hub id. [code-pair/target]")
+    ] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option("--draft", metavar="MODEL|none", help="Draft model. Default: the target's bundled one."),
+    ] = None,
+    dtype: Annotated[DataTypeName | None, typer.Option("--dtype", help="Arithmetic. [auto]")] = None,
+    prompt_column: Annotated[
+        str | None, typer.Option("--prompt-column", metavar="NAME", help="Column with the prompt. [prompt]")
+    ] = None,
+    id_column: Annotated[
+        str | None, typer.Option("--id-column", metavar="NAME", help="Column with your row id; must exist.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", help="Only the first N rows.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", metavar="N", help="Most tokens of a completion. [128]")
+    ] = None,
+    ignore_eos: Annotated[
+        bool | None, typer.Option("--ignore-eos/--no-ignore-eos", help="Do not end at the model's end tokens.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", metavar="T", help="0 takes the likeliest token. [0]")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", metavar="P", help="Nucleus; 1 keeps all. [1]")] = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", metavar="N", help="Likeliest tokens; 0 keeps all. [0]")
+    ] = None,
+    stop_token_ids: Annotated[
+        list[str] | None, typer.Option("--stop-token-ids", metavar="IDS", help="Ids that end a row: 1,2 or repeated.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of the job. [0]")] = None,
+    speculation: Annotated[
+        str | None, typer.Option("--speculation", metavar="off|K", help="Draft tokens per round, 1 to 16. [4]")
+    ] = None,
+    workers: Annotated[
+        str | None, typer.Option("--workers", metavar="auto|N", help="Processes: one per GPU, or one. [auto]")
+    ] = None,
+    batch_size: Annotated[
+        str | None, typer.Option("--batch-size", metavar="auto|N", help="Rows in flight per worker. [auto]")
+    ] = None,
+    device: Annotated[DeviceName | None, typer.Option("--device", help="Where to decode. [auto]")] = None,
+    shard_rows: Annotated[
+        str | None, typer.Option("--shard-rows", metavar="auto|N", help="Most rows of one part. [auto]")
+    ] = None,
+    max_error_rate: Annotated[
+        float | None,
+        typer.Option("--max-error-rate", metavar="R", help="Give up above this share of error rows. [0.05]"),
+    ] = None,
+    row_errors_ok: Annotated[
+        bool | None, typer.Option("--row-errors-ok/--no-row-errors-ok", help="Exit 0, not 3, despite error rows.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print the plan; start nothing.")] = False,
+    format: Annotated[Format, typer.Option("--format", help="How to print results and progress.")] = Format.AUTO,
+) -> None:
+    """Declares the options; ``_command`` gives them to the functions that take them as a dictionary."""
+
+
+_NOT_SETTINGS = frozenset({"dataset", "config", "assignments", "dry_run", "format"})
+
+
+def _command(function: Callable[[dict[str, Any]], None], *without: str) -> Callable[..., None]:
+    """A function for typer with the options of ``_job_options`` but those of ``without``, given their values."""
+
+    def command(**options: Any) -> None:
+        function(options)
+
+    signature = inspect.signature(_job_options, eval_str=True)
+    kept = [parameter for name, parameter in signature.parameters.items() if name not in without]
+    command.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in kept}
+    return command
+
+
+def _settings(options: dict[str, Any]) -> Settings:
+    """The settings of a command line: flags over ``--set`` over the environment over the file over defaults."""
+    from specbatch.jobs.settings import environment_layer, flag_layer, read_job_file, resolve, set_layer
+
+    flags = {
+        name: str(value) if isinstance(value, StrEnum) else value
+        for name, value in options.items()
+        if name not in _NOT_SETTINGS and value not in (None, [])
+    }
+    if "stop_token_ids" in flags:
+        flags["stop_token_ids"] = ",".join(flags["stop_token_ids"])
+    layers = [
+        flag_layer(flags, options["dataset"] or ()),
+        set_layer(options["assignments"] or ()),
+        environment_layer(os.environ),
+    ]
+    if options["config"] is not None:
+        layers.append(read_job_file(options["config"]))
+    return resolve(layers)
+
+
+def _submit(options: dict[str, Any]) -> None:
+    started = time.monotonic()
+    settings = _settings(options)
+    if options["dry_run"]:
+        _print_plan(settings, options["format"])
+        return
+    from specbatch.jobs.interrupt import StopNow
+    from specbatch.jobs.job import run_job
+    from specbatch.jobs.prepare import prepare
+    from specbatch.jobs.progress import make_view
+
+    format = options["format"]
+    prepared = prepare(settings)
+    view = JsonLinesView() if format is Format.JSONL else make_view("quiet" if format is Format.QUIET else "auto")
+    resume = shlex.join(["specbatch", *sys.argv[1:]])
+    try:
+        outcome = run_job(prepared, view, _talk(format), started=started)
+    except StopNow as stop:
+        typer.echo(f"stopped; finished parts are kept, go on with: {resume}", err=True)
+        raise typer.Exit(128 + stop.number) from None
+    if outcome.manifest is None:
+        progress = f"{outcome.parts_done} of {outcome.num_parts} parts are done"
+        typer.echo(f"interrupted: {progress}, go on with: {resume}", err=True)
+    _print_outcome(outcome, format)
+    raise typer.Exit(int(outcome.exit_code))
+
+
+def _plan(options: dict[str, Any]) -> None:
+    _print_plan(_settings(options), options["format"])
+
+
+def _show_settings(options: dict[str, Any]) -> None:
+    from specbatch.jobs.plan_text import render_settings
+
+    typer.echo(render_settings(_settings(options), _document_format(options["format"])), nl=False)
+
+
+submit = _command(_submit)
+plan = _command(_plan, "dry_run")
+show_settings = _command(_show_settings, "dry_run")
+
+
+class JsonLinesView:
+    """Progress as one JSON object a line on stdout, at most one every two seconds."""
+
+    def __init__(self) -> None:
+        self._due = 0.0
+
+    def update(self, doc: Any) -> None:
+        """Print the document unless another one was printed just before."""
+        if time.monotonic() >= self._due or doc.state != "running":
+            self._due = time.monotonic() + 2.0
+            typer.echo(json.dumps({"type": "progress", **doc.model_dump(mode="json")}))
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+
+def outcome_document(outcome: JobOutcome) -> dict[str, Any]:
+    """A run's end as JSON values."""
+    manifest = outcome.manifest
+    return {
+        "output": outcome.output,
+        "data": f"{outcome.output}/data/*.parquet",
+        "exit_code": int(outcome.exit_code),
+        "parts_done": outcome.parts_done,
+        "parts": outcome.num_parts,
+        "was_complete": outcome.was_complete,
+        "job_id": manifest.job_id if manifest is not None else None,
+        "manifest": f"{outcome.output}/manifest.json" if manifest is not None else None,
+        "counts": manifest.commit.counts.model_dump() if manifest is not None else None,
+        "throughput": manifest.observed.throughput.model_dump() if manifest is not None else None,
+    }
+
+
+def _print_outcome(outcome: JobOutcome, format: Format) -> None:
+    from specbatch.jobs.report import render
+
+    manifest = outcome.manifest
+    if format is Format.JSON:
+        typer.echo(json.dumps(outcome_document(outcome), indent=2))
+    elif format is Format.JSONL:
+        typer.echo(json.dumps({"type": "outcome", **outcome_document(outcome)}))
+    elif format is Format.QUIET:
+        typer.echo(outcome.output)
+    elif manifest is not None:
+        if outcome.was_complete:
+            typer.echo("this job was finished by an earlier run; nothing was done", err=True)
+        typer.echo(render([(outcome.output, manifest)], "human"))
+        typer.echo(f"results: {outcome.output}/data/*.parquet")
+        typer.echo(f"report:  specbatch report {shlex.quote(outcome.output)}")
+
+
+def _print_plan(settings: Settings, format: Format) -> None:
+    from specbatch.jobs.plan_text import render_plan
+    from specbatch.jobs.prepare import prepare
+
+    typer.echo(render_plan(prepare(settings), _document_format(format)), nl=False)
+
+
+def _document_format(format: Format) -> str:
+    return "json" if format in (Format.JSON, Format.JSONL) else "human"
+
+
+def _talk(format: Format) -> Callable[[str], None]:
+    """Where single lines for the user go: nowhere under ``--format quiet``."""
+
+    def say(line: str) -> None:
+        from specbatch.jobs.formatting import clean
+
+        print(clean(line), file=sys.stderr, flush=True)  # noqa: T201 - through sys.stderr, above a live bar
+
+    return (lambda line: None) if format is Format.QUIET else say
+
+
+def option_names() -> Sequence[str]:
+    """Every option of ``submit`` as it is typed, for the test that pins them."""
+    parameters = inspect.signature(_job_options, eval_str=True).parameters.values()
+    found: list[str] = []
+    for parameter in parameters:
+        declarations = getattr(parameter.annotation.__metadata__[0], "param_decls", None) or ()
+        found.extend(declarations)
+    return found

@@ -1,0 +1,130 @@
+"""A local Ray of our own: private token, private folder, nothing left behind and nothing written to the home folder.
+
+The user's current directory is kept off the workers' path: Ray puts it first there, and a file of theirs called
+``torch.py`` must not be imported by ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from specbatch.jobs.machine import count_cores
+from specbatch.schemas.errors import ErrorCode, SpecbatchError
+
+OBJECT_STORE_BYTES = 80 << 20
+"""Ray's least; only descriptors and receipts pass through it."""
+_MAX_TEMP_PATH = 40
+"""Ray puts Unix sockets about 60 characters deeper, and their paths may have 107."""
+
+_token = secrets.token_hex(32)
+
+
+@contextlib.contextmanager
+def local_cluster(num_gpus: int) -> Iterator[Path]:
+    """Start Ray on this machine for the length of the block; yields the folder of its logs.
+
+    Args:
+        num_gpus: CUDA devices to offer to workers.
+
+    Raises:
+        SpecbatchError: JOB_CONFIG where this process is connected to a Ray already; JOB_CLUSTER_LOST where Ray
+            does not start.
+    """
+    import ray
+
+    if ray.is_initialized():
+        raise SpecbatchError(
+            ErrorCode.JOB_CONFIG,
+            "this process is connected to a Ray cluster already and a job starts its own; call ray.shutdown() first",
+        )
+    folder = Path(tempfile.mkdtemp(prefix="specbatch-", dir=_short_temp_folder()))
+    try:
+        with _environment():
+            try:
+                with contextlib.chdir(folder):
+                    _start(folder, num_gpus)
+                _silence_raylet()
+                yield folder / "session_latest" / "logs"
+            finally:
+                ray.shutdown()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(folder: Path, num_gpus: int) -> None:
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            num_cpus=count_cores(),
+            num_gpus=num_gpus,
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            configure_logging=True,
+            _temp_dir=str(folder),
+        )
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SpecbatchError(ErrorCode.JOB_CLUSTER_LOST, f"Ray does not start on this machine: {reason}") from error
+
+
+def _silence_raylet() -> None:
+    """Keep Ray's own notices (a worker died, with advice about Ray) off the terminal.
+
+    They come whatever ``log_to_driver`` says, through this module global; what matters in them reaches the user
+    through the coordinator, in one line. Where a later Ray has another way, the notices merely come back.
+    """
+    import ray._private.worker
+
+    ray._private.worker.print_to_stdstream = lambda data, ignore_prefix: None
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
+    """What Ray reads and its processes inherit; put back afterwards: a notebook may start a Ray of its own later.
+
+    Ray has read its settings when it was imported, perhaps long ago, so it is told to read them again.
+    """
+    from ray._raylet import Config
+
+    wanted = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": _token,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Without it Ray hides the GPUs from actors that reserve none, and warns that it will stop doing so.
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # A token elsewhere, or a cluster address, is the user's, not this cluster's.
+        "RAY_AUTH_TOKEN_PATH": None,
+        "RAY_ADDRESS": None,
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    _set_environment(wanted)
+    Config.initialize("")
+    try:
+        yield
+    finally:
+        _set_environment(before)
+        Config.initialize("")
+
+
+def _set_environment(values: dict[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _short_temp_folder() -> str | None:
+    """The usual folder for temporary files, unless its name is too long for the sockets that Ray makes in it."""
+    return "/tmp" if len(tempfile.gettempdir()) > _MAX_TEMP_PATH else None

@@ -1,0 +1,110 @@
+"""What ``plan``, ``submit --dry-run`` and ``config show`` print: the resolved settings and what would be done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from specbatch.jobs import formatting as fmt
+from specbatch.jobs.ledger import Ledger, check_same_job
+from specbatch.jobs.prepare import PreparedJob
+from specbatch.jobs.settings import Settings
+from specbatch.storage.store import open_store
+
+PLAN_FORMAT = "specbatch/plan-summary/1"
+SETTINGS_FORMAT = "specbatch/settings/1"
+
+
+def render_settings(settings: Settings, format: str) -> str:
+    """Every setting with its value and where it came from, as text (``human``) or ``json``."""
+    if format == "json":
+        return _json({"format": SETTINGS_FORMAT, "settings": _settings_document(settings)})
+    return "\n".join(_settings_lines(settings)) + "\n"
+
+
+def render_plan(prepared: PreparedJob, format: str) -> str:
+    """The settings, and the plan that they lead to.
+
+    Raises:
+        SpecbatchError: the output holds something else, or a job of other settings.
+    """
+    state = _output_state(prepared)
+    if format == "json":
+        return _json(_plan_document(prepared, state))
+    execution = prepared.execution
+    num_rows = sum(shard.num_rows for shard in prepared.shards)
+    sizes = sorted({shard.num_rows for shard in prepared.shards})
+    rows = fmt.count(sizes[0]) if len(sizes) == 1 else f"{fmt.count(sizes[0])} to {fmt.count(sizes[-1])}"
+    draft = execution.draft
+    summary = {
+        "output": f"{fmt.clean(prepared.output)} ({state})",
+        "input": f"{fmt.plural(len(prepared.inputs), 'file')}, {fmt.plural(num_rows, 'row')}",
+        "plan": f"{fmt.plural(len(prepared.shards), 'shard')} of {rows} rows, one part each",
+        "target": _model_text(prepared.target.name, prepared.target.parameters),
+        "draft": "none" if draft is None else _model_text(draft.name, draft.parameters),
+        "speculation": "off" if draft is None else f"K {execution.draft_length}",
+        "workers": f"{execution.num_workers} on {execution.device}, {execution.dtype}, batch {execution.batch_size}"
+        + (f", {fmt.plural(execution.num_threads, 'thread')} each" if execution.device == "cpu" else ""),
+        "identity": f"S {prepared.identity.S[:16]}  P {prepared.identity.P}",
+    }
+    lines = [f"{name:<12} {value}" for name, value in summary.items()]
+    return "\n".join([*lines, "", *_settings_lines(prepared.settings)]) + "\n"
+
+
+def _output_state(prepared: PreparedJob) -> str:
+    """``new``, ``complete``, or how far the job is."""
+    ledger = Ledger(open_store(prepared.output))
+    stored = ledger.find_job()
+    if stored is None:
+        return "new"
+    check_same_job(stored, prepared.identity, prepared.output)
+    if ledger.find_manifest() is not None:
+        return "complete"
+    return f"{len(ledger.find_parts(stored))} of {len(stored.shards)} parts are there"
+
+
+def _plan_document(prepared: PreparedJob, state: str) -> dict[str, Any]:
+    return {
+        "format": PLAN_FORMAT,
+        "output": prepared.output,
+        "state": state,
+        "identity": {"S": prepared.identity.S, "P": prepared.identity.P},
+        "settings": _settings_document(prepared.settings),
+        "execution": prepared.execution_document(),
+        "models": prepared.models.model_dump(mode="json"),
+        "inputs": [
+            {"name": file.name, "path": file.path, "rows": file.num_rows, "bytes": file.size_bytes}
+            for file in prepared.inputs
+        ],
+        "rows": sum(shard.num_rows for shard in prepared.shards),
+        "shards": [
+            {"shard": shard.index, "row_start": shard.row_start, "row_stop": shard.row_stop}
+            for shard in prepared.shards
+        ],
+    }
+
+
+def _settings_document(settings: Settings) -> dict[str, dict[str, Any]]:
+    return {path: {"value": value, "origin": origin} for path, value, origin in settings.rows()}
+
+
+def _settings_lines(settings: Settings) -> list[str]:
+    table = [("setting", "value", "from")]
+    table += [(path, _value_text(value), fmt.clean(origin)) for path, value, origin in settings.rows()]
+    widths = [max(len(row[column]) for row in table) for column in (0, 1)]
+    return [f"{path:<{widths[0]}}  {value:<{widths[1]}}  {origin}".rstrip() for path, value, origin in table]
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return fmt.clean(", ".join(str(item) for item in value)) or "-"
+    return "-" if value is None else fmt.clean(str(value).lower() if isinstance(value, bool) else str(value))
+
+
+def _model_text(name: str, parameters: int) -> str:
+    return f"{fmt.clean(name)} ({fmt.parameters(parameters)} parameters)"
+
+
+def _json(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"

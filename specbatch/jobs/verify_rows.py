@@ -1,0 +1,230 @@
+"""The second opinion on one part: its rows are exactly the planned ones, and their bookkeeping adds up.
+
+Part of ``verify``, which shares no code with the writers. Everything is vectorised over batches of rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from specbatch.jobs.verify_files import Unsound
+from specbatch.jobs.verify_parquet import open_untrusted
+from specbatch.jobs.verify_plan import PlannedShard
+from specbatch.jobs.verify_totals import COUNTS, Totals, check_footer
+
+Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+_BATCH_ROWS = 1 << 16
+_MAX_HISTOGRAM_ENTRIES = 1 << 12
+_TEXT = ("status", "completion", "finish_reason", "error_code", "error_message")
+_LISTS = ("completion_token_ids", "acceptance_histogram", "draft_length_histogram")
+_TYPES: dict[str, Callable[[pa.DataType], bool]] = {
+    "row_id": pa.types.is_int64,
+    "sample_index": pa.types.is_int32,
+    "row_seed": pa.types.is_int64,
+    "min_margin": pa.types.is_float32,
+    **dict.fromkeys(COUNTS, pa.types.is_int32),
+    **dict.fromkeys(_TEXT, lambda kind: pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type)),
+    **dict.fromkeys(_LISTS, lambda kind: pa.types.is_list(kind) and pa.types.is_int32(kind.value_type)),
+}
+_MAY_BE_NULL = frozenset({"completion", "completion_token_ids", "error_code", "error_message", "min_margin"})
+
+
+def check_part(file: BinaryIO, shard: PlannedShard, plan: str, job_seed: int | None, problems: list[str]) -> Totals:
+    """Checks one part; what is wrong is appended to ``problems`` with the part's name.
+
+    Args:
+        plan: plan digest P.
+        job_seed: the job's seed, from which the seed of each row follows; None leaves the row seeds unchecked.
+
+    Returns:
+        The sums over its rows.
+
+    Raises:
+        Unsound: it cannot be read as a part at all.
+    """
+    parquet = open_untrusted(file, shard.name, dictionary_columns=_TEXT)
+    names = parquet.schema_arrow.names
+    for name, is_right in _TYPES.items():
+        if names.count(name) != 1:
+            raise Unsound(f"{shard.name} has {names.count(name)} columns {name}")
+        if not is_right(parquet.schema_arrow.field(name).type):
+            raise Unsound(f"{shard.name}: column {name} has type {parquet.schema_arrow.field(name).type}")
+    num_planned = shard.row_stop - shard.row_start
+    if parquet.metadata.num_rows != num_planned:
+        raise Unsound(f"{shard.name} holds {parquet.metadata.num_rows:,} rows; {num_planned:,} are planned")
+
+    totals = Totals()
+    findings: dict[str, tuple[int, int]] = {}
+    try:
+        for batch in parquet.iter_batches(_BATCH_ROWS, columns=list(_TYPES), use_threads=False):
+            row_start = shard.row_start + totals.num_rows
+            for what, bad in _check_batch(batch, row_start, job_seed, totals):
+                if bad.any():
+                    first, count = findings.get(what, (row_start + int(bad.argmax()), 0))
+                    findings[what] = (first, count + int(bad.sum()))
+    except (pa.ArrowException, OSError) as error:
+        raise Unsound(f"{shard.name} cannot be read: {str(error).splitlines()[0][:200]}") from error
+    for what, (first, count) in findings.items():
+        where = f"row {first}" if count == 1 else f"{count:,} rows, the first at {first}"
+        problems.append(f"{shard.name}: {what} ({where})")
+    check_footer(parquet.metadata.metadata or {}, shard, plan, totals, problems)
+    return totals
+
+
+def _check_batch(
+    batch: pa.RecordBatch, row_start: int, job_seed: int | None, totals: Totals
+) -> Iterator[tuple[str, Mask]]:
+    """Yields (what is wrong, at which rows) and adds the batch to the totals."""
+    columns = {name: batch.column(index) for index, name in enumerate(batch.schema.names)}
+    num_rows = batch.num_rows
+    for name in _TYPES:
+        if name not in _MAY_BE_NULL and columns[name].null_count:
+            raise Unsound(f"rows from {row_start}: {name} has empty cells")
+    counts = {name: _ints(columns[name]) for name in COUNTS}
+    ids = _Lists.of(columns["completion_token_ids"])
+    accepted = _Lists.of(columns["acceptance_histogram"])
+    drafted = _Lists.of(columns["draft_length_histogram"])
+    ok = _equals(columns["status"], "ok")
+    error = ~ok
+
+    row_ids = np.arange(row_start, row_start + num_rows)
+    yield "row_id is not the planned one", _ints(columns["row_id"]) != row_ids
+    yield "sample_index is not 0", _ints(columns["sample_index"]) != 0
+    if job_seed is not None:
+        yield "row_seed does not follow from the job's seed", _ints(columns["row_seed"]) != _seeds(job_seed, row_ids)
+    yield "status is neither ok nor error", error & ~_equals(columns["status"], "error")
+
+    stopped = _equals(columns["finish_reason"], "stop") | _equals(columns["finish_reason"], "length")
+    yield "an ok row without completion or token ids", ok & (_null(columns["completion"]) | ids.null)
+    yield "an ok row with an error", ok & ~(_null(columns["error_code"]) & _null(columns["error_message"]))
+    yield "an ok row that neither stopped nor reached its length", ok & ~stopped
+    yield (
+        "an error row with completion, token ids or margin",
+        error & ~(_null(columns["completion"]) & ids.null & _null(columns["min_margin"])),
+    )
+    yield "an error row without error code", error & (_null(columns["error_code"]) | _equals(columns["error_code"], ""))
+    yield "an error row whose finish_reason is not error", error & ~_equals(columns["finish_reason"], "error")
+    worked = sum(counts[name] for name in COUNTS[1:]) + accepted.sum + drafted.sum
+    yield "an error row with counters", error & (worked != 0)
+
+    negative = np.any([values < 0 for values in counts.values()], axis=0)
+    yield "a negative count", negative | accepted.negative | drafted.negative | ids.negative
+    yield "num_completion_tokens is not the number of token ids", counts["num_completion_tokens"] != ids.length
+    steps, proposed = counts["num_spec_steps"], counts["num_draft_tokens"]
+    hits = counts["num_accepted_draft_tokens"]
+    yield "acceptance_histogram does not sum to num_spec_steps", accepted.sum != steps
+    yield "acceptance_histogram does not give num_accepted_draft_tokens", accepted.moment != hits
+    yield "draft_length_histogram does not sum to num_spec_steps", drafted.sum != steps
+    yield "draft_length_histogram does not give num_draft_tokens", drafted.moment != proposed
+    yield "more drafts accepted than proposed", hits > proposed
+    last_accepted = counts["num_plain_steps"] + steps + hits - counts["num_completion_tokens"]
+    yield "the steps do not give num_completion_tokens", ok & (last_accepted != 0) & (last_accepted != 1)
+
+    totals.add(
+        Totals(
+            num_rows=num_rows,
+            num_ok=int(ok.sum()),
+            counts={name: int(values.sum()) for name, values in counts.items()},
+            errors_by_code=_value_counts(columns["error_code"].filter(pa.array(error))),
+            acceptance_histogram=accepted.by_entry(),
+            draft_length_histogram=drafted.by_entry(),
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Lists:
+    """A column of integer lists, taken apart: ``moment`` is the sum of index times value."""
+
+    null: Mask
+    length: Ints
+    sum: Ints
+    moment: Ints
+    negative: Mask
+    values: Ints
+    index: Ints
+
+    @staticmethod
+    def of(column: pa.ListArray) -> _Lists:
+        if column.values.null_count:
+            raise Unsound("a list has empty entries")
+        length = _ints(pc.fill_null(pc.list_value_length(column), 0))
+        # flatten() leaves out what null lists may hide, so the lengths above are those of the values here.
+        values = _ints(column.flatten())
+        ends = np.cumsum(length)
+        index = np.arange(len(values)) - np.repeat(ends - length, length)
+        return _Lists(
+            null=_null(column),
+            length=length,
+            sum=_segment_sums(values, ends, length),
+            moment=_segment_sums(values * index, ends, length),
+            negative=_segment_sums((values < 0).astype(np.int64), ends, length) > 0,
+            values=values,
+            index=index,
+        )
+
+    def by_entry(self) -> list[int]:
+        """Sum of entry i over all lists."""
+        if len(self.index) and int(self.index.max()) >= _MAX_HISTOGRAM_ENTRIES:
+            raise Unsound(f"a histogram has more than {_MAX_HISTOGRAM_ENTRIES:,} entries")
+        sums = np.zeros(int(self.index.max()) + 1 if len(self.index) else 0, dtype=np.int64)
+        np.add.at(sums, self.index, self.values)
+        return [int(value) for value in sums]
+
+
+def _ints(column: pa.Array) -> Ints:
+    values: Ints = column.to_numpy(zero_copy_only=False).astype(np.int64)
+    return values
+
+
+def _null(column: pa.Array) -> Mask:
+    mask: Mask = column.is_null().to_numpy(zero_copy_only=False)
+    return mask
+
+
+def _equals(column: pa.DictionaryArray, text: str) -> Mask:
+    """Where a dictionary-encoded column has this text; False where it is empty. Decided once for each distinct text."""
+    hits = pc.fill_null(pc.equal(column.dictionary, text), False).to_numpy(zero_copy_only=False)
+    indices = pc.fill_null(column.indices, -1).to_numpy(zero_copy_only=False)
+    mask: Mask = np.append(hits, False)[indices]
+    return mask
+
+
+def _value_counts(column: pa.DictionaryArray) -> dict[str, int]:
+    indices = column.indices.drop_null().to_numpy(zero_copy_only=False)
+    found: dict[str, int] = {}
+    for index, number in zip(*np.unique(indices, return_counts=True), strict=True):
+        text = str(column.dictionary[int(index)])
+        found[text] = found.get(text, 0) + int(number)
+    return found
+
+
+def _segment_sums(values: Ints, ends: Ints, length: Ints) -> Ints:
+    running = np.concatenate(([0], np.cumsum(values)))
+    sums: Ints = running[ends] - running[ends - length]
+    return sums
+
+
+def _seeds(job_seed: int, row_ids: Ints) -> Ints:
+    """Low 63 bits of BLAKE2b-64 over domain, job seed, "row", row and sample 0, each behind its length."""
+    prefix = hashlib.blake2b(digest_size=8)
+    for part in (b"specbatch/row/1", str(job_seed).encode(), b"row"):
+        prefix.update(len(part).to_bytes(8, "little") + part)
+    sample = (1).to_bytes(8, "little") + b"0"
+    seeds = np.empty(len(row_ids), dtype=np.int64)
+    for index, row_id in enumerate(row_ids.tolist()):
+        state = prefix.copy()
+        text = str(row_id).encode()
+        state.update(len(text).to_bytes(8, "little") + text + sample)
+        seeds[index] = int.from_bytes(state.digest(), "little") & 0x7FFF_FFFF_FFFF_FFFF
+    return seeds

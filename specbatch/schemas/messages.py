@@ -1,0 +1,144 @@
+"""What crosses the border between coordinator and workers: frozen, picklable, small.
+
+Descriptors go out, receipts come back; no prompt and no completion is ever in a message.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from specbatch.schemas.plan import Shard
+from specbatch.schemas.spec import DataType, GenerationSpec
+from specbatch.schemas.stats import PartStats, PhaseSeconds, SpecCounters
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """Everything a worker needs to know for its whole life.
+
+    Attributes:
+        target_path: folder of the target model, readable on the worker's node.
+        draft_path: folder of the draft model, or None.
+        output: where parts go (local path or URI).
+        plan: plan digest P.
+        draft_length: K of every round; 0 decodes plainly.
+        batch_size: rows in flight.
+        num_threads: arithmetic threads on CPU.
+        columns: names of the input columns in the order of every part (that of the first file); empty keeps the
+            order of each shard's own file.
+    """
+
+    worker: int
+    output: str
+    plan: str
+    target_path: str
+    draft_path: str | None
+    dtype: DataType
+    device: str
+    draft_length: int
+    batch_size: int
+    num_threads: int
+    prompt_column: str
+    generation: GenerationSpec
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryReport:
+    """Resident bytes of one worker; both models are in memory together."""
+
+    target_bytes: int
+    draft_bytes: int
+    target_kv_bytes: int
+    draft_kv_bytes: int
+    process_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    """The worker has loaded its models and can take shards."""
+
+    worker: int
+    host: str
+    pid: int
+    device: str
+    dtype: str
+    num_threads: int
+    load_seconds: float
+    memory: MemoryReport
+    versions: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A shard handed to a worker."""
+
+    shard: Shard
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class PartReceipt:
+    """A shard's part exists. ``created`` is False when another attempt had written it first."""
+
+    shard: int
+    path: str
+    num_rows: int
+    num_bytes: int
+    sha256: str
+    token: str
+    created: bool
+    stats: PartStats
+
+
+@dataclass(frozen=True, slots=True)
+class RoundBlock:
+    """Sums over a run of consecutive rounds: the raw material of throughput over time and of the speed-up.
+
+    Plain rounds here are those drawn by the hash of the round number in a job that speculates; with K = 0 every
+    round is plain and ``num_spec_rounds`` is 0.
+    """
+
+    num_spec_rounds: int = 0
+    num_plain_rounds: int = 0
+    spec_seconds: float = 0.0
+    plain_seconds: float = 0.0
+    num_spec_tokens: int = 0
+    num_plain_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Running totals of one worker since it started; also its heartbeat.
+
+    ``num_rows_done`` counts finished rows whether or not their part is written yet.
+    """
+
+    num_rows_done: int = 0
+    num_completion_tokens: int = 0
+    num_rows_active: int = 0
+    counters: SpecCounters = field(default_factory=SpecCounters)
+    seconds: PhaseSeconds = field(default_factory=PhaseSeconds)
+    idle_seconds: float = 0.0
+    num_errors: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFailed:
+    """A worker could not finish a shard; the worker itself goes on."""
+
+    shard: int
+    attempt: int
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPoll:
+    """All that happened in a worker since the last poll."""
+
+    receipts: tuple[PartReceipt, ...]
+    failures: tuple[ShardFailed, ...]
+    blocks: tuple[RoundBlock, ...]
+    progress: Progress
+    memory: MemoryReport

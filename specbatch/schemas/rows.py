@@ -1,0 +1,69 @@
+"""One result row, without Arrow: what the engine and the worker hand to the part writer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from specbatch.schemas.stats import SpecCounters
+
+FinishReason = Literal["stop", "length", "error"]
+
+RESULT_COLUMNS: tuple[str, ...] = (
+    "row_id",
+    "sample_index",
+    "status",
+    "completion",
+    "completion_token_ids",
+    "finish_reason",
+    "error_code",
+    "error_message",
+    "num_prompt_tokens",
+    "num_completion_tokens",
+    "row_seed",
+    "min_margin",
+    "num_spec_steps",
+    "num_plain_steps",
+    "num_draft_tokens",
+    "num_accepted_draft_tokens",
+    "acceptance_histogram",
+    "draft_length_histogram",
+)
+"""Columns that specbatch adds behind the input's own, in this order. ``logprobs`` is reserved with them."""
+
+RESERVED_COLUMNS: frozenset[str] = frozenset(RESULT_COLUMNS) | {"logprobs", "duplicate_of"}
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """The result of one (row, sample): a completion, or a named error.
+
+    Attributes:
+        row_id: position of the row in the pinned input order.
+        completion: text without the stop id; None for an error row.
+        completion_token_ids: with the stop id; None for an error row.
+        min_margin: smallest gap between the best and second-best noisy score over the committed tokens, in
+            logits; None for an error row.
+        num_near_ties: tokens decided by canonical evaluation (not a column; summed in the part's statistics).
+    """
+
+    row_id: int
+    sample_index: int
+    row_seed: int
+    finish_reason: FinishReason
+    num_prompt_tokens: int = 0
+    completion: str | None = None
+    completion_token_ids: tuple[int, ...] | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    min_margin: float | None = None
+    num_near_ties: int = 0
+    counters: SpecCounters = field(default_factory=SpecCounters)
+
+    @property
+    def status(self) -> Literal["ok", "error"]:
+        return "ok" if self.error_code is None else "error"
+
+    @property
+    def num_completion_tokens(self) -> int:
+        return len(self.completion_token_ids or ())

@@ -1,0 +1,95 @@
+"""Acceptance and commit as pure array functions: no model, no cache, no randomness.
+
+Glossary.
+  draft token      a proposal for the next position.
+  target's draw    what the target itself says at a position, given everything before it.
+  accepted         a draft token that equals the target's draw, with all drafts before it accepted too.
+  bonus            the target's draw behind the last accepted draft: a correction where a draft was refused, or one
+                   token more where all were accepted. Every round commits it unless a terminator came earlier.
+  committed        the tokens that become part of the completion: accepted drafts, then the bonus, up to a terminator.
+
+Because a draft is accepted only while it *is* the target's draw, the committed tokens are always a prefix of the
+target's draws: the text is the target's own whatever was proposed (coupling by shared noise: Daliri, Musco, Suresh,
+"Coupling without communication and drafter-invariant speculative decoding", arXiv 2408.07978).
+
+Shape letters: B rows, K drafts, T = K + 1 scored positions, S stop ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What one round adds to each row.
+
+    Attributes:
+        num_committed_B: tokens added, at least 1.
+        num_accepted_B: committed tokens that were drafts.
+        num_proposed_B: drafts that count; those behind a committed terminator do not.
+        is_stopped_B: the last committed token is a stop id.
+        is_exhausted_B: the row has all the tokens it may have; a stop id at the last place counts as stopped.
+    """
+
+    num_committed_B: IntArray
+    num_accepted_B: IntArray
+    num_proposed_B: IntArray
+    is_stopped_B: BoolArray
+    is_exhausted_B: BoolArray
+
+
+def accept(draft_BK: IntArray, draft_length_B: IntArray, target_BT: IntArray) -> IntArray:
+    """Number of leading drafts that equal the target's draws.
+
+    Args:
+        draft_BK: proposals; entries at or beyond a row's draft length are ignored.
+        draft_length_B: proposals of each row, 0 to K.
+        target_BT: the target's draws; entry j follows the first j drafts.
+
+    Returns:
+        int64 [B], from 0 to the row's draft length.
+    """
+    K = draft_BK.shape[1]
+    is_match_BK = (draft_BK == target_BT[:, :K]) & (np.arange(K) < draft_length_B[:, None])
+    leading_BK: IntArray = np.cumprod(is_match_BK, axis=1, dtype=np.int64)
+    num_matched_B: IntArray = leading_BK.sum(axis=1)
+    return num_matched_B
+
+
+def commit(
+    target_BT: IntArray,
+    num_matched_B: IntArray,
+    draft_length_B: IntArray,
+    num_remaining_B: IntArray,
+    stop_BS: IntArray,
+) -> Commit:
+    """Cut each row's tokens at its earliest terminator.
+
+    Args:
+        target_BT: the target's draws.
+        num_matched_B: result of ``accept``.
+        draft_length_B: proposals of each row.
+        num_remaining_B: tokens the row may still say, at least 1.
+        stop_BS: stop ids of each row, padded with -1.
+    """
+    T = target_BT.shape[1]
+    position_T = np.arange(T)
+    is_candidate_BT = position_T < np.minimum(num_matched_B + 1, num_remaining_B)[:, None]
+    is_stop_BT = (target_BT[:, :, None] == stop_BS[:, None, :]).any(axis=2) & is_candidate_BT
+    first_stop_B = np.where(is_stop_BT.any(axis=1), is_stop_BT.argmax(axis=1), T)
+    num_committed_B = np.minimum(is_candidate_BT.sum(axis=1), first_stop_B + 1)
+    is_stopped_B = first_stop_B < num_committed_B
+    return Commit(
+        num_committed_B=num_committed_B,
+        num_accepted_B=np.minimum(num_matched_B, num_committed_B),
+        num_proposed_B=np.where(is_stopped_B, np.minimum(draft_length_B, num_committed_B), draft_length_B),
+        is_stopped_B=is_stopped_B,
+        is_exhausted_B=(num_committed_B >= num_remaining_B) & ~is_stopped_B,
+    )

@@ -1,0 +1,33 @@
+"""What the engine gives back for one sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from specbatch.schemas.rows import FinishReason
+from specbatch.schemas.stats import SpecCounters
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceOutput:
+    """One finished sequence.
+
+    Attributes:
+        key: what the caller gave to ``submit``.
+        text: completion without the stop id; None for an error.
+        token_ids: completion with the stop id; empty for an error.
+        min_margin: smallest gap between the best and second-best noisy score, in logits; None for an error.
+        num_near_ties: tokens that were decided by canonical evaluation.
+    """
+
+    key: Hashable
+    num_prompt_tokens: int
+    text: str | None
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stats: SpecCounters
+    min_margin: float | None = None
+    num_near_ties: int = 0
+    error_code: str | None = None
+    error_message: str | None = None

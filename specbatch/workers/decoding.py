@@ -1,0 +1,73 @@
+"""The face of the engine that a worker sees: the seam at which tests put a smaller one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Protocol
+
+from specbatch.schemas.errors import ErrorCode, SpecbatchError
+from specbatch.schemas.messages import MemoryReport, RoundBlock, WorkerConfig
+from specbatch.schemas.sampling import SamplingParams
+from specbatch.schemas.stats import PhaseSeconds
+from specbatch.specdec.output import SequenceOutput
+
+
+class PromptEncoder(Protocol):
+    """Text to token ids."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+class DecodingEngine(Protocol):
+    """What a worker asks of an engine; ``specdec.engine.Engine`` gives it. One thread makes it and calls it."""
+
+    context_length: int
+    seconds: PhaseSeconds
+
+    @property
+    def tokenizer(self) -> PromptEncoder: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def num_queued(self) -> int: ...
+    @property
+    def num_active(self) -> int: ...
+    def submit(self, key: Hashable, prompt_ids: Sequence[int], params: SamplingParams) -> None: ...
+    def step(self) -> list[SequenceOutput]: ...
+    def take_blocks(self) -> tuple[RoundBlock, ...]: ...
+    def memory(self) -> MemoryReport: ...
+    def cancel_all(self) -> None: ...
+
+
+EngineFactory = Callable[[WorkerConfig], DecodingEngine]
+
+
+def load_engine(config: WorkerConfig) -> DecodingEngine:
+    """Load the pair that the configuration names.
+
+    Raises:
+        SpecbatchError: the codes of the model checks; ``JOB_MODEL_LOAD`` for whatever else goes wrong.
+    """
+    from specbatch.specdec.engine import Engine
+
+    try:
+        return Engine.from_pretrained(
+            config.target_path,
+            config.draft_path,
+            max_batch_size=config.batch_size,
+            speculation=config.draft_length or "off",
+            device=config.device,
+            dtype=config.dtype,
+            num_threads=config.num_threads,
+        )
+    except SpecbatchError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise SpecbatchError(
+            ErrorCode.JOB_MODEL_LOAD,
+            f"the models {config.target_path} and {config.draft_path} cannot be loaded: "
+            f"{type(error).__name__}: {reason}; check the folders and the free memory",
+        ) from error

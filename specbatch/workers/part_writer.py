@@ -1,0 +1,125 @@
+"""From a finished shard to its part in the store, and to the receipt that says so."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from pathlib import Path
+
+from specbatch.schemas.canonical import sha256_file
+from specbatch.schemas.errors import ErrorCode, SpecbatchError
+from specbatch.schemas.manifest import PART_FORMAT
+from specbatch.schemas.messages import PartReceipt
+from specbatch.schemas.plan import part_name
+from specbatch.schemas.stats import PhaseSeconds
+from specbatch.storage.local import write_errors
+from specbatch.storage.parts import PartMeta, part_stats, read_part_meta, write_part
+from specbatch.storage.store import Store
+from specbatch.workers.failpoints import failpoint
+from specbatch.workers.shards import FinishedShard
+
+_CHUNK_BYTES = 1 << 20
+
+
+class PartWriter:
+    """Writes the parts of one worker, one after the other.
+
+    A part's footer can only tell the writing time up to the footer itself; what comes after it (digest, fsync, link)
+    is told by the next part.
+    """
+
+    def __init__(self, store: Store, plan: str) -> None:
+        self.seconds = 0.0
+        self._store = store
+        self._plan = plan
+        self._untold_seconds = 0.0
+
+    def write(self, finished: FinishedShard) -> PartReceipt:
+        """Make the shard's part, or find that another attempt has made it.
+
+        Raises:
+            SpecbatchError: ``JOB_OUTPUT_UNWRITABLE``; ``JOB_INTEGRITY`` when something else lies under the part's name.
+        """
+        started = time.perf_counter()
+        told_seconds = 0.0
+        spool = self._store.spool_path()
+        try:
+            with write_errors(spool):
+                meta = write_part(
+                    spool, finished.table, finished.results, self._meta(finished), clock=time.perf_counter
+                )
+            told_seconds = meta.stats.seconds.write
+            return self._commit(spool, meta)
+        finally:
+            spool.unlink(missing_ok=True)
+            elapsed = time.perf_counter() - started
+            self.seconds += elapsed
+            self._untold_seconds += elapsed - told_seconds
+
+    def _meta(self, finished: FinishedShard) -> PartMeta:
+        shard = finished.lease.shard
+        seconds = finished.seconds + PhaseSeconds(write=self._untold_seconds)
+        return PartMeta(
+            format=PART_FORMAT,
+            plan=self._plan,
+            shard=shard.index,
+            row_start=shard.row_start,
+            row_stop=shard.row_stop,
+            token=secrets.token_hex(16),
+            stats=part_stats(finished.results, seconds),
+        )
+
+    def _commit(self, spool: Path, meta: PartMeta) -> PartReceipt:
+        key = part_name(meta.shard, self._plan)
+        sha256, num_bytes = sha256_file(spool), spool.stat().st_size
+        failpoint("part_create:before")
+        created = self._store.create(key, spool)
+        failpoint("part_create:after")
+        if not created:
+            return existing_receipt(self._store, self._plan, meta.shard, (meta.row_start, meta.row_stop))
+        return _receipt(key, meta, num_bytes, sha256, created=True)
+
+
+def existing_receipt(store: Store, plan: str, shard: int, row_ids: tuple[int, int]) -> PartReceipt:
+    """The receipt of a part that was there already.
+
+    Args:
+        row_ids: first ``row_id`` of the shard and one past its last.
+
+    Raises:
+        SpecbatchError: ``JOB_INTEGRITY`` when the file is no sound part of this plan and shard.
+    """
+    key = part_name(shard, plan)
+    with store.open(key) as file:
+        try:
+            meta = read_part_meta(file)
+        except SpecbatchError as error:
+            raise _foreign(store, key, error.message) from error
+        if (meta.plan, meta.shard, meta.row_start, meta.row_stop) != (plan, shard, *row_ids):
+            raise _foreign(store, key, f"it says that it is shard {meta.shard} of plan {meta.plan}")
+        digest = hashlib.sha256()
+        file.seek(0)
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return _receipt(key, meta, store.size(key), digest.hexdigest(), created=False)
+
+
+def _receipt(key: str, meta: PartMeta, num_bytes: int, sha256: str, *, created: bool) -> PartReceipt:
+    return PartReceipt(
+        shard=meta.shard,
+        path=key,
+        num_rows=meta.stats.num_rows,
+        num_bytes=num_bytes,
+        sha256=sha256,
+        token=meta.token,
+        created=created,
+        stats=meta.stats,
+    )
+
+
+def _foreign(store: Store, key: str, reason: str) -> SpecbatchError:
+    return SpecbatchError(
+        ErrorCode.JOB_INTEGRITY,
+        f"{store.uri}/{key} is in the way: {reason}; move it away and run the same command again",
+    )

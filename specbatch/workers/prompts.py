@@ -1,0 +1,98 @@
+"""From input rows to prompts: token ids and a seed for each row, or the error row that it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from specbatch.schemas.errors import ErrorCode
+from specbatch.schemas.rows import RowResult
+from specbatch.schemas.seeds import row_seed
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRow:
+    """A row that can be decoded."""
+
+    row_id: int
+    prompt_ids: tuple[int, ...]
+    seed: int
+
+
+def prepare_rows(
+    table: pa.Table,
+    first_row_id: int,
+    *,
+    prompt_column: str,
+    job_seed: int,
+    encode: Callable[[str], list[int]],
+    context_length: int,
+) -> list[PreparedRow | RowResult]:
+    """One entry per row of ``table``, in order; a row that cannot be decoded is its error row already.
+
+    Args:
+        first_row_id: ``row_id`` of the first row.
+        encode: text to token ids.
+        context_length: most tokens of prompt and completion together.
+    """
+    rows: list[PreparedRow | RowResult] = []
+    for row_id, data in enumerate(_prompt_bytes(table.column(prompt_column)), start=first_row_id):
+        seed = row_seed(job_seed, row_id, 0)
+        rows.append(_prepare(row_id, data, seed, encode, context_length))
+    return rows
+
+
+def error_row(row_id: int, seed: int, code: ErrorCode | str, message: str) -> RowResult:
+    """The result of a row that has no completion; the message never repeats the prompt."""
+    return RowResult(
+        row_id=row_id,
+        sample_index=0,
+        row_seed=seed,
+        finish_reason="error",
+        error_code=str(code),
+        error_message=message,
+    )
+
+
+def _prepare(
+    row_id: int, data: bytes | None, seed: int, encode: Callable[[str], list[int]], context_length: int
+) -> PreparedRow | RowResult:
+    if data is None:
+        return error_row(row_id, seed, ErrorCode.ROW_PROMPT_NULL, "the prompt is null")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        message = f"the prompt is not valid UTF-8 at byte {error.start} of {len(data)}"
+        return error_row(row_id, seed, ErrorCode.ROW_ENCODING, message)
+    if not text.strip():
+        return error_row(row_id, seed, ErrorCode.ROW_PROMPT_EMPTY, "the prompt is empty or only white space")
+    prompt_ids = tuple(encode(text))
+    if not prompt_ids:
+        return error_row(row_id, seed, ErrorCode.ROW_PROMPT_EMPTY, "the prompt has no tokens")
+    if len(prompt_ids) + 1 > context_length:
+        message = f"the prompt has {len(prompt_ids)} tokens; the context of {context_length} must hold one more"
+        return error_row(row_id, seed, ErrorCode.ROW_TOO_LONG, message)
+    return PreparedRow(row_id, prompt_ids, seed)
+
+
+def _prompt_bytes(column: pa.ChunkedArray) -> Iterator[bytes | None]:
+    """The prompts undecoded: Parquet promises UTF-8 but nobody has checked it."""
+    for chunk in column.chunks:
+        if pa.types.is_dictionary(chunk.type):
+            values = _as_bytes(chunk.dictionary)
+            yield from (None if index is None else values[index] for index in chunk.indices.to_pylist())
+        else:
+            yield from _as_bytes(chunk)
+
+
+def _as_bytes(strings: pa.Array) -> list[bytes | None]:
+    if pa.types.is_string_view(strings.type):
+        kind = pa.binary_view()
+    elif pa.types.is_large_string(strings.type):
+        kind = pa.large_binary()
+    else:
+        kind = pa.binary()
+    data: list[bytes | None] = strings.cast(kind).to_pylist()
+    return data

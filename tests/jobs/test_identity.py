@@ -1,0 +1,87 @@
+"""Identity: what is in S, what is not, and how a difference is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from specbatch.jobs.identity import diff_fields, identity_fields, identity_sha256
+from specbatch.schemas.plan import InputFile
+from specbatch.schemas.spec import ExecutionSpec, GenerationSpec, InputSpec, JobSpec, ModelSpec
+
+FILE = InputFile("a.parquet", "/data/a.parquet", 1000, "f" * 64, (10, 20))
+
+
+def fields(spec: JobSpec | None = None, **changes: Any) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "target_files": {"config.json": "1" * 64, "model.safetensors": "2" * 64},
+        "tokenizer_sha256": "3" * 64,
+        "dtype": "float32",
+        "inputs": [FILE],
+    }
+    return identity_fields(spec or JobSpec(), **{**arguments, **changes})
+
+
+BASE = identity_sha256(fields())
+
+
+def test_the_value_of_s_is_pinned() -> None:
+    """Resume across versions hangs on it: change the format name when this has to change."""
+    assert BASE == "aaeecb5db1cbc9dabcd3c77255386d765e06933307116aeaf9998e7a18991a9d"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        JobSpec(execution=ExecutionSpec(speculation="off", workers=3, batch_size=5, shard_rows=2, row_errors_ok=True)),
+        JobSpec(models=ModelSpec(draft="none")),
+        JobSpec(models=ModelSpec(target="another/name")),
+        JobSpec(output="elsewhere"),
+    ],
+)
+def test_execution_and_names_are_not_in_s(spec: JobSpec) -> None:
+    assert identity_sha256(fields(spec)) == BASE
+
+
+def test_a_dataset_that_moved_is_the_same_dataset() -> None:
+    assert identity_sha256(fields(inputs=[replace(FILE, path="/elsewhere/a.parquet", row_group_rows=(30,))])) == BASE
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        fields(JobSpec(generation=GenerationSpec(seed=1))),
+        fields(JobSpec(generation=GenerationSpec(stop_token_ids=(1,)))),
+        fields(JobSpec(input=InputSpec(prompt_column="text"))),
+        fields(JobSpec(input=InputSpec(id_column="id"))),
+        fields(JobSpec(input=InputSpec(limit=3))),
+        fields(dtype="bfloat16"),
+        fields(tokenizer_sha256="4" * 64),
+        fields(target_files={"model.safetensors": "2" * 64}),
+        fields(inputs=[replace(FILE, name="b.parquet")]),
+        fields(inputs=[replace(FILE, footer_sha256="0" * 64)]),
+        fields(inputs=[replace(FILE, size_bytes=1)]),
+        fields(inputs=[FILE, replace(FILE, name="b.parquet")]),
+    ],
+)
+def test_whatever_decides_the_text_or_the_files_is_in_s(changed: dict[str, Any]) -> None:
+    assert identity_sha256(changed) != BASE
+    assert len(diff_fields(fields(), changed)) == 1
+
+
+def test_differences_are_told_field_by_field() -> None:
+    old = fields()
+    new = fields(JobSpec(generation=GenerationSpec(seed=5, top_p=0.5)), target_files={"config.json": "1" * 64})
+    assert diff_fields(old, new) == (
+        "generation.seed: 0 → 5",
+        "generation.top_p: 1.0 → 0.5",
+        "model.files.model.safetensors: 222222222222 → absent",
+    )
+    assert diff_fields(old, old) == ()
+
+
+def test_a_changed_input_is_told_with_its_name() -> None:
+    (line,) = diff_fields(fields(), fields(inputs=[replace(FILE, size_bytes=1)]))
+    assert line == "inputs[0]: ['a.parquet', 1000, ffffffffffff, 30] → ['a.parquet', 1, ffffffffffff, 30]"

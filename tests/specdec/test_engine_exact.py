@@ -1,0 +1,184 @@
+"""The engine against its slow twin: every token equal, whatever the draft, K, batch, order and mates."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from tiny import CONTEXT, VOCAB, engine, perturbed, tiny_model
+
+from specbatch.schemas.sampling import SamplingParams
+from specbatch.specdec import reference
+from specbatch.specdec.output import SequenceOutput
+
+Rows = list[tuple[list[int], SamplingParams]]
+
+
+def twin(model: Any, rows: Rows, eos: tuple[int, ...] = ()) -> list[tuple[tuple[int, ...], str]]:
+    outputs = [
+        reference.generate(model, ids, params, eos_ids=eos, vocab_size=VOCAB, context_length=CONTEXT)
+        for ids, params in rows
+    ]
+    return [(output.token_ids, output.finish_reason) for output in outputs]
+
+
+def run(rows: Rows, *args: Any, **kwargs: Any) -> list[SequenceOutput]:
+    outputs = engine(*args, **kwargs).generate([ids for ids, _ in rows], [params for _, params in rows])
+    for output in outputs:
+        check_bookkeeping(output)
+    return outputs
+
+
+def tokens(outputs: list[SequenceOutput]) -> list[tuple[tuple[int, ...], str]]:
+    return [(output.token_ids, output.finish_reason) for output in outputs]
+
+
+def check_bookkeeping(output: SequenceOutput) -> None:
+    """The identities that the columns promise."""
+    stats = output.stats
+    assert sum(stats.acceptance_histogram) == stats.num_spec_steps == sum(stats.draft_length_histogram)
+    assert sum(i * n for i, n in enumerate(stats.acceptance_histogram)) == stats.num_accepted_draft_tokens
+    assert sum(k * n for k, n in enumerate(stats.draft_length_histogram)) == stats.num_draft_tokens
+    ends_with_draft = (
+        stats.num_plain_steps + stats.num_spec_steps + stats.num_accepted_draft_tokens - len(output.token_ids)
+    )
+    assert ends_with_draft in (0, 1)
+    assert stats.num_plain_steps >= 1
+    if ends_with_draft:
+        assert output.finish_reason == "stop"
+
+
+@pytest.fixture(scope="module")
+def expected(target: Any, rows: Rows) -> list[tuple[tuple[int, ...], str]]:
+    outputs = twin(target, rows)
+    assert {reason for _, reason in outputs} == {"stop", "length"}, "the rows must end in both ways"
+    return outputs
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16])
+@pytest.mark.parametrize("k", [0, 1, 2, 3, 5, 8])
+def test_equals_the_twin_for_every_k_and_batch(
+    target: Any, draft: Any, rows: Rows, expected: Any, k: int, batch: int
+) -> None:
+    outputs = run(rows, target, draft, k=k, batch=batch)
+    assert tokens(outputs) == expected
+    if k:
+        accepted = sum(output.stats.num_accepted_draft_tokens for output in outputs)
+        assert 0 < accepted < sum(output.stats.num_draft_tokens for output in outputs)
+
+
+@pytest.mark.parametrize("seed", [11, 12])
+def test_does_not_depend_on_the_draft(target: Any, rows: Rows, expected: Any, seed: int) -> None:
+    stranger = tiny_model(seed=seed, num_hidden_layers=1)
+    assert tokens(run(rows, target, stranger, k=4)) == expected
+
+
+def test_a_draft_of_another_family(target: Any, rows: Rows, expected: Any) -> None:
+    assert tokens(run(rows, target, tiny_model("gpt2", seed=2), k=3)) == expected
+
+
+@pytest.mark.parametrize("shuffle_seed", range(3))
+def test_does_not_depend_on_order_or_batch_mates(
+    target: Any, draft: Any, rows: Rows, expected: Any, shuffle_seed: int
+) -> None:
+    order = list(range(len(rows)))
+    random.Random(shuffle_seed).shuffle(order)
+    order = order[: 5 + 4 * shuffle_seed]
+    outputs = run([rows[i] for i in order], target, draft, k=3, batch=2 + shuffle_seed)
+    assert tokens(outputs) == [expected[i] for i in order]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8, 1.5])
+def test_a_draft_that_is_the_target_is_always_accepted(target: Any, rows: Rows, temperature: float) -> None:
+    rows = [
+        (ids, SamplingParams(max_new_tokens=p.max_new_tokens, temperature=temperature, seed=p.seed)) for ids, p in rows
+    ]
+    for output in run(rows, target, target, k=4):
+        assert output.stats.num_accepted_draft_tokens == output.stats.num_draft_tokens
+
+
+@pytest.mark.parametrize("offset", range(9))
+def test_a_stop_id_at_every_offset_of_a_window(target: Any, offset: int) -> None:
+    """With the target as its own draft a window holds K drafts and the bonus; the stop falls on each in turn."""
+    prompt = [7, 3, 9]
+    free = reference.generate(
+        target, prompt, SamplingParams(max_new_tokens=24), vocab_size=VOCAB, context_length=CONTEXT
+    )
+    stop = free.token_ids[offset]
+    params = SamplingParams(max_new_tokens=24, stop_token_ids=(stop,))
+    (output,) = run([(prompt, params)], target, target, k=4)
+    cut = free.token_ids.index(stop) + 1
+    assert output.token_ids == free.token_ids[:cut]
+    assert output.finish_reason == "stop"
+    assert output.text == " ".join(str(t) for t in free.token_ids[: cut - 1])
+
+
+def test_eos_ends_a_row_unless_it_is_ignored(target: Any, draft: Any) -> None:
+    prompt = [7, 3, 9]
+    free = reference.generate(
+        target, prompt, SamplingParams(max_new_tokens=12), vocab_size=VOCAB, context_length=CONTEXT
+    )
+    eos = (free.token_ids[5],)
+    params = SamplingParams(max_new_tokens=12)
+    ignoring = SamplingParams(max_new_tokens=12, ignore_eos=True)
+    ended, went_on = run([(prompt, params), (prompt, ignoring)], target, draft, k=3, eos=eos)
+    assert ended.finish_reason == "stop"
+    assert ended.token_ids == free.token_ids[: free.token_ids.index(eos[0]) + 1]
+    assert went_on.token_ids == free.token_ids
+
+
+@pytest.mark.parametrize("k", [0, 3])
+def test_near_ties_are_decided_by_the_row_alone(target: Any, draft: Any, rows: Rows, expected: Any, k: int) -> None:
+    """With a huge epsilon every token is a near tie: the canonical evaluation alone must give the twin's text."""
+    subject = engine(target, draft, k=k, batch=5)
+    subject._epsilon = 1e6
+    outputs = subject.generate([ids for ids, _ in rows], [params for _, params in rows])
+    assert tokens(outputs) == expected
+    assert all(output.num_near_ties == len(output.token_ids) for output in outputs)
+
+
+def test_float32_equals_the_twin(rows: Rows) -> None:
+    """Where two scores nearly tie, the canonical evaluation is the twin's own arithmetic, so equality is exact."""
+    model = tiny_model(seed=3, dtype=torch.float32)
+    assert tokens(run(rows, model, perturbed(model, 0.15), k=4, batch=6)) == twin(model, rows)
+
+
+def test_one_params_for_many_prompts_derives_seeds(target: Any) -> None:
+    params = SamplingParams(max_new_tokens=16, temperature=1.0, seed=9)
+    together = engine(target, batch=2).generate([[5, 6]] * 3, params)
+    alone = engine(target).generate([[5, 6]], params)
+    assert together[0].token_ids == alone[0].token_ids
+    assert len({output.token_ids for output in together}) == 3, "collides with probability below 1e-9"
+
+
+def test_a_broken_row_leaves_the_others_and_its_slot_unharmed(target: Any, rows: Rows, expected: Any) -> None:
+    """A token whose embedding is NaN breaks the rows that hold it; whoever uses the slot next must not notice."""
+    broken_token = VOCAB
+    broken = perturbed(target, 0.0)
+    with torch.no_grad():
+        broken.get_input_embeddings().weight[broken_token] = torch.nan
+    subject = engine(broken, broken, k=3, batch=2)
+    subject.tokenizer.vocab_size = VOCAB + 1  # type: ignore[misc]
+    bad = ([3, broken_token, 4], SamplingParams(max_new_tokens=9))
+    mixed = [bad, *rows[:4], bad, *rows[4:8]]
+    outputs = subject.generate([ids for ids, _ in mixed], [params for _, params in mixed])
+    assert [output.error_code for output in outputs] == ["ROW_NUMERIC", *[None] * 4, "ROW_NUMERIC", *[None] * 4]
+    assert tokens([output for output in outputs if output.error_code is None]) == expected[:8]
+
+
+def test_slots_are_reused_and_empty_at_the_end(target: Any, draft: Any, rows: Rows) -> None:
+    subject = engine(target, draft, k=2, batch=3)
+    for number, (ids, params) in enumerate(rows):
+        subject.submit(number, ids, params)
+    seen = []
+    while subject.num_queued or subject.num_active:
+        assert subject.num_active <= 3
+        ended = subject.step()
+        seen += [output.key for output in ended]
+        if subject.num_queued:
+            assert subject.num_active + len(ended) >= 3, "free slots are filled while rows wait"
+    assert sorted(seen) == list(range(len(rows)))
+    assert subject.step() == []
+    assert subject.num_active == 0

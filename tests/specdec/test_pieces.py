@@ -1,0 +1,109 @@
+"""Small parts of the engine: prefill groups, the plain sample, the round log, inflation, the library face."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from specbatch.schemas.errors import SpecbatchError
+from specbatch.schemas.messages import RoundBlock
+from specbatch.specdec import Engine, SamplingParams, models
+from specbatch.specdec.inflate import inflate, main, shape_of
+from specbatch.specdec.prefill import CHUNK_TOKENS, plan_prefill
+from specbatch.specdec.rounds import ROUNDS_PER_BLOCK, RoundLog, is_plain_sample
+
+
+@given(st.sets(st.integers(0, 40), min_size=1), st.data())
+def test_prefill_groups_hold_every_slot_once_and_little_padding(slots: set[int], data: st.DataObject) -> None:
+    ordered = sorted(slots)
+    lengths = sorted(data.draw(st.lists(st.integers(1, 700), min_size=len(ordered), max_size=len(ordered))))
+    groups = plan_prefill(ordered, lengths)
+    seen = [(g.first_slot + i, n) for g in groups for i, n in enumerate(g.lengths)]
+    assert seen == list(zip(ordered, lengths, strict=True))
+    for group in groups:
+        padded = max(group.lengths) * len(group.lengths)
+        assert len(group.lengths) == 1 or (padded <= 512 and sum(group.lengths) >= 0.75 * padded)
+        ranges = list(group.chunks(0))
+        assert ranges[0][0] == 0
+        assert ranges[-1][1] == max(group.lengths)
+        assert all(0 < b - a <= CHUNK_TOKENS for a, b in ranges)
+        assert [b for _, b in ranges[:-1]] == [a for a, _ in ranges[1:]]
+
+
+def test_plain_rounds_are_about_two_percent_and_never_bunched() -> None:
+    drawn = [number for number in range(100_000) if is_plain_sample(number)]
+    assert 1_800 < len(drawn) < 2_200
+    gaps = [b - a for a, b in itertools.pairwise(drawn)]
+    assert max(gaps) < 800
+
+
+def test_round_log_loses_nothing() -> None:
+    log = RoundLog()
+    for number in range(3 * ROUNDS_PER_BLOCK + 5):
+        log.add(is_plain=number % 7 == 0, seconds=0.5, num_tokens=number)
+    assert len(log.take()) == 3
+    log.flush()
+    (rest,) = log.take()
+    assert rest.num_plain_rounds + rest.num_spec_rounds == 5
+    log.flush()
+    assert log.take() == ()
+    assert rest != RoundBlock()
+
+
+def test_inflation_keeps_the_function(tmp_path: Path) -> None:
+    shape = inflate("code-pair/target", tmp_path / "big", 20_000_000)
+    assert 15e6 < shape.parameters < 25e6
+    big = models.locate_model(str(tmp_path / "big"))
+    assert big.parameters == shape.parameters
+    small_folder = models.locate_model("code-pair/target")
+    models.check_pair(big, small_folder)
+    small_model, big_model = (
+        AutoModelForCausalLM.from_pretrained(folder.path, dtype=torch.float32).eval() for folder in (small_folder, big)
+    )
+    ids = torch.randint(3, 4096, (2, 50), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.allclose(small_model(ids).logits, big_model(ids).logits, atol=1e-4)
+
+
+def test_inflation_refuses_what_it_cannot_grow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SpecbatchError, match="JOB_MODEL_UNSUPPORTED"):
+        shape_of({"model_type": "gpt2"})
+    assert main([str(tmp_path), str(tmp_path / "out")]) == 2
+    assert "JOB_MODEL_MISSING" in capsys.readouterr().err
+
+
+def test_the_bundled_pair_says_the_same_with_and_without_its_draft() -> None:
+    prompts: list[str | list[int]] = ["def add(a, b):\n", "import os\nimport ", [17, 4, 99], "class Queue:\n    def "]
+    params = SamplingParams(max_new_tokens=40, temperature=0.7, top_p=0.95, seed=3)
+    plain = Engine.from_pretrained("code-pair/target", speculation="off").generate(prompts, params)
+    subject = Engine.from_pretrained("code-pair/target", "code-pair/draft-taught", max_batch_size=3, speculation=4)
+    spec = subject.generate(prompts, params)
+    assert [output.token_ids for output in spec] == [output.token_ids for output in plain]
+    assert [output.text for output in spec] == [output.text for output in plain]
+    accepted = sum(output.stats.num_accepted_draft_tokens for output in spec)
+    assert accepted / sum(output.stats.num_draft_tokens for output in spec) > 0.2
+    memory = subject.memory()
+    assert memory.target_bytes > 4 * memory.draft_bytes > 0
+    assert memory.draft_kv_bytes > 0
+    assert memory.process_bytes > memory.target_bytes
+
+
+def test_prompts_that_cannot_be_decoded_are_refused_before_anything_runs() -> None:
+    subject = Engine.from_pretrained("code-pair/target", speculation="off", max_sequence_tokens=64)
+    with pytest.raises(SpecbatchError, match="ROW_TOO_LONG: the prompt has 64 tokens; a context of 64"):
+        subject.submit("key", [5] * 64, SamplingParams())
+    with pytest.raises(SpecbatchError, match="ROW_PROMPT_EMPTY"):
+        subject.submit("key", [], SamplingParams())
+    with pytest.raises(SpecbatchError, match="JOB_CONFIG: prompt ids"):
+        subject.submit("key", [4096], SamplingParams())
+    with pytest.raises(SpecbatchError, match="JOB_CONFIG: 1 SamplingParams for 2 prompts"):
+        subject.generate([[5], [6]], [SamplingParams()])
+    (clamped,) = subject.generate([[5] * 60], SamplingParams(max_new_tokens=50, ignore_eos=True))
+    assert len(clamped.token_ids) == 4
+    assert clamped.finish_reason == "length"

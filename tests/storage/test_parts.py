@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import decimal
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from specbatch.schemas.errors import ErrorCode, SpecbatchError
+from specbatch.schemas.manifest import PART_FORMAT
+from specbatch.schemas.rows import RESULT_COLUMNS, RowResult
+from specbatch.schemas.stats import PartStats, PhaseSeconds, SpecCounters
+from specbatch.storage.parts import PartMeta, part_stats, read_part_meta, result_schema, write_part
+
+PLAN = "0123456789abcdef"
+
+ODD_COLUMNS: dict[str, pa.Array] = {
+    "nested": pa.array([[{"x": 1, "y": None}], None, []], pa.list_(pa.struct([("x", pa.int8()), ("y", pa.string())]))),
+    "dictionary": pa.array(["u", None, "u"]).dictionary_encode(),
+    "decimal": pa.array([decimal.Decimal("1.25"), None, decimal.Decimal("-3")], pa.decimal128(20, 2)),
+    "timestamp": pa.array([datetime.datetime(2024, 3, 31, 1, 30), None, None], pa.timestamp("us", "Europe/Paris")),
+    "nanoseconds": pa.array([1, 2, None], pa.timestamp("ns")),
+    "binary": pa.array([b"\xff\x00", b"", None]),
+    "large": pa.array(["a", None, "c"], pa.large_string()),
+    "view": pa.array(["a", None, "c"], pa.string_view()),
+    "nothing": pa.nulls(3),
+    "map": pa.array([[("k", 1)], [], None], pa.map_(pa.string(), pa.int32())),
+    "half": pa.array([1.5, None, 2], pa.float16()),
+    "duration": pa.array([1, None, 3], pa.duration("ms")),
+    "vector": pa.array([[1.0, 2.0], None, [3.0, 4.0]], pa.list_(pa.float32(), 2)),
+    "date": pa.array([0, None, 1], pa.date32()),
+}
+
+
+def ok_row(row_id: int, text: str = "hello", tokens: int = 5) -> RowResult:
+    counters = SpecCounters(1, 1, 4, 3, (0, 0, 0, 1), (0, 0, 0, 0, 1))
+    return RowResult(
+        row_id,
+        0,
+        row_id + 100,
+        "stop",
+        3,
+        text,
+        tuple(range(tokens)),
+        min_margin=0.25,
+        num_near_ties=1,
+        counters=counters,
+    )
+
+
+def bad_row(row_id: int) -> RowResult:
+    return RowResult(row_id, 0, row_id + 100, "error", error_code="ROW_PROMPT_NULL", error_message="the prompt is null")
+
+
+RESULTS = (ok_row(7), bad_row(8), ok_row(9, ""))
+
+
+def meta_for(results: tuple[RowResult, ...], **changes: Any) -> PartMeta:
+    stats = part_stats(results, PhaseSeconds(score=1.5, load=0.25))
+    start = results[0].row_id if results else 0
+    meta = PartMeta(PART_FORMAT, PLAN, 2, start, start + len(results), "token", stats)
+    return dataclasses.replace(meta, **changes)
+
+
+def write(path: Path, rows: pa.Table | None = None, **changes: Any) -> PartMeta:
+    rows = rows if rows is not None else pa.table({"prompt": ["a", None, "c"]})
+    return write_part(path, rows, RESULTS, meta_for(RESULTS, **changes))
+
+
+def test_every_column_of_the_contract(tmp_path: Path) -> None:
+    write(tmp_path / "part")
+    table = pq.read_table(tmp_path / "part")
+    assert tuple(table.schema.names) == ("prompt", *RESULT_COLUMNS)
+    types = {name: str(table.schema.field(name).type) for name in RESULT_COLUMNS}
+    assert types == {
+        "row_id": "int64",
+        "sample_index": "int32",
+        "status": "string",
+        "completion": "string",
+        "completion_token_ids": "list<element: int32 not null>",
+        "finish_reason": "string",
+        "error_code": "string",
+        "error_message": "string",
+        "num_prompt_tokens": "int32",
+        "num_completion_tokens": "int32",
+        "row_seed": "int64",
+        "min_margin": "float",
+        "num_spec_steps": "int32",
+        "num_plain_steps": "int32",
+        "num_draft_tokens": "int32",
+        "num_accepted_draft_tokens": "int32",
+        "acceptance_histogram": "list<element: int32 not null>",
+        "draft_length_histogram": "list<element: int32 not null>",
+    }
+
+
+def test_ok_rows_and_error_rows(tmp_path: Path) -> None:
+    write(tmp_path / "part")
+    ok, bad, empty = pq.read_table(tmp_path / "part").to_pylist()
+    assert ok == {
+        "prompt": "a",
+        "row_id": 7,
+        "sample_index": 0,
+        "status": "ok",
+        "completion": "hello",
+        "completion_token_ids": [0, 1, 2, 3, 4],
+        "finish_reason": "stop",
+        "error_code": None,
+        "error_message": None,
+        "num_prompt_tokens": 3,
+        "num_completion_tokens": 5,
+        "row_seed": 107,
+        "min_margin": 0.25,
+        "num_spec_steps": 1,
+        "num_plain_steps": 1,
+        "num_draft_tokens": 4,
+        "num_accepted_draft_tokens": 3,
+        "acceptance_histogram": [0, 0, 0, 1],
+        "draft_length_histogram": [0, 0, 0, 0, 1],
+    }
+    assert (bad["status"], bad["finish_reason"], bad["error_code"]) == ("error", "error", "ROW_PROMPT_NULL")
+    assert (bad["completion"], bad["completion_token_ids"], bad["min_margin"]) == (None, None, None)
+    assert [bad[name] for name in RESULT_COLUMNS if name.startswith("num_")] == [0] * 6
+    assert bad["acceptance_histogram"] == bad["draft_length_histogram"] == []
+    assert empty["completion"] == "", "an empty completion is not a missing one"
+
+
+def test_odd_columns_pass_through_unchanged(tmp_path: Path) -> None:
+    source = tmp_path / "source.parquet"
+    pq.write_table(pa.table(ODD_COLUMNS), source)
+    rows = pq.ParquetFile(source).read()
+    write(tmp_path / "part", rows)
+    back = pq.ParquetFile(tmp_path / "part").read()
+    for name in ODD_COLUMNS:
+        assert back.schema.field(name) == rows.schema.field(name), name
+        assert back.column(name).to_pylist() == rows.column(name).to_pylist(), name
+
+
+def test_dictionaries_of_several_row_groups_pass_through(tmp_path: Path) -> None:
+    source = tmp_path / "source.parquet"
+    values = pa.chunked_array([pa.array(["b"]).dictionary_encode(), pa.array(["a", "b"]).dictionary_encode()])
+    pq.write_table(pa.table({"d": values}), source, row_group_size=1)
+    rows = pa.Table.from_batches(list(pq.ParquetFile(source).iter_batches(1)))
+    write(tmp_path / "part", rows)
+    assert pq.read_table(tmp_path / "part").column("d").to_pylist() == ["b", "a", "b"]
+
+
+def test_nullability_and_metadata_of_the_input_are_kept() -> None:
+    given = pa.schema(
+        [pa.field("prompt", pa.string(), nullable=False, metadata={"unit": "text"})],
+        metadata={"pandas": "{}", "specbatch": "of another part"},
+    )
+    schema = result_schema(given)
+    assert schema.field("prompt").equals(given.field("prompt"), check_metadata=True)
+    assert schema.metadata == {b"pandas": b"{}"}
+
+
+def test_text_that_is_not_utf8_passes_through(tmp_path: Path) -> None:
+    broken = pa.array([b"\xff\xfe", b"ok", None], pa.binary()).view(pa.string())
+    write(tmp_path / "part", pa.table({"prompt": broken}))
+    back = pq.read_table(tmp_path / "part").column("prompt").cast(pa.binary())
+    assert back.to_pylist() == [b"\xff\xfe", b"ok", None]
+
+
+def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
+    write(tmp_path / "one", pa.table(ODD_COLUMNS))
+    write(tmp_path / "two", pa.table(ODD_COLUMNS))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_the_footer_says_what_was_given(tmp_path: Path) -> None:
+    meta = write(tmp_path / "part")
+    assert read_part_meta(tmp_path / "part") == meta
+    assert meta.stats == PartStats(
+        num_rows=3,
+        num_results=3,
+        num_ok=2,
+        num_prompt_tokens=6,
+        num_completion_tokens=10,
+        num_near_ties=2,
+        errors_by_code=(("ROW_PROMPT_NULL", 1),),
+        counters=SpecCounters(2, 2, 8, 6, (0, 0, 0, 2), (0, 0, 0, 0, 2)),
+        seconds=PhaseSeconds(score=1.5, load=0.25),
+    )
+    stored = pq.ParquetFile(tmp_path / "part").metadata.metadata
+    assert set(stored) == {b"ARROW:schema", b"specbatch"}
+
+
+def test_a_clock_adds_the_encoding_time(tmp_path: Path) -> None:
+    ticks = iter([10.0, 12.5])
+    rows = pa.table({"prompt": ["a", "b", "c"]})
+    meta = write_part(tmp_path / "part", rows, RESULTS, meta_for(RESULTS), clock=lambda: next(ticks))
+    assert meta.stats.seconds == PhaseSeconds(score=1.5, load=0.25, write=2.5)
+    assert read_part_meta(tmp_path / "part") == meta
+
+
+def test_a_part_without_rows(tmp_path: Path) -> None:
+    meta = meta_for(())
+    write_part(tmp_path / "part", pa.table({"prompt": pa.array([], pa.string())}), (), meta)
+    assert read_part_meta(tmp_path / "part") == meta
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        (ok_row(7), ok_row(9), bad_row(8)),
+        (ok_row(7), bad_row(8)),
+        (ok_row(7), bad_row(8), bad_row(8)),
+        (ok_row(7), bad_row(8), ok_row(9), ok_row(10)),
+    ],
+)
+def test_other_rows_than_planned_are_a_fault_of_ours(tmp_path: Path, results: tuple[RowResult, ...]) -> None:
+    rows = pa.table({"prompt": ["x"] * len(results)})
+    with pytest.raises(AssertionError):
+        write_part(tmp_path / "part", rows, results, meta_for(results, row_start=7, row_stop=10))
+
+
+def test_duckdb_reads_a_part(tmp_path: Path) -> None:
+    write(tmp_path / "part.parquet")
+    query = f"select status, count(*), sum(num_completion_tokens) from '{tmp_path}/*.parquet' group by 1 order by 1"
+    assert duckdb.sql(query).fetchall() == [("error", 1, 0), ("ok", 2, 10)]
+
+
+def not_sound(path: Path) -> str:
+    with pytest.raises(SpecbatchError) as caught:
+        read_part_meta(path)
+    assert caught.value.code is ErrorCode.JOB_INTEGRITY
+    return caught.value.message
+
+
+def test_what_is_no_part_is_not_sound(tmp_path: Path) -> None:
+    path = tmp_path / "part"
+    write(path)
+    data = path.read_bytes()
+    path.write_bytes(data[:-30])
+    assert "cut short" in not_sound(path)
+    path.write_bytes(b"")
+    assert "empty" in not_sound(path)
+    pq.write_table(pa.table({"a": [1]}), path)
+    assert "does not say which shard" in not_sound(path)
+    path.write_bytes(data.replace(b'"shard":2', b'"shard":x'))
+    assert "footer is damaged" in not_sound(path)
+    path.write_bytes(data.replace(b'"row_stop":10', b'"row_stop":11'))
+    assert "holds 3 rows" in not_sound(path)
+    path.write_bytes(data.replace(b"specbatch/part/1", b"specbatch/part/9"))
+    assert "format" in not_sound(path)
+
+
+def test_every_flipped_footer_byte_is_survived(tmp_path: Path) -> None:
+    path = tmp_path / "part"
+    write(path)
+    data = path.read_bytes()
+    outcomes: set[object] = set()
+    for at in range(len(data) - int.from_bytes(data[-8:-4], "little") - 8, len(data), 11):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0x15]) + data[at + 1 :])
+        try:
+            outcomes.add(type(read_part_meta(path)))
+        except SpecbatchError as error:
+            outcomes.add(error.code)
+    assert outcomes <= {PartMeta, ErrorCode.JOB_INTEGRITY}

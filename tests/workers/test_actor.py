@@ -1,0 +1,90 @@
+"""The worker with the real engine: in this process, and as two Ray actors in processes of their own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shard_helpers import cut, make_config, read_part, run_shards, write_dataset
+
+import specbatch
+from specbatch.schemas.errors import SpecbatchError
+from specbatch.schemas.messages import Lease
+from specbatch.schemas.spec import GenerationSpec
+from specbatch.workers.worker import Worker
+
+PAIR = Path(specbatch.__file__).parent / "assets" / "code-pair"
+PROMPTS = [f"def {verb}_{noun}(" for verb in ("read", "write", "parse") for noun in ("line", "json", "header", "table")]
+BOOKKEEPING = ("num_", "acceptance_", "draft_length_", "min_margin")
+
+
+def pair_config(output: Path, **changes: Any) -> Any:
+    values: dict[str, Any] = {
+        "target_path": str(PAIR / "target"),
+        "draft_path": str(PAIR / "draft-taught"),
+        "dtype": "float32",
+        "draft_length": 4,
+        "batch_size": 3,
+        "num_threads": 1,
+        "generation": GenerationSpec(max_new_tokens=16, temperature=0.7),
+    }
+    return make_config(output, **{**values, **changes})
+
+
+def texts(output: Path, num_shards: int) -> list[dict[str, Any]]:
+    rows = [row for shard in range(num_shards) for row in read_part(output, shard)]
+    return [{name: value for name, value in row.items() if not name.startswith(BOOKKEEPING)} for row in rows]
+
+
+def test_the_text_does_not_depend_on_the_draft(tmp_path: Path) -> None:
+    prompts = [*PROMPTS, None, "x = 1\n" * 3000]
+    shards = cut([write_dataset(tmp_path / "in.parquet", prompts)], 5)
+    run_shards(Worker(pair_config(tmp_path / "taught")), shards)
+    run_shards(Worker(pair_config(tmp_path / "none", draft_path=None, draft_length=0, batch_size=5)), shards)
+    assert texts(tmp_path / "taught", 3) == texts(tmp_path / "none", 3)
+    rows = [row for shard in range(3) for row in read_part(tmp_path / "taught", shard)]
+    assert [row["error_code"] for row in rows[-2:]] == ["ROW_PROMPT_NULL", "ROW_TOO_LONG"]
+    for row in rows[:-2]:
+        assert sum(row["acceptance_histogram"]) == row["num_spec_steps"] > 0
+        committed = row["num_plain_steps"] + row["num_spec_steps"] + row["num_accepted_draft_tokens"]
+        assert committed - row["num_completion_tokens"] in (0, 1)
+
+
+def test_a_missing_model_is_told_by_ready(tmp_path: Path) -> None:
+    with pytest.raises(SpecbatchError, match="JOB_MODEL_MISSING"):
+        Worker(pair_config(tmp_path / "out", target_path=str(tmp_path / "nowhere"))).ready()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_actors_share_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from specbatch.workers.actor import actor_class
+
+    # A package of the user's that has our layers' names, in the directory that Ray puts first on the path.
+    (tmp_path / "workers").mkdir()
+    (tmp_path / "workers" / "__init__.py").write_text("raise RuntimeError('the package of the user was imported')")
+    monkeypatch.chdir(tmp_path)
+    shards = cut([write_dataset(tmp_path / "in.parquet", PROMPTS)], 3)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        remote = actor_class().options(num_cpus=1)
+        actors = [remote.remote(pair_config(tmp_path / "out", worker=number)) for number in range(2)]
+        readies = ray.get([actor.ready.remote() for actor in actors])
+        assert len({ready.pid for ready in readies} | {os.getpid()}) == 3
+        for ready in readies:
+            assert ready.memory.target_bytes > ready.memory.draft_bytes > 0
+        # A long poll must not keep the lease from coming in.
+        polls = [actor.poll.remote(60.0) for actor in actors]
+        ray.get([actors[shard.index % 2].assign.remote(Lease(shard, 1)) for shard in shards])
+        receipts = [receipt for poll in ray.get(polls) for receipt in poll.receipts]
+        while len(receipts) < len(shards):
+            receipts += [r for poll in ray.get([a.poll.remote(0.2) for a in actors]) for r in poll.receipts]
+        ray.get([actor.stop.remote() for actor in actors])
+    finally:
+        ray.shutdown()
+    run_shards(Worker(pair_config(tmp_path / "alone")), shards)
+    assert texts(tmp_path / "out", len(shards)) == texts(tmp_path / "alone", len(shards))
