@@ -21,7 +21,7 @@ import json
 import math
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,18 +78,20 @@ def shape_of(config: dict[str, Any]) -> Shape:
 
 
 def shape_for(base: Shape, parameters: int) -> Shape:
-    """A shape of about so many parameters with the proportions of common models: MLP 4 x wide, depth about width / 64.
+    """A shape of about so many parameters with the proportions of common models.
 
-    The group size of the heads, the head width and the vocabulary stay.
+    Depth is about width / 64 and the MLP 2 to 6 times as wide as the model. The group size of the heads, the head width
+    and the vocabulary stay.
     """
     group = base.heads // base.kv_heads
     best = base
     for hidden in range(base.hidden, 16385, base.head_dim * group):
         heads = hidden // base.head_dim
         layers = max(base.layers, round(hidden / 64))
-        shape = Shape(
-            hidden, max(4 * hidden, base.intermediate), layers, heads, heads // group, base.head_dim, base.vocab
-        )
+        narrow = Shape(hidden, 0, layers, heads, heads // group, base.head_dim, base.vocab)
+        wanted = (parameters - narrow.parameters) / (3 * hidden * layers)
+        intermediate = round(min(max(wanted, 2 * hidden), 6 * hidden) / 64) * 64
+        shape = replace(narrow, intermediate=max(intermediate, base.intermediate))
         if abs(shape.parameters - parameters) < abs(best.parameters - parameters):
             best = shape
     return best

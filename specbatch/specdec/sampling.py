@@ -136,7 +136,8 @@ def draw_draft(logits_BV: Tensor, index_B: Tensor, sampling: SamplingTensors) ->
 def _candidates(coarse_NV: Tensor) -> Tensor:
     """Ids of the best coarse scores, ascending, so that the first maximum is the lowest id.
 
-    Where more tokens tie for the best place than are taken, ``topk`` may leave out the lowest id; it takes the last place.
+    Where more tokens tie for the best place than are taken, ``topk`` may leave out the lowest id: it takes the last
+    place.
     """
     V = coarse_NV.shape[-1]
     best_NC, candidate_NC = coarse_NV.topk(min(NUM_CANDIDATES, V), dim=-1)

@@ -75,8 +75,8 @@ def test_bits_are_uniform_over_tokens_positions_and_seeds() -> None:
 def test_law_of_rare_tokens_in_a_large_vocabulary() -> None:
     """Over 150,000 equally likely tokens each must win as often as any other.
 
-    4,000 draws; the number of winners in the first half of the vocabulary is binomial with deviation 32, and the number of
-    distinct winners is close to 3,947. False-alarm rate below 1e-6 for both bounds (5 deviations).
+    4,000 draws; the number of winners in the first half of the vocabulary is binomial with deviation 32, and the number
+    of distinct winners is close to 3,947. False-alarm rate below 1e-6 for both bounds (5 deviations).
     """
     vocab, draws = 150_000, 4_000
     token_V = torch.arange(vocab)
