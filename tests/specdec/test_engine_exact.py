@@ -133,7 +133,7 @@ def test_eos_ends_a_row_unless_it_is_ignored(target: Any, draft: Any) -> None:
 def test_near_ties_are_decided_by_the_row_alone(target: Any, draft: Any, rows: Rows, expected: Any, k: int) -> None:
     """With a huge epsilon every token is a near tie: the canonical evaluation alone must give the twin's text."""
     subject = engine(target, draft, k=k, batch=5)
-    subject._epsilon = 1e6
+    subject._batch.epsilon = 1e6
     outputs = subject.generate([ids for ids, _ in rows], [params for _, params in rows])
     assert tokens(outputs) == expected
     assert all(output.num_near_ties == len(output.token_ids) for output in outputs)
@@ -182,3 +182,14 @@ def test_slots_are_reused_and_empty_at_the_end(target: Any, draft: Any, rows: Ro
     assert sorted(seen) == list(range(len(rows)))
     assert subject.step() == []
     assert subject.num_active == 0
+
+
+def test_a_draft_with_a_shorter_context_only_stops_proposing(target: Any, rows: Rows, expected: Any) -> None:
+    """The text is the target's, up to the target's own context, whatever the draft can hold."""
+    short = tiny_model(seed=3, max_position_embeddings=40)
+    subject = engine(target, short, k=4)
+    assert subject._batch.draft is not None
+    subject._batch.draft.context_length = 40
+    outputs = subject.generate([ids for ids, _ in rows], [params for _, params in rows])
+    assert tokens(outputs) == expected
+    assert sum(output.stats.num_draft_tokens for output in outputs) > 0

@@ -1,0 +1,69 @@
+# specbatch: every habit is one command. `make help` lists them.
+SHELL := /bin/sh
+PYTHON ?= python3
+TORCH_VERSION := 2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "specbatch needs Python 3.11 or newer; try: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==$(TORCH_VERSION)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(STAMP)
+
+.PHONY: install
+install: $(STAMP) ## Create .venv with everything pinned, and specbatch in it
+
+.PHONY: demo
+demo: $(STAMP) ## Run the main job on examples/prompts.parquet with the bundled pair, and its report
+	@$(BIN)/python examples/demo.py
+
+.PHONY: test
+test: $(STAMP) ## Run the test suite
+	$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: $(STAMP) ## Check style, formatting and the import rule
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: $(STAMP) ## Rewrite files in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: type
+type: $(STAMP) ## Check types (mypy, strict)
+	$(BIN)/mypy
+
+.PHONY: bench
+bench: $(STAMP) ## Measure the engine against transformers; writes benchmarks/results/
+	$(BIN)/python benchmarks/bench_engine.py
+
+.PHONY: chaos
+chaos: $(STAMP) ## Kill real jobs at random moments and check what they leave
+	$(BIN)/python -m pytest tests/chaos -m chaos
+
+.PHONY: package
+package: $(STAMP) ## Build sdist and, from it, the wheel
+	$(BIN)/python -m build --outdir dist .
+
+.PHONY: lock
+lock: ## Resolve requirements.lock again (needs uv in .venv)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/python infra/make_lock.py --torch $(TORCH_VERSION)
+
+.PHONY: clean
+clean: ## Remove what the commands above made, the environment included
+	rm -rf $(VENV) .demo dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
