@@ -38,6 +38,11 @@ def find_files(datasets: Sequence[str]) -> list[FoundFile]:
     files = [file for dataset in datasets for file in _find(dataset)]
     seen: set[Path] = set()
     for file in files:
+        if not str(file.path).isprintable():
+            raise SpecbatchError(
+                ErrorCode.JOB_URI_INVALID,
+                f"the name of dataset file {str(file.path)!a} is not printable text; rename the file",
+            )
         resolved = file.path.resolve()
         if resolved in seen:
             raise SpecbatchError(

@@ -57,7 +57,8 @@ def decode_plan(data: bytes) -> tuple[Shard, ...]:
         SpecbatchError: ``JOB_INTEGRITY`` when the bytes are not a stored plan.
     """
     try:
-        table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read(use_threads=False)
+        # A Python file object would be read on a thread of Arrow's own, which a short-lived command can outrun.
+        table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise _damaged("it is not a readable Parquet file") from error
     if not table.schema.equals(_SCHEMA) or (table.schema.metadata or {}).get(b"specbatch") != b"specbatch/plan/1":
