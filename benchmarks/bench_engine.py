@@ -3,9 +3,9 @@
     make bench            # or: python benchmarks/bench_engine.py --batches 1,8 --rows 16 --repeats 1
 
 The target is the bundled one inflated to about 120 M parameters, so that a forward has the cost of a real model;
-acceptance stays the pair's own. Prompts are those of ``examples/prompts.parquet``; completion lengths are ragged (seeded,
-16 to 64 tokens, end of sequence ignored). Sides alternate within each repeat; figures are medians. The text of all sides is
-compared.
+acceptance stays the pair's own. Prompts are those of ``examples/prompts.parquet``; completion lengths are ragged
+(seeded, 16 to 64 tokens, end of sequence ignored). Sides alternate within each repeat; figures are medians. The text of
+all sides is compared.
 """
 
 from __future__ import annotations
@@ -136,8 +136,9 @@ def describe(document: dict[str, Any]) -> str:
     """Recipe of the table in a few lines."""
     hardware = document["hardware"]
     versions = ", ".join(f"{k} {v}" for k, v in document["versions"].items())
+    size = document["target_parameters"] / 1e6
     return (
-        f"Output tokens per second, medians; float32 target of {document['target_parameters'] / 1e6:.0f} M parameters.\n"
+        f"Output tokens per second, medians; float32 target of {size:.0f} M parameters.\n"
         f"Command: `{document['command']}`. Date: {document['date']}.\n"
         f"Hardware: {hardware['cpu']}, {hardware['cores']} cores. Versions: {versions}, Python {document['python']}."
     )
