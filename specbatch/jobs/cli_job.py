@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -263,13 +263,3 @@ def _talk(format: Format) -> Callable[[str], None]:
         print(clean(line), file=sys.stderr, flush=True)  # noqa: T201 - through sys.stderr, above a live bar
 
     return (lambda line: None) if format is Format.QUIET else say
-
-
-def option_names() -> Sequence[str]:
-    """Every option of ``submit`` as it is typed, for the test that pins them."""
-    parameters = inspect.signature(_job_options, eval_str=True).parameters.values()
-    found: list[str] = []
-    for parameter in parameters:
-        declarations = getattr(parameter.annotation.__metadata__[0], "param_decls", None) or ()
-        found.extend(declarations)
-    return found

@@ -7,6 +7,7 @@ The user's current directory is kept off the workers' path: Ray puts it first th
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import secrets
@@ -14,14 +15,18 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from specbatch.jobs.lease import process_started
 from specbatch.jobs.machine import count_cores
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 
 OBJECT_STORE_BYTES = 80 << 20
 """Ray's least; only descriptors and receipts pass through it."""
-_MAX_TEMP_PATH = 40
-"""Ray puts Unix sockets about 60 characters deeper, and their paths may have 107."""
+_FOLDER_PREFIX = "specbatch-"
+_OWNER_NAME = "owner"
+_MAX_TEMP_PATH = 20
+"""Ray puts Unix sockets up to 86 characters deeper, and their paths may have 107."""
 
 _token = secrets.token_hex(32)
 
@@ -44,18 +49,28 @@ def local_cluster(num_gpus: int) -> Iterator[Path]:
             ErrorCode.JOB_CONFIG,
             "this process is connected to a Ray cluster already and a job starts its own; call ray.shutdown() first",
         )
-    folder = Path(tempfile.mkdtemp(prefix="specbatch-", dir=_short_temp_folder()))
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir=_short_temp_folder()))
+    (folder / _OWNER_NAME).write_text(f"{os.getpid()} {process_started(os.getpid())}")
+    _sweep(folder.parent)
     try:
-        with _environment():
+        with _environment(folder):
             try:
-                with contextlib.chdir(folder):
+                with contextlib.chdir(folder), _tamed_ray():
                     _start(folder, num_gpus)
-                _silence_raylet()
                 yield folder / "session_latest" / "logs"
             finally:
                 ray.shutdown()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove the folders of runs that were killed before they could."""
+    for owner in parent.glob(f"{_FOLDER_PREFIX}*/{_OWNER_NAME}"):
+        with contextlib.suppress(OSError, ValueError):  # another user's, or another run sweeps it too
+            pid, started = owner.read_text().split(" ", 1)
+            if process_started(int(pid)) != started:
+                shutil.rmtree(owner.parent, ignore_errors=True)
 
 
 def _start(folder: Path, num_gpus: int) -> None:
@@ -78,43 +93,54 @@ def _start(folder: Path, num_gpus: int) -> None:
         raise SpecbatchError(ErrorCode.JOB_CLUSTER_LOST, f"Ray does not start on this machine: {reason}") from error
 
 
-def _silence_raylet() -> None:
-    """Keep Ray's own notices (a worker died, with advice about Ray) off the terminal.
+@contextlib.contextmanager
+def _tamed_ray() -> Iterator[None]:
+    """Keep Ray from taking over SIGTERM while it starts, and for good from writing to the terminal.
 
-    They come whatever ``log_to_driver`` says, through this module global; what matters in them reaches the user
-    through the coordinator, in one line. Where a later Ray has another way, the notices merely come back.
+    Its SIGTERM handlers end the process where the run would drain. Its notices (a worker died, with advice about
+    Ray) come whatever ``log_to_driver`` says; what matters in them reaches the user through the coordinator. Both
+    are module globals; where a later Ray has no such name, only these comforts are lost.
     """
-    import ray._private.worker
-
-    ray._private.worker.print_to_stdstream = lambda data, ignore_prefix: None
+    utils: Any = importlib.import_module("ray._private.utils")
+    worker: Any = importlib.import_module("ray._private.worker")
+    worker.print_to_stdstream = lambda data, ignore_prefix: None
+    before = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
 
 
 @contextlib.contextmanager
-def _environment() -> Iterator[None]:
+def _environment(folder: Path) -> Iterator[None]:
     """What Ray reads and its processes inherit; put back afterwards: a notebook may start a Ray of its own later.
 
     Ray has read its settings when it was imported, perhaps long ago, so it is told to read them again.
     """
-    from ray._raylet import Config
-
+    raylet: Any = importlib.import_module("ray._raylet")  # its stub file leaves Config out
     wanted = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": _token,
         "RAY_USAGE_STATS_ENABLED": "0",
         # Without it Ray hides the GPUs from actors that reserve none, and warns that it will stop doing so.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # torch makes this folder when it is imported, in the shared folder for temporary files unless told otherwise.
+        "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor")),
+        # A GCS that died with the driver does not come back; Ray's agents need not look for it for a minute.
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
         # A token elsewhere, or a cluster address, is the user's, not this cluster's.
         "RAY_AUTH_TOKEN_PATH": None,
         "RAY_ADDRESS": None,
     }
     before = {name: os.environ.get(name) for name in wanted}
     _set_environment(wanted)
-    Config.initialize("")
+    raylet.Config.initialize("")
     try:
         yield
     finally:
         _set_environment(before)
-        Config.initialize("")
+        raylet.Config.initialize("")
 
 
 def _set_environment(values: dict[str, str | None]) -> None:

@@ -169,6 +169,10 @@ class Coordinator:
         """Shards that some worker holds, sorted."""
         return tuple(sorted({shard for worker in self._workers.values() for shard in worker.shards}))
 
+    def held_by(self, worker: int) -> tuple[int, ...]:
+        """Shards that a worker holds."""
+        return tuple(self._workers[worker].shards)
+
     def num_rows(self, shard: int) -> int:
         """Rows of a shard of this run."""
         return self._shards[shard].num_rows

@@ -20,11 +20,13 @@ class StopNow(BaseException):
 class Interrupts:
     """Takes SIGINT and SIGTERM while it is entered, in the main thread; elsewhere it changes nothing.
 
-    ``arm`` is called again after a library (Ray) has put handlers of its own in place.
+    A signal only sets ``received``; the run looks at it, and calls ``check``, wherever it can stop. ``arm`` is
+    called again after a library (Ray) may have put handlers of its own in place.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._must_stop = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -45,9 +47,14 @@ class Interrupts:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        # Only flags: an exception out of a handler would burst in the middle of Ray's native calls.
+        self._must_stop = self.received is not None
+        self.received = self.received or signal.Signals(number)
+
+    def check(self) -> None:
+        """Raises ``StopNow`` where a second signal has come."""
+        if self._must_stop and self.received is not None:
             raise StopNow(self.received)
-        self.received = signal.Signals(number)
 
     def sleep(self, seconds: float) -> None:
         """Sleep while there is nothing to drain: the first signal stops at once.

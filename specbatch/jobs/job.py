@@ -204,6 +204,7 @@ class _Run:
                 self.interrupts,
                 clock=self._now,
                 on_tick=self._tick,
+                find_parts=lambda shards: list(self.ledger.find_parts(self.stored, shards).values()),
                 on_death=on_death,
                 on_interrupt=lambda: self.say(
                     "finishing the shards in flight; the same signal again stops at once (nothing finished is lost)"
@@ -240,6 +241,7 @@ class _Run:
         return _complete_outcome(self.prepared, manifest, was_complete=False)
 
     def _hash(self, receipt: PartReceipt) -> str:
+        self.interrupts.check()
         digest = self.ledger.hash_part(receipt.path)
         if self._now() >= self.lease_due:
             self.lease_due = self._now() + RENEW_SECONDS

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -142,8 +142,11 @@ class Ledger:
         except NotFound:
             return None
 
-    def find_parts(self, stored: StoredJob) -> dict[int, PartReceipt]:
+    def find_parts(self, stored: StoredJob, among: Collection[int] | None = None) -> dict[int, PartReceipt]:
         """Parts of the plan that exist, by shard, each with a valid footer; ``sha256`` is left empty (``hash_part``).
+
+        Args:
+            among: look for these shards only; for all of the plan if None.
 
         Raises:
             SpecbatchError: JOB_INTEGRITY for a file under a part's name that is not that part.
@@ -154,7 +157,7 @@ class Ledger:
         found: dict[int, PartReceipt] = {}
         for shard in stored.shards:
             path = part_name(shard.index, stored.plan)
-            if path not in present:
+            if path not in present or (among is not None and shard.index not in among):
                 continue
             with self.store.open(path) as file:
                 meta = read_part_meta(file)

@@ -217,7 +217,7 @@ def progress_fields(doc: ProgressDocument, rows_done: int, *, with_workers: bool
         fields.append(f"{fmt.rate(doc.tokens_per_second)} tok/s")
     if doc.acceptance_rate is not None:
         fields.append(f"acceptance {doc.acceptance_rate:.2f}")
-    if doc.eta_seconds is not None:
+    if doc.eta_seconds is not None and rows_done < doc.num_rows:
         fields.append(f"eta {fmt.clock(doc.eta_seconds)}")
     if doc.num_errors:
         fields.append(fmt.plural(doc.num_errors, "error"))

@@ -33,17 +33,17 @@ def describe_speedup(speedup: Speedup) -> str:
         return f"no speed-up measured: {speedup.note}"
     ratio = f"{speedup.ratio:.2f}x"
     if speedup.low is None or speedup.high is None:
-        evidence = speedup.note or "no interval"
-        straddles = False
-    else:
-        rounds = fmt.plural(speedup.num_plain_rounds, "plain round")
-        evidence = f"95 % interval {speedup.low:.2f} to {speedup.high:.2f}, {rounds}"
-        straddles = speedup.low <= 1 <= speedup.high
-    if straddles:
-        return f"no clear difference: {ratio} against {speedup.baseline} ({evidence})"
+        evidence = f"({speedup.note or 'no interval'})"
+        if speedup.ratio < 1:
+            return f"speculation seems to have made this job slower: {ratio} of {speedup.baseline} {evidence}"
+        return f"about {ratio} over {speedup.baseline} {evidence}"
+    rounds = fmt.plural(speedup.num_plain_rounds, "plain round")
+    evidence = f"(95 % interval {speedup.low:.2f} to {speedup.high:.2f}, {rounds})"
+    if speedup.low <= 1 <= speedup.high:
+        return f"no clear difference: {ratio} against {speedup.baseline} {evidence}"
     if speedup.ratio < 1:
-        return f"speculation made this job slower: {ratio} of {speedup.baseline} ({evidence})"
-    return f"{ratio} over {speedup.baseline} ({evidence})"
+        return f"speculation made this job slower: {ratio} of {speedup.baseline} {evidence}"
+    return f"{ratio} over {speedup.baseline} {evidence}"
 
 
 def describe_speculation(manifest: Manifest) -> str:

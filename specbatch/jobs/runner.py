@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ from specbatch.schemas.messages import PartReceipt, WorkerConfig, WorkerPoll, Wo
 POLL_SECONDS = 1.0
 WAIT_SECONDS = 0.5
 _STOP_SECONDS = 5.0
+_EXIT_DETAIL = "Worker exit detail:"
+_ADVICE = "Some common causes include"
 
 
 @dataclass(slots=True)
@@ -60,6 +62,7 @@ class Runner:
     Args:
         config: what every worker is told; its number is filled in here.
         on_tick: called at least every second or so; False means that the output is no longer ours.
+        find_parts: which of some shards have their part in the store.
         on_death: called with the number and process id of a worker that died, and the reason.
         on_interrupt: called once, when the first signal has come.
     """
@@ -73,6 +76,7 @@ class Runner:
         *,
         clock: Callable[[], float],
         on_tick: Callable[[], bool],
+        find_parts: Callable[[Sequence[int]], Sequence[PartReceipt]],
         on_death: Callable[[int, int | None, str], None],
         on_interrupt: Callable[[], None],
     ) -> None:
@@ -82,6 +86,7 @@ class Runner:
         self._interrupts = interrupts
         self._clock = clock
         self._on_tick = on_tick
+        self._find_parts = find_parts
         self._on_death = on_death
         self._on_interrupt = on_interrupt
         self._processes: dict[int, _Process] = {}
@@ -97,6 +102,7 @@ class Runner:
         """
         self._feed(Begin())
         while self._ended is None:
+            self._interrupts.check()
             for event in self._news():
                 self._feed(event)
             if self._interrupts.received is not None and not self._told_to_stop:
@@ -163,7 +169,9 @@ class Runner:
             ray.kill(process.actor)
             death = describe_death(worker, error)
             self._on_death(worker, process.pid, death.reason)
-            return [death]
+            # Parts that it wrote but did not live to tell of: the store is asked, not the dead.
+            receipts = self._find_parts(self._coordinator.held_by(worker))
+            return [*self._take_receipts(worker, receipts), death]
         if isinstance(answer, WorkerReady):
             process.pid = answer.pid
             self._tally.add_ready(answer, self._clock())
@@ -176,15 +184,20 @@ class Runner:
     def _take_poll(self, worker: int, poll: WorkerPoll) -> list[Event]:
         process = self._processes[worker]
         self._tally.add_poll(worker, poll, self._clock())
-        for receipt in poll.receipts:
-            self.receipts[receipt.shard] = receipt
-            process.num_settled_rows += receipt.num_rows
+        process.num_settled_rows += sum(receipt.num_rows for receipt in poll.receipts)
         process.num_settled_rows += sum(self._coordinator.num_rows(failure.shard) for failure in poll.failures)
-        events: list[Event] = [PartDone(worker, receipt) for receipt in poll.receipts]
+        events = self._take_receipts(worker, poll.receipts)
         events += [AttemptFailed(worker, failure) for failure in poll.failures]
         if process.drain_call is not None and _has_drained(process, poll):
             events.append(WorkerDrained(worker))
         process.idle_seconds = poll.progress.idle_seconds
+        return events
+
+    def _take_receipts(self, worker: int, receipts: Iterable[PartReceipt]) -> list[Event]:
+        events: list[Event] = []
+        for receipt in receipts:
+            self.receipts.setdefault(receipt.shard, receipt)
+            events.append(PartDone(worker, receipt))
         return events
 
     def _last_news(self) -> None:
@@ -218,12 +231,12 @@ def describe_death(worker: int, error: Exception) -> WorkerDied:
         return WorkerDied(worker, cause.message, cause.code)
     if isinstance(cause, MemoryError):
         return WorkerDied(worker, "out of memory")
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    for line in lines:
-        for key in ("Worker exit detail:", "worker exit detail:"):
-            if key in line:
-                return WorkerDied(worker, line.partition(key)[2].strip() or line)
-    first = lines[0] if lines else ""
+    text = str(cause)
+    if "connection error code 2" in text:
+        return WorkerDied(worker, "the process was killed or crashed (a signal, or out of memory)")
+    if _EXIT_DETAIL in text:
+        return WorkerDied(worker, text.partition(_EXIT_DETAIL)[2].partition(_ADVICE)[0].strip())
+    first = (text.strip().splitlines() or [""])[0]
     return WorkerDied(worker, f"{type(cause).__name__}: {first}" if first else type(cause).__name__)
 
 

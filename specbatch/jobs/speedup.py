@@ -18,7 +18,7 @@ BASELINE = "plain decoding at the same batch"
 
 _NUM_RESAMPLES = 2_000
 _SEED = 20_261
-_MIN_PLAIN_BLOCKS = 3
+_MIN_PLAIN_BLOCKS = 5
 _Z = 1.959963984540054
 _MAX_RESAMPLE_CELLS = 4_000_000
 
@@ -108,7 +108,7 @@ def _bootstrap_interval(
 
 
 def _t_quantile(degrees_of_freedom: int) -> float:
-    """97.5 % quantile of Student's t by the Cornish-Fisher expansion; 3 % low at 2 degrees of freedom."""
+    """97.5 % quantile of Student's t by the Cornish-Fisher expansion, for 4 degrees of freedom or more."""
     z, v = _Z, float(degrees_of_freedom)
     return (
         z

@@ -9,6 +9,7 @@ import socket
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from operator import attrgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
@@ -253,7 +254,11 @@ def _process_exists(pid: int) -> bool:
         return False
     except (PermissionError, OverflowError):
         return True
-    return True
+    try:
+        # A killed process whose parent has not noticed yet still answers to signals; it is the Z behind the name.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (OSError, IndexError):
+        return True
 
 
 def _read_progress(store: Store) -> ProgressDocument | None:

@@ -7,7 +7,6 @@ hostile.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +17,11 @@ from specbatch.jobs.verify_files import (
     Absent,
     Unsound,
     list_folder,
+    map_file,
     open_regular,
     parse_json,
     read_bounded,
-    sha256_and_size,
+    sha256_hex,
 )
 from specbatch.schemas.errors import ErrorCode, SpecbatchError, VerifyExit
 
@@ -219,15 +219,14 @@ class _Verification:
         if type(seed) is not int:
             self._problems.append("job.json: the identity names no seed")
             seed = None
-        with open_regular(self._root, f"data/{shard.name}") as file:
-            sha256, num_bytes = sha256_and_size(file)
+        with open_regular(self._root, f"data/{shard.name}") as file, map_file(file) as data:
             if record is not None:
-                found = {"sha256": sha256, "bytes": num_bytes, "rows": shard.row_stop - shard.row_start}
+                found = {"sha256": sha256_hex(data), "bytes": len(data), "rows": shard.row_stop - shard.row_start}
                 for key, value in found.items():
                     if record.get(key) != value:
                         self._problems.append(f"data/{shard.name}: {key} is {value}, the manifest says otherwise")
-            totals.add(check_part(file, shard, job["identity"]["P"], seed, self._problems))
-        return num_bytes
+            totals.add(check_part(data, shard, job["identity"]["P"], seed, self._problems))
+            return len(data)
 
     def _check_commit(self, commit: dict[str, Any], totals: Totals) -> None:
         """Every sum of the manifest against the rows; near ties and seconds against the footers."""
@@ -248,7 +247,7 @@ class _Verification:
                 "the manifest is there, _SUCCESS is not; run the same `specbatch submit` command again"
             )
             return
-        if found != f"{hashlib.sha256(manifest_data).hexdigest()}  manifest.json\n".encode():
+        if found != f"{sha256_hex(manifest_data)}  manifest.json\n".encode():
             self._problems.append("_SUCCESS is not the digest of manifest.json")
 
     def _exists(self, name: str) -> bool:

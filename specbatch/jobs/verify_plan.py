@@ -148,7 +148,7 @@ def _check_inputs(segments: list[_Segment], fields: dict[str, Any], name: str, p
 
 
 def _read_segments(data: bytes, name: str) -> list[_Segment]:
-    parquet = open_untrusted(pa.BufferReader(data), name, dictionary_columns=["footer_sha256"])
+    parquet = open_untrusted(data, name, dictionary_columns=["footer_sha256"])
     if parquet.metadata.num_rows > _MAX_PLAN_ROWS:
         raise Unsound(f"{name} has more than {_MAX_PLAN_ROWS:,} rows")
     try:

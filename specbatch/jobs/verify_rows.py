@@ -6,9 +6,9 @@ Part of ``verify``, which shares no code with the writers. Everything is vectori
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,9 @@ _TYPES: dict[str, Callable[[pa.DataType], bool]] = {
 _MAY_BE_NULL = frozenset({"completion", "completion_token_ids", "error_code", "error_message", "min_margin"})
 
 
-def check_part(file: BinaryIO, shard: PlannedShard, plan: str, job_seed: int | None, problems: list[str]) -> Totals:
+def check_part(
+    data: bytes | mmap.mmap, shard: PlannedShard, plan: str, job_seed: int | None, problems: list[str]
+) -> Totals:
     """Checks one part; what is wrong is appended to ``problems`` with the part's name.
 
     Args:
@@ -52,7 +54,7 @@ def check_part(file: BinaryIO, shard: PlannedShard, plan: str, job_seed: int | N
     Raises:
         Unsound: it cannot be read as a part at all.
     """
-    parquet = open_untrusted(file, shard.name, dictionary_columns=_TEXT)
+    parquet = open_untrusted(data, shard.name, dictionary_columns=_TEXT)
     names = parquet.schema_arrow.names
     for name, is_right in _TYPES.items():
         if names.count(name) != 1:

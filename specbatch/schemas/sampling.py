@@ -40,9 +40,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if not 1 <= self.max_new_tokens <= MAX_NEW_TOKENS_LIMIT:
             raise _refuse("max_new_tokens", self.max_new_tokens, f"from 1 to {MAX_NEW_TOKENS_LIMIT}")
-        if not (
-            math.isfinite(self.temperature) and (self.temperature == 0 or 0.01 <= self.temperature <= 100)
-        ):
+        if not (math.isfinite(self.temperature) and (self.temperature == 0 or 0.01 <= self.temperature <= 100)):
             raise _refuse("temperature", self.temperature, "0, or from 0.01 to 100")
         if self.top_k < 0:
             raise _refuse("top_k", self.top_k, "0 (off) or more")
@@ -51,6 +49,4 @@ class SamplingParams:
         if not 0 <= self.seed < 1 << 63:
             raise _refuse("seed", self.seed, "from 0 to 2**63 - 1")
         if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS or any(token < 0 for token in self.stop_token_ids):
-            raise _refuse(
-                "stop_token_ids", self.stop_token_ids, f"at most {MAX_STOP_TOKEN_IDS} ids, each 0 or more"
-            )
+            raise _refuse("stop_token_ids", self.stop_token_ids, f"at most {MAX_STOP_TOKEN_IDS} ids, each 0 or more")

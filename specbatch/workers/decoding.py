@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import socket
 from collections.abc import Callable, Hashable, Sequence
+from importlib.metadata import version
 from typing import Protocol
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.schemas.messages import MemoryReport, RoundBlock, WorkerConfig
+from specbatch.schemas.messages import MemoryReport, RoundBlock, WorkerConfig, WorkerReady
 from specbatch.schemas.sampling import SamplingParams
 from specbatch.schemas.stats import PhaseSeconds
 from specbatch.specdec.output import SequenceOutput
+
+_VERSIONED = ("specbatch", "torch", "transformers", "tokenizers", "pyarrow")
 
 
 class PromptEncoder(Protocol):
@@ -22,8 +28,9 @@ class DecodingEngine(Protocol):
     """What a worker asks of an engine; ``specdec.engine.Engine`` gives it. One thread makes it and calls it."""
 
     context_length: int
-    seconds: PhaseSeconds
 
+    @property
+    def seconds(self) -> PhaseSeconds: ...
     @property
     def tokenizer(self) -> PromptEncoder: ...
     @property
@@ -71,3 +78,20 @@ def load_engine(config: WorkerConfig) -> DecodingEngine:
             f"the models {config.target_path} and {config.draft_path} cannot be loaded: "
             f"{type(error).__name__}: {reason}; check the folders and the free memory",
         ) from error
+
+
+def describe_worker(
+    config: WorkerConfig, engine: DecodingEngine, memory: MemoryReport, load_seconds: float
+) -> WorkerReady:
+    """What a worker says about itself once its models are loaded."""
+    return WorkerReady(
+        worker=config.worker,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        device=engine.device,
+        dtype=engine.dtype,
+        num_threads=config.num_threads,
+        load_seconds=load_seconds,
+        memory=memory,
+        versions=(("python", platform.python_version()), *((name, version(name)) for name in _VERSIONED)),
+    )

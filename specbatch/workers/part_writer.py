@@ -7,6 +7,8 @@ import secrets
 import time
 from pathlib import Path
 
+import pyarrow as pa
+
 from specbatch.schemas.canonical import sha256_file
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.manifest import PART_FORMAT
@@ -79,6 +81,11 @@ class PartWriter:
         if not created:
             return existing_receipt(self._store, self._plan, meta.shard, (meta.row_start, meta.row_stop))
         return _receipt(key, meta, num_bytes, sha256, created=True)
+
+
+def warm_up() -> None:
+    """Pay for Arrow's first list conversion now: it imports pandas where that is installed, up to a second."""
+    pa.array([0])
 
 
 def existing_receipt(store: Store, plan: str, shard: int, row_ids: tuple[int, int]) -> PartReceipt:

@@ -11,15 +11,11 @@ The engine belongs to the decode thread alone. Everything else that two threads 
 
 from __future__ import annotations
 
-import os
-import platform
-import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 
 from specbatch.schemas.errors import SpecbatchError
 from specbatch.schemas.messages import (
@@ -34,15 +30,15 @@ from specbatch.schemas.messages import (
     WorkerReady,
 )
 from specbatch.schemas.rows import RowResult
-from specbatch.schemas.stats import PhaseSeconds, SpecCounters
+from specbatch.schemas.stats import PhaseSeconds
 from specbatch.specdec.output import SequenceOutput
 from specbatch.storage.store import open_store
-from specbatch.workers.decoding import DecodingEngine, EngineFactory, load_engine
-from specbatch.workers.part_writer import PartWriter
+from specbatch.workers.decoding import DecodingEngine, EngineFactory, describe_worker, load_engine
+from specbatch.workers.part_writer import PartWriter, warm_up
 from specbatch.workers.prompts import PreparedRow, error_row
 from specbatch.workers.shards import FinishedShard, ShardInFlight, load_shard, row_result
+from specbatch.workers.totals import RunningTotals
 
-_VERSIONED = ("specbatch", "torch", "transformers", "tokenizers", "pyarrow")
 _MAX_UNWRITTEN = 2
 """Finished shards that may wait for the writer before decoding waits too: this bounds memory."""
 _IDLE_TICK_SECONDS = 0.5
@@ -81,7 +77,7 @@ class Worker:
         # Of the decode thread:
         self._in_flight: dict[int, ShardInFlight] = {}
         self._accounted = PhaseSeconds()
-        self._totals = _Totals()
+        self._totals = RunningTotals()
         self._idle_seconds = 0.0
         self._memory_due_at = 0.0
 
@@ -189,21 +185,11 @@ class Worker:
 
     def _load(self) -> DecodingEngine:
         started = time.perf_counter()
+        warm_up()
         engine = self._engine_factory(self._config)
-        versions = (("python", platform.python_version()), *((name, version(name)) for name in _VERSIONED))
         with self._changed:
             self._memory = engine.memory()
-            self._ready = WorkerReady(
-                worker=self._config.worker,
-                host=socket.gethostname(),
-                pid=os.getpid(),
-                device=engine.device,
-                dtype=engine.dtype,
-                num_threads=self._config.num_threads,
-                load_seconds=time.perf_counter() - started,
-                memory=self._memory,
-                versions=versions,
-            )
+            self._ready = describe_worker(self._config, engine, self._memory, time.perf_counter() - started)
             self._changed.notify_all()
         return engine
 
@@ -329,30 +315,3 @@ class Worker:
         thread = threading.Thread(target=guarded, name=f"specbatch-{name}", daemon=True)
         self._threads.append(thread)
         thread.start()
-
-
-class _Totals:
-    """Running sums over the rows that a worker has finished."""
-
-    def __init__(self) -> None:
-        self._num_rows = 0
-        self._num_tokens = 0
-        self._num_errors = 0
-        self._counters = SpecCounters()
-
-    def add(self, result: RowResult) -> None:
-        self._num_rows += 1
-        self._num_tokens += result.num_completion_tokens
-        self._num_errors += result.error_code is not None
-        self._counters = SpecCounters.total((self._counters, result.counters))
-
-    def progress(self, num_rows_active: int, seconds: PhaseSeconds, idle_seconds: float) -> Progress:
-        return Progress(
-            num_rows_done=self._num_rows,
-            num_completion_tokens=self._num_tokens,
-            num_rows_active=num_rows_active,
-            counters=self._counters,
-            seconds=seconds,
-            idle_seconds=idle_seconds,
-            num_errors=self._num_errors,
-        )

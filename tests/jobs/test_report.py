@@ -62,7 +62,12 @@ def speedup(**changes: Any) -> Speedup:
         ),
         (
             speedup(low=None, high=None, num_plain_rounds=1, note="only 1 plain round: too few for an interval"),
-            "1.62x over plain decoding at the same batch (only 1 plain round: too few for an interval)",
+            "about 1.62x over plain decoding at the same batch (only 1 plain round: too few for an interval)",
+        ),
+        (
+            speedup(ratio=0.9, low=None, high=None, num_plain_rounds=1, note="only 1 plain round"),
+            "speculation seems to have made this job slower: 0.90x of plain decoding at the same batch "
+            "(only 1 plain round)",
         ),
         (speedup(ratio=None, note="speculation was off"), "no speed-up measured: speculation was off"),
     ],

@@ -117,6 +117,18 @@ def test_a_run_on_another_host_is_judged_by_its_age_alone(unfinished: Output) ->
     assert read_status(str(unfinished.root), NOW).state == "running"
 
 
+def test_a_killed_process_that_nobody_has_buried_is_gone(unfinished: Output) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        write_progress(unfinished, pid=process.pid)
+        assert read_status(str(unfinished.root), NOW).state == "running"
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert "is gone" in read_status(str(unfinished.root), NOW).detail
+    finally:
+        process.communicate()
+
+
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\xff", None])
 def test_damaged_progress_does_not_hide_the_parts(unfinished: Output, damage: bytes | None) -> None:
     if damage is not None:

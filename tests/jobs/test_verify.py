@@ -191,6 +191,10 @@ LIES: dict[str, tuple[Callable[[Output], object], str]] = {
     "other error code": (lambda o: edit_column(o, "error_code", put(3, "ROW_X"), shard=0), "says errors_by_code"),
     "completion gone": (lambda o: edit_column(o, "completion", put(2, None)), "an ok row without completion"),
     "finish reason": (lambda o: edit_column(o, "finish_reason", put(2, "error")), "neither stopped nor"),
+    "finish reason of an error": (
+        lambda o: edit_column(o, "finish_reason", put(3, "stop"), shard=0),
+        "an error row whose finish_reason is not error",
+    ),
     "token count": (lambda o: edit_column(o, "num_completion_tokens", put(2, 1)), "not the number of token ids"),
     "prompt tokens": (lambda o: edit_column(o, "num_prompt_tokens", put(2, 999)), "says num_prompt_tokens"),
     "negative count": (lambda o: edit_column(o, "num_prompt_tokens", put(2, -1)), "a negative count"),
@@ -238,6 +242,11 @@ LIES: dict[str, tuple[Callable[[Output], object], str]] = {
         "says num_completion_tokens 1",
     ),
     "footer without stats": (lambda o: edit_footer(o, lambda f: f.pop("stats")), "has no statistics"),
+    "footer near ties": (
+        lambda o: edit_footer(o, lambda f: f["stats"].update(num_near_ties=-1)),
+        "number of near ties",
+    ),
+    "footer seconds": (lambda o: edit_footer(o, lambda f: f["stats"]["seconds"].update(score=-1.0)), "no durations"),
     "manifest edited": (
         lambda o: (o.root / "manifest.json").write_bytes((o.root / "manifest.json").read_bytes().replace(b"  ", b" ")),
         "_SUCCESS is not the digest",
@@ -273,6 +282,11 @@ LIES: dict[str, tuple[Callable[[Output], object], str]] = {
     "job fields": (
         lambda o: edit_job(o, lambda j: j["identity"]["fields"]["generation"].update(seed=8)),
         "S is not the digest",
+    ),
+    "job seed": (lambda o: edit_job(o, lambda j: j["identity"]["fields"].pop("generation")), "names no seed"),
+    "job inputs": (
+        lambda o: edit_job(o, lambda j: j["identity"]["fields"].update(inputs=[[1]])),
+        "are not (name, bytes",
     ),
     "job P": (
         lambda o: edit_job(o, lambda j: j["identity"].update(P="0" * 16)),
@@ -375,7 +389,7 @@ def test_two_hundred_thousand_rows_take_seconds(output: Output) -> None:
         writer.add_key_value_metadata({"specbatch": pq.read_metadata(output.part_path(1)).metadata[b"specbatch"]})
     problems: list[str] = []
     started = time.perf_counter()
-    totals = check_part(data, PlannedShard(1, "part", 0, num_rows), output.job.identity.P, 7, problems)
+    totals = check_part(data.getvalue(), PlannedShard(1, "part", 0, num_rows), output.job.identity.P, 7, problems)
     assert totals.num_rows == num_rows
     assert any("row_seed" in problem for problem in problems)
     assert time.perf_counter() - started < 5
@@ -399,3 +413,16 @@ def test_verify_itself_imports_neither_torch_nor_ray(output: Output) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_arrow_reads_memory_and_starts_no_thread_that_could_abort_the_exit(output: Output) -> None:
+    """Given a Python file, Arrow reads it on a thread, which aborts the process when the interpreter ends before it."""
+    code = (
+        "import os, pyarrow.parquet, pyarrow.compute; from specbatch.jobs.verify import verify_output;"
+        "before = len(os.listdir('/proc/self/task'));"
+        f"assert verify_output({str(output.root)!r}).state == 'sound';"
+        "print(len(os.listdir('/proc/self/task')) - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"

@@ -100,6 +100,14 @@ def test_missing_and_empty_datasets(tmp_path: Path) -> None:
     assert "hunter2" not in refused(ErrorCode.JOB_URI_INVALID, lambda: discover(["s3://me:hunter2@bucket/x"]))
 
 
+@pytest.mark.parametrize("name", [b"\xff.parquet", b"two\nlines.parquet", b"\x1b[31m.parquet"])
+def test_a_name_that_is_not_printable_text_is_refused(tmp_path: Path, name: bytes) -> None:
+    write(tmp_path / "good").rename(tmp_path / os.fsdecode(name))
+    message = refused(ErrorCode.JOB_URI_INVALID, lambda: discover([str(tmp_path)]))
+    assert message.isascii()
+    assert message.isprintable()
+
+
 def test_an_output_of_specbatch_is_refused_as_a_dataset(tmp_path: Path) -> None:
     write(tmp_path / "data" / "part.parquet")
     (tmp_path / "_specbatch").mkdir()

@@ -1,0 +1,40 @@
+"""Running sums over the rows that a worker has finished: what its progress says."""
+
+from __future__ import annotations
+
+from specbatch.schemas.messages import Progress
+from specbatch.schemas.rows import RowResult
+from specbatch.schemas.stats import PhaseSeconds, SpecCounters
+
+
+class RunningTotals:
+    """Owned by the decode thread; ``progress`` gives a frozen value to the others."""
+
+    def __init__(self) -> None:
+        self._num_rows = 0
+        self._num_tokens = 0
+        self._num_errors = 0
+        self._counters = SpecCounters()
+
+    def add(self, result: RowResult) -> None:
+        self._num_rows += 1
+        self._num_tokens += result.num_completion_tokens
+        self._num_errors += result.error_code is not None
+        self._counters = SpecCounters.total((self._counters, result.counters))
+
+    def progress(self, num_rows_active: int, seconds: PhaseSeconds, idle_seconds: float) -> Progress:
+        """The sums so far.
+
+        Args:
+            num_rows_active: rows in flight now.
+            seconds: the worker's time by phase.
+        """
+        return Progress(
+            num_rows_done=self._num_rows,
+            num_completion_tokens=self._num_tokens,
+            num_rows_active=num_rows_active,
+            counters=self._counters,
+            seconds=seconds,
+            idle_seconds=idle_seconds,
+            num_errors=self._num_errors,
+        )
