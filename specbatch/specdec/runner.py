@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.specdec import attention
+from specbatch.specdec import attention, packing
 from specbatch.specdec.cache import SlotCache
 
 
@@ -40,8 +40,8 @@ class ModelRunner:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of parameters, tied ones counted once."""
-        return sum(parameter.nbytes for parameter in self.model.parameters())
+        """Bytes of weights, shared ones counted once."""
+        return packing.weight_bytes(self.model)
 
     @torch.inference_mode()
     def forward(
@@ -88,7 +88,7 @@ class ModelRunner:
 
 
 def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
-    """Load safetensors weights from a folder that ``models.locate_model`` has passed.
+    """Load safetensors weights from a folder that ``models.locate_model`` has passed, packed where that can be.
 
     Raises:
         SpecbatchError: JOB_MODEL_LOAD with the cause in one line.
@@ -107,6 +107,8 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SpecbatchError(ErrorCode.JOB_MODEL_LOAD, f"the model in {path} cannot be loaded: {first_line}") from error
     model.to(device).eval().requires_grad_(False)
+    if packing.can_pack(device, dtype):
+        packing.pack_linears(model)
     return model
 
 

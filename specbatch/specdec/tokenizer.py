@@ -13,6 +13,9 @@ class Tokenizer:
 
     The spelling of a special token inside a prompt is text, not a command: a prompt that quotes ``<|eos|>`` must not
     end anything. What the tokenizer itself puts around a prompt (a BOS token, say) is kept.
+
+    Attributes:
+        vocab_size: one past the largest token id.
     """
 
     def __init__(self, backend: _Backend) -> None:
@@ -20,16 +23,12 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
+        self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @classmethod
     def from_folder(cls, path: str | Path) -> Tokenizer:
         """Load ``tokenizer.json`` of a model folder."""
         return cls(_Backend.from_file(str(Path(path) / "tokenizer.json")))
-
-    @property
-    def vocab_size(self) -> int:
-        """One past the largest token id."""
-        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def encode(self, text: str) -> list[int]:
         """Ids of a prompt, with what the tokenizer puts around it."""
