@@ -1,9 +1,9 @@
 """The demo: the main job on real prompts, offline, with speculation that pays, in about a minute.
 
 The bundled target has 5 M parameters, so its weights fit in cache and a forward costs next to nothing; there is nothing
-to save. The demo therefore inflates it on the spot to the cost of a 120 M model that says the same, and runs
+to save. The demo therefore inflates it on the spot to the cost of an 80 M model that says the same, and runs
 
-    specbatch submit examples/prompts.parquet --target .demo/target-120m --draft code-pair/draft-taught
+    specbatch submit examples/prompts.parquet --target .demo/target-80m --draft code-pair/draft-taught
 
     make demo
 """
@@ -19,13 +19,13 @@ from specbatch.specdec.inflate import inflate
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".demo"
-PARAMETERS = 120_000_000
+PARAMETERS = 80_000_000
 OPTIONS = ["--max-new-tokens", "32", "--batch-size", "8", "--speculation", "4"]
 
 
 def main() -> int:
     """Inflate, submit, and say what to look at."""
-    target, output = WORK / "target-120m", WORK / "output"
+    target, output = WORK / "target-80m", WORK / "output"
     if not (target / "tokenizer_config.json").is_file():
         print(f"inflating the bundled target to {PARAMETERS // 10**6} M parameters (same function, real cost) ...")
         inflate("code-pair/target", target, PARAMETERS)
@@ -35,7 +35,7 @@ def main() -> int:
         "submit",
         "examples/prompts.parquet",
         "--target",
-        ".demo/target-120m",
+        ".demo/target-80m",
         "--draft",
         "code-pair/draft-taught",
     ]
