@@ -14,6 +14,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from specbatch.schemas.errors import ErrorCode, SpecbatchError
 
 OBJECT_STORE_BYTES = 80 << 20
 """Ray's least; only descriptors and receipts pass through it."""
+_VITAL_PROCESSES = frozenset({"raylet", "gcs_server"})
 _FOLDER_PREFIX = "specbatch-"
 _OWNER_NAME = "owner"
 _MAX_TEMP_PATH = 20
@@ -31,9 +33,31 @@ _MAX_TEMP_PATH = 20
 _token = secrets.token_hex(32)
 
 
+@dataclass(frozen=True, slots=True)
+class LocalCluster:
+    """A Ray that runs; ``logs`` is the folder where its processes write."""
+
+    logs: Path
+
+    def check(self) -> None:
+        """Assert that Ray's own processes live: without them calls to workers wait for ever.
+
+        Raises:
+            SpecbatchError: JOB_CLUSTER_LOST.
+        """
+        worker: Any = importlib.import_module("ray._private.worker")
+        for kind, _ in worker._global_node.dead_processes():
+            if kind in _VITAL_PROCESSES:
+                raise SpecbatchError(
+                    ErrorCode.JOB_CLUSTER_LOST,
+                    f"Ray's {kind} process died (killed, or out of memory); finished parts are kept, "
+                    "run the same command to go on",
+                )
+
+
 @contextlib.contextmanager
-def local_cluster(num_gpus: int) -> Iterator[Path]:
-    """Start Ray on this machine for the length of the block; yields the folder of its logs.
+def local_cluster(num_gpus: int) -> Iterator[LocalCluster]:
+    """Start Ray on this machine for the length of the block.
 
     Args:
         num_gpus: CUDA devices to offer to workers.
@@ -57,7 +81,7 @@ def local_cluster(num_gpus: int) -> Iterator[Path]:
             try:
                 with contextlib.chdir(folder), _tamed_ray():
                     _start(folder, num_gpus)
-                yield folder / "session_latest" / "logs"
+                yield LocalCluster(folder / "session_latest" / "logs")
             finally:
                 ray.shutdown()
     finally:

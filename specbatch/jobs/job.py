@@ -189,12 +189,12 @@ class _Run:
         )
         config = self._worker_config(num_workers)
         self._show("starting")
-        with local_cluster(count_cuda_devices() if execution.device == "cuda" else 0) as logs:
+        with local_cluster(count_cuda_devices() if execution.device == "cuda" else 0) as cluster:
             self.interrupts.arm()
 
             def on_death(worker: int, pid: int | None, reason: str) -> None:
                 self.say(f"worker {worker} died: {reason}")
-                if text := save_worker_log(logs, pid):
+                if text := save_worker_log(cluster.logs, pid):
                     self.ledger.write_log(self.epoch, f"worker-{worker}.txt", text)
 
             self.runner = Runner(
@@ -203,6 +203,7 @@ class _Run:
                 self.tally,
                 self.interrupts,
                 clock=self._now,
+                check_cluster=cluster.check,
                 on_tick=self._tick,
                 find_parts=lambda shards: list(self.ledger.find_parts(self.stored, shards).values()),
                 on_death=on_death,

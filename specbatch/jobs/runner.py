@@ -61,7 +61,8 @@ class Runner:
 
     Args:
         config: what every worker is told; its number is filled in here.
-        on_tick: called at least every second or so; False means that the output is no longer ours.
+        check_cluster: called every second or so; raises where Ray itself is gone.
+        on_tick: called as often; False means that the output is no longer ours.
         find_parts: which of some shards have their part in the store.
         on_death: called with the number and process id of a worker that died, and the reason.
         on_interrupt: called once, when the first signal has come.
@@ -75,6 +76,7 @@ class Runner:
         interrupts: Interrupts,
         *,
         clock: Callable[[], float],
+        check_cluster: Callable[[], None],
         on_tick: Callable[[], bool],
         find_parts: Callable[[Sequence[int]], Sequence[PartReceipt]],
         on_death: Callable[[int, int | None, str], None],
@@ -85,6 +87,7 @@ class Runner:
         self._tally = tally
         self._interrupts = interrupts
         self._clock = clock
+        self._check_cluster = check_cluster
         self._on_tick = on_tick
         self._find_parts = find_parts
         self._on_death = on_death
@@ -103,6 +106,7 @@ class Runner:
         self._feed(Begin())
         while self._ended is None:
             self._interrupts.check()
+            self._check_cluster()
             for event in self._news():
                 self._feed(event)
             if self._interrupts.received is not None and not self._told_to_stop:
@@ -165,6 +169,7 @@ class Runner:
         try:
             answer = ray.get(call)
         except Exception as error:
+            self._check_cluster()  # a worker that went with its cluster is not to blame
             del self._processes[worker]
             ray.kill(process.actor)
             death = describe_death(worker, error)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging as hf_logging
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.specdec import attention, packing
@@ -94,6 +95,8 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
         SpecbatchError: JOB_MODEL_LOAD with the cause in one line.
     """
     attention.register()
+    shows_progress = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path,
@@ -106,6 +109,9 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
     except Exception as error:  # the libraries raise many types here, all of which mean the same to the user
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SpecbatchError(ErrorCode.JOB_MODEL_LOAD, f"the model in {path} cannot be loaded: {first_line}") from error
+    finally:
+        if shows_progress:
+            hf_logging.enable_progress_bar()
     model.to(device).eval().requires_grad_(False)
     if packing.can_pack(device, dtype):
         packing.pack_linears(model)

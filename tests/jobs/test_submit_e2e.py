@@ -296,6 +296,19 @@ def test_a_held_output_is_refused_and_an_interrupted_job_goes_on(tmp_path: Path)
     assert json.loads((output / "_specbatch" / "lease.json").read_bytes())["released"] is True
 
 
+def test_a_lost_cluster_is_told_at_once(tmp_path: Path) -> None:
+    place = make_place(tmp_path, prompts(2000))
+    output = place.root / "out"
+    process = place.start("submit", str(place.dataset), "--output", str(output), *SLOW_OPTIONS)
+    wait_for(lambda: len(part_names(output)) >= 1, process)
+    listing = subprocess.run(["pgrep", "-P", str(process.pid), "raylet"], capture_output=True, text=True, check=True)
+    os.kill(int(listing.stdout), signal.SIGKILL)
+    _, err = process.communicate(timeout=DEADLINE_SECONDS)
+    assert process.returncode == 8, err
+    assert "error: JOB_CLUSTER_LOST: " in err.splitlines()[-1]
+    assert read_run(output, 1)["outcome"] == "failed"
+
+
 def test_a_killed_worker_is_replaced_and_error_rows_have_their_exit_code(tmp_path: Path) -> None:
     rows = prompts(8)
     rows[5] = None
