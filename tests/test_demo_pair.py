@@ -95,7 +95,7 @@ def test_build_runs_all_stages_and_resumes(tmp_path: Path) -> None:
     assert "skipped" not in output
     for model in MODELS:
         assert {path.name for path in (pair / model).iterdir()} == FILES
-        assert (pair / model / "tokenizer.json").read_bytes() == (pair / "target" / "tokenizer.json").read_bytes()
+    assert len({(pair / model / "tokenizer.json").read_bytes() for model in MODELS}) == 1
     assert set(by_draft(pair / "measured.json")) == {"draft-taught", "draft-stranger"}
 
     before = (pair / "target" / "model.safetensors").stat().st_mtime_ns

@@ -1,7 +1,7 @@
 """Rebuild the demo pair from text that every Python installation has; no network, no accelerator.
 
-    python examples/demo_pair/build_pair.py --out my-pair                all stages, @@TIME@@ minutes, 2 cores
-    python examples/demo_pair/build_pair.py --out my-pair --scale 0.002  all stages in a minute: a rehearsal
+    python examples/demo_pair/build_pair.py --out my-pair                 all stages, 40 minutes on 2 cores
+    python examples/demo_pair/build_pair.py --out my-pair --scale 0.002   all stages in a minute: a rehearsal
     python examples/demo_pair/build_pair.py --out my-pair --only measure   one stage
 
 Stages, in order: `tokenizer` (byte-level BPE), `target` (next-token training on source code), `taught` (a

@@ -320,10 +320,8 @@ class Coordinator:
             held.shards.remove(shard)
 
     def _return(self, shards: Iterable[int]) -> None:
-        """Back to pending, in the plan's order, unless done or held by a worker."""
-        held = self.in_flight()
-        back = {shard for shard in shards if shard not in self._done and shard not in held}
-        self._pending = sorted({*self._pending, *back})
+        """Back to pending, in the plan's order, but for those whose part came from elsewhere meanwhile."""
+        self._pending = sorted({*self._pending, *shards} - self._done)
 
     def _fail(self, code: ErrorCode, message: str) -> list[Command]:
         self._ended = True

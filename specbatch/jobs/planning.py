@@ -65,8 +65,8 @@ def cut_shards(
             close()
             num_open = 0
         pieces = _even_pieces(num_open + group.num_rows, most)
-        if pieces[0] <= num_open:  # only where a piece of one row meets an open shard of one row
-            pieces = [num_open, *_even_pieces(group.num_rows, most)]
+        # What is open is less than half a shard here, and a piece of several is more than half of one.
+        assert pieces[0] > num_open
         rest = take(group, pieces[0] - num_open)
         for piece in pieces[1:]:
             close()

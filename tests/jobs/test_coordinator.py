@@ -213,6 +213,7 @@ def test_random_orders_lose_nothing_and_never_hand_out_a_finished_shard(data: st
     play = Play(num_shards, num_workers=num_workers, leases_per_worker=data.draw(st.integers(1, 3)))
     starting: set[int] = set()
     held: dict[int, list[int]] = {}
+    ghosts: list[Event] = []  # news that a dead or drained worker may still send
     finished: set[int] = set()
     end: Command | None = None
 
@@ -245,6 +246,7 @@ def test_random_orders_lose_nothing_and_never_hand_out_a_finished_shard(data: st
             moves.append(WorkerDied(worker, "killed"))
             if interrupted:
                 moves.append(WorkerDrained(worker))
+        moves += ghosts
         if not interrupted:
             moves.append(Interrupted())
         move = data.draw(st.sampled_from(moves))
@@ -253,13 +255,15 @@ def test_random_orders_lose_nothing_and_never_hand_out_a_finished_shard(data: st
                 starting.remove(worker)
                 held[worker] = []
             case PartDone(worker, receipt):
-                held[worker].remove(receipt.shard)
+                if receipt.shard in held.get(worker, []):
+                    held[worker].remove(receipt.shard)
                 finished.add(receipt.shard)
             case AttemptFailed(worker, failure):
                 held[worker].remove(failure.shard)
             case WorkerDied(worker):
-                del held[worker]
+                ghosts += [done(worker, shard) for shard in held.pop(worker)]
             case WorkerDrained(worker):
+                ghosts += [done(worker, shard) for shard in held[worker]]
                 held[worker] = []
             case Interrupted():
                 interrupted = True

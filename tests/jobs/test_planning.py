@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from specbatch.jobs.planning import choose_shard_rows, cut_shards
+from specbatch.jobs.prepare import follow_inputs
 from specbatch.schemas.plan import InputFile, Segment
 
 
@@ -89,3 +92,11 @@ def test_shards_partition_the_rows_in_order(groups: list[list[int]], shard_rows:
         assert shard.row_stop == next_row_id
     assert next_row_id == num_rows
     assert len(shards) <= 2 * -(-num_rows // most)
+
+
+def test_a_stored_plan_follows_a_dataset_that_moved() -> None:
+    here = [make_file("a", 3), make_file("b", 3)]
+    there = [replace(file, path=f"/elsewhere/{file.name}") for file in here]
+    moved = follow_inputs(cut_shards(here, 4), there)
+    assert moved == cut_shards(there, 4)
+    assert moved[0].segments[0].path == "/elsewhere/a"

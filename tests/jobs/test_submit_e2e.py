@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,19 @@ def make_place(root: Path, prompts: list[str | None]) -> Place:
     dataset = root / "prompts.parquet"
     pq.write_table(pa.table({"key": [f"k{i}" for i in range(len(prompts))], "prompt": prompts}), dataset)
     # Ray refuses long names of folders for temporary files, and pytest's are long.
-    return Place(root, dataset, Path(tempfile.mkdtemp(prefix="sb", dir="/tmp")))
+    temporary = Path(tempfile.mkdtemp(prefix="sb", dir="/tmp"))
+    _made.append(temporary)
+    return Place(root, dataset, temporary)
+
+
+_made: list[Path] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _clean_up() -> Iterator[None]:
+    yield
+    for folder in _made:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def prompts(count: int) -> list[str | None]:

@@ -1,0 +1,97 @@
+"""What the shell says about dead workers, and what a run's tally adds up to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from specbatch.jobs.coordinator import WorkerDied
+from specbatch.jobs.machine import count_cores, count_cuda_devices
+from specbatch.jobs.runner import describe_death, save_worker_log
+from specbatch.jobs.tally import RunTally
+from specbatch.schemas.errors import ErrorCode, SpecbatchError
+from specbatch.schemas.messages import MemoryReport, Progress, RoundBlock, WorkerPoll, WorkerReady
+from specbatch.schemas.stats import PartStats, SpecCounters
+
+MEMORY = MemoryReport(1, 2, 3, 4, 5)
+
+
+class WrappedError(Exception):
+    """As Ray wraps an error of a worker."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__("a traceback\nof many lines")
+        self.cause = cause
+
+
+@pytest.mark.parametrize(
+    ("error", "death"),
+    [
+        (
+            WrappedError(SpecbatchError(ErrorCode.JOB_MODEL_LOAD, "no room")),
+            WorkerDied(3, "no room", ErrorCode.JOB_MODEL_LOAD),
+        ),
+        (WrappedError(MemoryError()), WorkerDied(3, "out of memory")),
+        (WrappedError(ValueError("first\nsecond")), WorkerDied(3, "ValueError: first")),
+        (RuntimeError(), WorkerDied(3, "RuntimeError")),
+        (
+            RuntimeError("x Worker exit detail: Worker exits with a connection error code 2. End of file. Some ..."),
+            WorkerDied(3, "the process was killed or crashed (a signal, or out of memory)"),
+        ),
+        (RuntimeError("x Worker exit detail: It fell. Some common causes include: y"), WorkerDied(3, "It fell.")),
+    ],
+)
+def test_a_death_is_told_in_one_line(error: Exception, death: WorkerDied) -> None:
+    assert describe_death(3, error) == death
+
+
+def test_the_log_of_a_dead_worker_is_found_by_its_process_id(tmp_path: Path) -> None:
+    (tmp_path / "worker-abc-01000000-77.err").write_bytes(b"last words \xff")
+    (tmp_path / "worker-abc-01000000-78.err").write_bytes(b"another's")
+    assert save_worker_log(tmp_path, 77) == "last words \ufffd"
+    assert save_worker_log(tmp_path, None) == ""
+
+
+def make_ready(worker: int) -> WorkerReady:
+    return WorkerReady(worker, "host", 100 + worker, "cpu", "float32", 1, 2.0, MEMORY, (("torch", "2"),))
+
+
+def make_poll(rows: int, tokens: int, idle_seconds: float = 0.0) -> WorkerPoll:
+    counters = SpecCounters(2, 3, 8, 4, (0, 0, 2), (0, 0, 0, 0, 2))
+    progress = Progress(rows, tokens, 1, counters, idle_seconds=idle_seconds)
+    return WorkerPoll((), (), (RoundBlock(num_spec_rounds=1),), progress, MEMORY)
+
+
+def test_a_tally_keeps_totals_of_every_process_and_all_blocks() -> None:
+    tally = RunTally()
+    assert (tally.wall_seconds, tally.tokens_per_second) == (0.0, 0.0)
+    tally.add_ready(make_ready(0), 5.0)
+    tally.add_ready(make_ready(1), 6.0)
+    tally.add_poll(0, make_poll(1, 10, 0.5), 7.0)
+    tally.add_poll(1, make_poll(2, 20), 9.0)
+    tally.add_poll(0, make_poll(4, 40, 1.0), 10.0)
+    first, second = tally.worker_records()
+    assert (first.rows, first.completion_tokens, first.idle_seconds, first.active_seconds) == (4, 40, 1.0, 4.0)
+    assert [block.at_seconds for block in first.blocks] == [7.0, 10.0]
+    assert (second.rows, second.pid, len(second.blocks)) == (2, 101, 1)
+    assert tally.wall_seconds == 5.0
+    assert tally.tokens_per_second == pytest.approx((60 - 10) / 3)
+    fields = tally.progress_fields(16, PartStats(num_rows=4, num_results=4, num_ok=3))
+    assert (fields["rows_done"], fields["num_errors"], fields["acceptance_rate"]) == (6, 1, 0.5)
+    assert fields["mean_emitted"] == 60 / 10
+    assert fields["eta_seconds"] == pytest.approx((16 - 4 - 6) * 5 / 6, abs=0.1)
+
+
+def test_devices_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    from specbatch.jobs import machine
+
+    assert 1 <= count_cores() <= (os.cpu_count() or 1)
+    monkeypatch.setattr(machine, "_device_names", lambda: ["nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"])
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.13.0")
+    counts = [count_cuda_devices({"CUDA_VISIBLE_DEVICES": text}) for text in ("0,1", "1", "", "-1", "0,-1,1", "0,1,2")]
+    assert counts == [2, 1, 0, 0, 1, 2]
+    assert count_cuda_devices({}) == 2
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.13.0+cpu")
+    assert count_cuda_devices({}) == 0
