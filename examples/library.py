@@ -1,6 +1,6 @@
 """The engine without Ray and without a job: complete two prompts, one of them given as token ids.
 
-    python examples/library.py
+python examples/library.py
 """
 
 from __future__ import annotations

@@ -206,27 +206,19 @@ def _signature(c: _Composer) -> str:
     head, says = c.head()
     words = says.split()
     opening = " ".join(words[: c.number(1, len(words))])
-    return c.pick(
-        (head, f'{head}\n    """{opening}', f'{head}\n    """{says}"""', f"{c.function()}\n\n{head}")
-    )
+    return c.pick((head, f'{head}\n    """{opening}', f'{head}\n    """{says}"""', f"{c.function()}\n\n{head}"))
 
 
 def _class(c: _Composer) -> str:
     title = c.fill(f"class {{N}}({c.pick(_BASES)}):").replace("(object)", "")
     doc = c.fill(
-        c.pick(
-            ("The {a} {n}.", "Base class for all {n}s.", "Keeps track of {a} {n}s.", "Raised for a {a} {n}.")
-        )
+        c.pick(("The {a} {n}.", "Base class for all {n}s.", "Keeps track of {a} {n}s.", "Raised for a {a} {n}."))
     )
-    start = c.pick(
-        (title, f'{title}\n    """{doc}', f'{title}\n\n    """{doc}"""\n\n    def __init__(self, name')
-    )
+    start = c.pick((title, f'{title}\n    """{doc}', f'{title}\n\n    """{doc}"""\n\n    def __init__(self, name'))
     if c.number(0, 1):
         slots = c.several(("name", "value", "parent", "children", "flags", "size", "lock", "owner"), 2, 6)
         lines = "".join(f"        self._{slot} = {slot}\n" for slot in slots)
-        method = c.fill(
-            c.pick(("__repr__(self)", "close(self)", "add_{n}(self, {n})", "__eq__(self, other)"))
-        )
+        method = c.fill(c.pick(("__repr__(self)", "close(self)", "add_{n}(self, {n})", "__eq__(self, other)")))
         init = f"    def __init__(self, {', '.join(slots)}):\n{lines}"
         start = f'{title}\n    """{doc}"""\n\n{init}\n    def {method}:'
     return start
@@ -269,13 +261,9 @@ def _data(c: _Composer) -> str:
     keys = list(c.pick(_SEQUENCES))
     first = c.number(0, 20)
     if c.number(0, 1):
-        entries = [
-            f"    '{key}': {first + index}," for index, key in enumerate(keys[: c.number(1, len(keys))])
-        ]
+        entries = [f"    '{key}': {first + index}," for index, key in enumerate(keys[: c.number(1, len(keys))])]
         return c.fill("_{n}_{a} = {\n") + "\n".join(entries)
-    entries = [
-        f"    ('{key}', {first * (index + 1)}, '{c.pick(_ADJECTIVES)}')," for index, key in enumerate(keys)
-    ]
+    entries = [f"    ('{key}', {first * (index + 1)}, '{c.pick(_ADJECTIVES)}')," for index, key in enumerate(keys)]
     return c.fill("_{n}_list = [\n") + "\n".join([*entries[: c.number(1, len(entries))], "    ('"])
 
 
@@ -289,9 +277,7 @@ def _script(c: _Composer) -> str:
         "    for {n} in load_{n}s(args.filename):",
     ]
     shown = lines[: c.number(1, len(lines))]
-    return c.fill(
-        "\n".join([c.pick(("def main():", "if __name__ == '__main__':", "def main(argv=None):")), *shown])
-    )
+    return c.fill("\n".join([c.pick(("def main():", "if __name__ == '__main__':", "def main(argv=None):")), *shown]))
 
 
 def _module(c: _Composer) -> str:
@@ -351,9 +337,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Write the example prompts.")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("prompts.parquet"))
-    parser.add_argument(
-        "--statistics", type=Path, metavar="TOKENIZER_JSON", help="print lengths, write nothing"
-    )
+    parser.add_argument("--statistics", type=Path, metavar="TOKENIZER_JSON", help="print lengths, write nothing")
     options = parser.parse_args()
     table = make_table()
     if options.statistics:

@@ -1,8 +1,8 @@
 """Rebuild the demo pair from text that every Python installation has; no network, no accelerator.
 
-    python examples/demo_pair/build_pair.py --out my-pair                 all stages, 40 minutes on 2 cores
+    python examples/demo_pair/build_pair.py --out my-pair                 all stages, up to an hour, 2 cores
     python examples/demo_pair/build_pair.py --out my-pair --scale 0.002   all stages in a minute: a rehearsal
-    python examples/demo_pair/build_pair.py --out my-pair --only measure   one stage
+    python examples/demo_pair/build_pair.py --out my-pair --only measure  one stage
 
 Stages, in order: `tokenizer` (byte-level BPE), `target` (next-token training on source code), `taught` (a
 draft distilled from the target), `stranger` (a draft of the same shape that has read English prose only),
@@ -142,7 +142,8 @@ class Build:
     def _measure(self) -> None:
         if not self.exists("target"):
             raise SystemExit(f"{self.out}: no target yet; run the stage 'target' first")
-        figures = measure_pair(self.out, tokens=96 if self.scale >= 0.1 else 8)
+        rehearsal = self.scale < 0.1
+        figures = measure_pair(self.out, tokens=8 if rehearsal else 96, with_loss=not rehearsal)
         self.result("measure").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
         self._say(table(figures))
 

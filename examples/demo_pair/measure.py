@@ -88,9 +88,7 @@ def agreement(
         same = (wanted == offered).float() if temperature == 0 else torch.minimum(wanted, offered).sum(-1)
         rows = (same * alive).sum(1) / alive.sum(1)
         mean = ((same * alive).sum() / alive.sum()).item()
-        lines.append(
-            Agreement(name, temperature, mean, rows.min().item(), rows.max().item(), int(alive.sum()))
-        )
+        lines.append(Agreement(name, temperature, mean, rows.min().item(), rows.max().item(), int(alive.sum())))
     return lines
 
 
@@ -107,18 +105,14 @@ def measure_pair(
     Without `prompts`, 32 pieces of the standard library's test files, 48 tokens of each, serve as prompts.
     """
     target = load(folder / "target")
-    drafts = {
-        path.name: load(path) for path in sorted(folder.glob("draft-*")) if (path / "config.json").is_file()
-    }
+    drafts = {path.name: load(path) for path in sorted(folder.glob("draft-*")) if (path / "config.json").is_file()}
     tokenizer = Tokenizer.from_file(str(folder / "target" / "tokenizer.json"))
     if prompts is None:
         encoded = [tokenizer.encode(text).ids[:48] for text in read_test_snippets(32)]
     else:
         encoded = [tokenizer.encode(text).ids for text in prompts]
     lines = [
-        line
-        for temperature in temperatures
-        for line in agreement(target, drafts, encoded, tokens, temperature, seed)
+        line for temperature in temperatures for line in agreement(target, drafts, encoded, tokens, temperature, seed)
     ]
     figures: dict[str, Any] = {
         "pair": folder.name,
@@ -166,9 +160,7 @@ def _read_prompts(path: Path, count: int) -> list[str]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description="Measure how well the drafts of a pair foresee their target."
-    )
+    parser = argparse.ArgumentParser(description="Measure how well the drafts of a pair foresee their target.")
     parser.add_argument("pair", type=Path, help="folder with target/ and draft-*/")
     parser.add_argument("--prompts", type=Path, help="Parquet file with a `prompt` column (needs pyarrow)")
     parser.add_argument("--count", type=int, default=32, help="how many of those prompts (default 32)")

@@ -113,11 +113,7 @@ def _paragraphs(text: str) -> Iterator[str]:
         if any(line.startswith((" ", "\t")) for line in lines):
             continue
         paragraph = re.sub(r"\s+", " ", " ".join(lines)).strip()
-        if (
-            paragraph.endswith((".", "?", "!"))
-            and len(paragraph.split()) >= 8
-            and not _CODE_SIGN.search(paragraph)
-        ):
+        if paragraph.endswith((".", "?", "!")) and len(paragraph.split()) >= 8 and not _CODE_SIGN.search(paragraph):
             yield paragraph
 
 
@@ -138,9 +134,7 @@ def read_prose(code: CodeText) -> list[str]:
     from pydoc_data.topics import topics
 
     documents = [" ".join(_paragraphs(topic)) for _, topic in sorted(topics.items())]
-    documents += [
-        " ".join(p for doc in _docstrings(source) for p in _paragraphs(doc)) for source in code.train
-    ]
+    documents += [" ".join(p for doc in _docstrings(source) for p in _paragraphs(doc)) for source in code.train]
     unique = dict.fromkeys(document for document in documents if len(document) > 80)
     return list(unique)
 

@@ -83,9 +83,7 @@ def save(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copyfile(target / name, partial / name)
     else:
-        wrapped: Any = PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS
-        )
+        wrapped: Any = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS)
         wrapped.model_max_length = CONTEXT
         wrapped.save_pretrained(partial)
     for path in partial.iterdir():
@@ -127,9 +125,7 @@ def _rate(step: int, steps: int) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
-def _fit(
-    model: Any, loss_of: Callable[[int], torch.Tensor], steps: int, learning_rate: float, log: Log
-) -> None:
+def _fit(model: Any, loss_of: Callable[[int], torch.Tensor], steps: int, learning_rate: float, log: Log) -> None:
     model.train()
     optimizer = _optimizer(model, learning_rate)
     started = time.perf_counter()
@@ -170,9 +166,7 @@ def held_out_loss(model: Any, stream: torch.Tensor, window: int = 512, most: int
 
 
 @torch.inference_mode()
-def continue_rows(
-    target: Any, prompts: torch.Tensor, length: int, temperatures: torch.Tensor
-) -> torch.Tensor:
+def continue_rows(target: Any, prompts: torch.Tensor, length: int, temperatures: torch.Tensor) -> torch.Tensor:
     """Let the target continue prompts of one length; a row's temperature 0 means its likeliest token."""
     ids, cache = prompts, None
     for _ in range(length):
@@ -186,9 +180,7 @@ def continue_rows(
     return ids.clone()
 
 
-def own_text(
-    target: Any, stream: torch.Tensor, rows: int, generator: torch.Generator, log: Log
-) -> torch.Tensor:
+def own_text(target: Any, stream: torch.Tensor, rows: int, generator: torch.Generator, log: Log) -> torch.Tensor:
     """Rows of 256 tokens that the target wrote itself after prompts of varied length out of the text.
 
     A draft is asked to foresee what its target says, at the temperatures people use, not what the text says.

@@ -38,7 +38,7 @@ def describe_speedup(speedup: Speedup) -> str:
             return f"speculation seems to have made this job slower: {ratio} of {speedup.baseline} {evidence}"
         return f"about {ratio} over {speedup.baseline} {evidence}"
     rounds = fmt.plural(speedup.num_plain_rounds, "plain round")
-    evidence = f"(95 % interval {speedup.low:.2f} to {speedup.high:.2f}, {rounds})"
+    evidence = f"(95 % interval {speedup.low:.2f} to {speedup.high:.2f}, {rounds}, prefill apart)"
     if speedup.low <= 1 <= speedup.high:
         return f"no clear difference: {ratio} against {speedup.baseline} {evidence}"
     if speedup.ratio < 1:

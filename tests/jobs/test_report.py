@@ -48,17 +48,17 @@ def speedup(**changes: Any) -> Speedup:
     [
         (
             speedup(),
-            "1.62x over plain decoding at the same batch (95 % interval 1.55 to 1.70, 43 plain rounds)",
+            "1.62x over plain decoding at the same batch (95 % interval 1.55 to 1.70, 43 plain rounds, prefill apart)",
         ),
         (
             speedup(ratio=0.71, low=0.68, high=0.74),
             "speculation made this job slower: 0.71x of plain decoding at the same batch "
-            "(95 % interval 0.68 to 0.74, 43 plain rounds)",
+            "(95 % interval 0.68 to 0.74, 43 plain rounds, prefill apart)",
         ),
         (
             speedup(ratio=1.02, low=0.97, high=1.08),
             "no clear difference: 1.02x against plain decoding at the same batch "
-            "(95 % interval 0.97 to 1.08, 43 plain rounds)",
+            "(95 % interval 0.97 to 1.08, 43 plain rounds, prefill apart)",
         ),
         (
             speedup(low=None, high=None, num_plain_rounds=1, note="only 1 plain round: too few for an interval"),
@@ -82,7 +82,10 @@ def test_human_report_of_one_output(outputs: list[tuple[str, Manifest]]) -> None
     flowing = " ".join(text.split())
     assert "20: 19 ok, 1 error (ROW_PROMPT_NULL 1)" in flowing
     assert "243 tokens/s" in flowing
-    assert "1.62x over plain decoding at the same batch (95 % interval 1.62 to 1.62, 20 plain rounds)" in flowing
+    assert (
+        "1.62x over plain decoding at the same batch (95 % interval 1.62 to 1.62, 20 plain rounds, prefill apart)"
+        in flowing
+    )
     assert "code-pair/draft-taught, 900 k parameters" in flowing
     assert f"{name}/data/*.parquet" in text
     positions = [line for line in text.splitlines() if line.lstrip()[:1].isdigit() and "#" in line]
