@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -29,11 +30,13 @@ class Measured:
         return sum(len(ids) for ids in self.token_ids) / self.seconds
 
 
-def run_engine(target: Path, draft: str | None, draft_length: int, batch: int) -> Callable[[Sequence[Row]], Measured]:
-    """specbatch with a fixed K, or plain with K = 0."""
-    engine = Engine.from_pretrained(target, draft, max_batch_size=batch, speculation=draft_length or "off")
+def run_engine(
+    target: Path, draft: str | None, speculation: int | Literal["auto", "off"], batch: int
+) -> Callable[[Sequence[Row]], Measured]:
+    """specbatch: plain, with a fixed K, or with K chosen by measurement (learning included: a new engine each time)."""
 
     def measure(rows: Sequence[Row]) -> Measured:
+        engine = Engine.from_pretrained(target, draft, max_batch_size=batch, speculation=speculation)
         params = [SamplingParams(max_new_tokens=wanted, ignore_eos=True) for _, wanted in rows]
         started = time.perf_counter()
         outputs = engine.generate([ids for ids, _ in rows], params)

@@ -20,7 +20,7 @@ from specbatch.specdec.inflate import inflate
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".demo"
 PARAMETERS = 80_000_000
-OPTIONS = ["--max-new-tokens", "32", "--batch-size", "8", "--speculation", "4"]
+OPTIONS = ["--max-new-tokens", "32", "--batch-size", "8"]
 
 
 def main() -> int:

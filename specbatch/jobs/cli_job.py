@@ -88,7 +88,7 @@ def _job_options(
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of the job. [0]")] = None,
     speculation: Annotated[
-        str | None, typer.Option("--speculation", metavar="off|K", help="Draft tokens per round, 1 to 16. [4]")
+        str | None, typer.Option("--speculation", metavar="auto|off|K", help="How many draft tokens per round. [auto]")
     ] = None,
     workers: Annotated[
         str | None, typer.Option("--workers", metavar="auto|N", help="Processes: one per GPU, or one. [auto]")

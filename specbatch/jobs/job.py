@@ -223,7 +223,7 @@ class _Run:
             draft_path=str(execution.draft.path) if execution.draft is not None else None,
             dtype=execution.dtype,
             device=execution.device,
-            draft_length=execution.draft_length,
+            speculation=execution.speculation,
             batch_size=execution.batch_size,
             num_threads=max(count_cores() // num_workers, 1),
             prompt_column=prepared.spec.input.prompt_column,

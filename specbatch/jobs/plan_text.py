@@ -10,6 +10,7 @@ from specbatch.jobs import formatting as fmt
 from specbatch.jobs.ledger import Ledger, check_same_job
 from specbatch.jobs.prepare import PreparedJob
 from specbatch.jobs.settings import Settings
+from specbatch.schemas.spec import Speculation
 from specbatch.storage.store import open_store
 
 PLAN_FORMAT = "specbatch/plan-summary/1"
@@ -43,7 +44,7 @@ def render_plan(prepared: PreparedJob, format: str) -> str:
         "plan": f"{fmt.plural(len(prepared.shards), 'shard')} of {rows} rows, one part each",
         "target": _model_text(prepared.target.name, prepared.target.parameters),
         "draft": "none" if draft is None else _model_text(draft.name, draft.parameters),
-        "speculation": "off" if draft is None else f"K {execution.draft_length}",
+        "speculation": _speculation_text(execution.speculation),
         "workers": f"{execution.num_workers} on {execution.device}, {execution.dtype}, batch {execution.batch_size}"
         + (f", {fmt.plural(execution.num_threads, 'thread')} each" if execution.device == "cpu" else ""),
         "identity": f"S {prepared.identity.S[:16]}  P {prepared.identity.P}",
@@ -108,3 +109,9 @@ def _model_text(name: str, parameters: int) -> str:
 
 def _json(document: dict[str, Any]) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _speculation_text(speculation: Speculation) -> str:
+    if speculation == "auto":
+        return "auto: K is chosen by measurement, 0 included"
+    return "off" if speculation == "off" else f"K {speculation}"

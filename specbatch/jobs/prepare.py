@@ -18,7 +18,7 @@ from specbatch.jobs.settings import Settings
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.manifest import Identity, ModelRecord, Models
 from specbatch.schemas.plan import InputFile, Segment, Shard, plan_digest
-from specbatch.schemas.spec import DataType, JobSpec
+from specbatch.schemas.spec import DataType, JobSpec, Speculation
 from specbatch.specdec.models import (
     ModelFolder,
     check_pair,
@@ -37,14 +37,14 @@ class Execution:
     """How a run works; nothing here changes the text.
 
     Attributes:
-        draft_length: K; 0 decodes plainly, and then there is no draft.
+        speculation: how K is chosen; ``off`` where there is no draft.
         num_threads: arithmetic threads of each worker on CPU.
     """
 
     device: str
     dtype: DataType
     draft: ModelFolder | None
-    draft_length: int
+    speculation: Speculation
     num_workers: int
     batch_size: int
     num_threads: int
@@ -83,7 +83,7 @@ class PreparedJob:
         """The execution as it is recorded for a run."""
         execution = self.execution
         return {
-            "speculation": execution.draft_length or "off",
+            "speculation": execution.speculation,
             "draft": execution.draft.name if execution.draft is not None else "none",
             "workers": execution.num_workers,
             "batch_size": execution.batch_size,
@@ -148,13 +148,13 @@ def follow_inputs(shards: Sequence[Shard], inputs: Sequence[InputFile]) -> tuple
 def _resolve_execution(settings: Settings, target: ModelFolder) -> Execution:
     spec = settings.spec
     device, num_workers = _resolve_device(spec)
-    draft, draft_length = _resolve_draft(settings, target)
+    draft, speculation = _resolve_draft(settings, target)
     batch_size = spec.execution.batch_size
     return Execution(
         device=device,
         dtype=cast(DataType, resolve_dtype(spec.models.dtype, device, target)),
         draft=draft,
-        draft_length=draft_length,
+        speculation=speculation,
         num_workers=num_workers,
         batch_size=AUTO_BATCH_SIZE[device] if batch_size == "auto" else batch_size,
         num_threads=max(count_cores() // num_workers, 1),
@@ -180,22 +180,22 @@ def _resolve_device(spec: JobSpec) -> tuple[str, int]:
     return device, workers
 
 
-def _resolve_draft(settings: Settings, target: ModelFolder) -> tuple[ModelFolder | None, int]:
-    """The draft and K. A K that nobody asked for is given up where there is no draft; one that was asked for is not."""
+def _resolve_draft(settings: Settings, target: ModelFolder) -> tuple[ModelFolder | None, Speculation]:
+    """The draft and how K is chosen. ``auto`` decodes plainly where there is no draft; a fixed K insists on one."""
     spec = settings.spec
     if spec.execution.speculation == "off":
-        return None, 0
+        return None, "off"
     name = spec.models.draft if spec.models.draft is not None else default_draft(spec.models.target)
     if name is None or name == "none":
-        origin = settings.origins["execution.speculation"]
-        if origin != "default":
+        if spec.execution.speculation != "auto":
+            origin = settings.origins["execution.speculation"]
             why = "--draft none was given" if name == "none" else f"no draft is known for {spec.models.target}"
             raise SpecbatchError(
                 ErrorCode.JOB_CONFIG,
                 f"execution.speculation is {spec.execution.speculation} (from {origin}), but {why}; "
                 "name one with --draft, or use --speculation off",
             )
-        return None, 0
+        return None, "off"
     draft = locate_model(name)
     check_pair(target, draft)
     return draft, spec.execution.speculation

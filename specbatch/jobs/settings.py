@@ -59,7 +59,7 @@ _TEXT_PATHS = frozenset(
 )
 _LIST_PATHS = frozenset({"input.datasets", "generation.stop_token_ids"})
 _RULES = {
-    "execution.speculation": f"off, or a fixed K from 1 to {MAX_DRAFT_LENGTH}",
+    "execution.speculation": f"auto, off, or a fixed K from 1 to {MAX_DRAFT_LENGTH}",
     "execution.workers": "auto, or a whole number from 1 to 10000",
     "execution.batch_size": "auto, or a whole number from 1 to 4096",
     "execution.shard_rows": "auto, or a whole number from 1 to 1000000",
@@ -259,8 +259,6 @@ def _config_error(error: ValidationError, values: Mapping[str, Any], origins: Ma
     path = next((known for known in PATHS if location[: known.count(".") + 1] == known.split(".")), ".".join(location))
     value = values.get(path, first["input"])
     rule = _RULES.get(path) or first["msg"].removeprefix("Value error, must be ").removeprefix("Input should be ")
-    if path == "execution.speculation" and value == "auto":
-        rule += "; this version does not choose K by itself"
     return SpecbatchError(
         ErrorCode.JOB_CONFIG, f"{path} is {value!r} (from {origins.get(path, 'default')}); it must be {rule}"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from specbatch.schemas.plan import Shard
-from specbatch.schemas.spec import DataType, GenerationSpec
+from specbatch.schemas.spec import DataType, GenerationSpec, Speculation
 from specbatch.schemas.stats import PartStats, PhaseSeconds, SpecCounters
 
 
@@ -21,7 +21,7 @@ class WorkerConfig:
         draft_path: folder of the draft model, or None.
         output: where parts go (local path or URI).
         plan: plan digest P.
-        draft_length: K of every round; 0 decodes plainly.
+        speculation: how K is chosen; ``off`` goes with no draft.
         batch_size: rows in flight.
         num_threads: arithmetic threads on CPU.
         columns: names of the input columns in the order of every part (that of the first file); empty keeps the
@@ -35,7 +35,7 @@ class WorkerConfig:
     draft_path: str | None
     dtype: DataType
     device: str
-    draft_length: int
+    speculation: Speculation
     batch_size: int
     num_threads: int
     prompt_column: str
@@ -95,8 +95,8 @@ class PartReceipt:
 class RoundBlock:
     """Sums over a run of consecutive rounds: the raw material of throughput over time and of the speed-up.
 
-    Plain rounds here are those drawn by the hash of the round number in a job that speculates; with K = 0 every
-    round is plain and ``num_spec_rounds`` is 0.
+    Plain rounds here are those drawn by the hash of the round number in a job that may speculate; spec rounds are all
+    others, whatever K was chosen. Without speculation every round is plain and ``num_spec_rounds`` is 0.
     """
 
     num_spec_rounds: int = 0

@@ -13,11 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from specbatch.schemas.sampling import MAX_NEW_TOKENS_LIMIT, MAX_STOP_TOKEN_IDS, SamplingParams
 
 MAX_DRAFT_LENGTH = 16
-DEFAULT_DRAFT_LENGTH = 4
 
 DataType = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 Device = Literal["auto", "cpu", "cuda"]
 DraftLength = Annotated[int, Field(ge=1, le=MAX_DRAFT_LENGTH)]
+Speculation = Literal["auto", "off"] | DraftLength
+"""``auto`` chooses K by measurement, a number fixes it, ``off`` decodes plainly."""
 
 
 class _Section(BaseModel):
@@ -80,7 +81,7 @@ class GenerationSpec(_Section):
 class ExecutionSpec(_Section):
     """Execution: how fast, on what; free to change on resume."""
 
-    speculation: Literal["off"] | DraftLength = DEFAULT_DRAFT_LENGTH
+    speculation: Speculation = "auto"
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)] = "auto"
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = "auto"
     device: Device = "auto"

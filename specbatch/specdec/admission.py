@@ -65,8 +65,9 @@ def _prefill(batch: Batch, free: list[int], requests: list[Request]) -> list[Seq
     finished: list[SequenceOutput] = []
     for group in plan_prefill(opened, [len(request.prompt_ids) for request in requests]):
         logits_BV = feed(batch, batch.target, group)
-        if batch.draft is not None and min(group.lengths) < batch.draft.context_length:
+        if batch.draft is not None and batch.policy.wants_draft and min(group.lengths) < batch.draft.context_length:
             feed(batch, batch.draft, group)
+            slots.draft_kv_S[group.first_slot : group.first_slot + len(group.lengths)] = group.lengths
         finished += _commit_first_tokens(batch, group, logits_BV)
     return finished
 
@@ -92,7 +93,6 @@ def _commit_first_tokens(batch: Batch, group: PrefillGroup, logits_BV: Tensor) -
         slots.length_S[slot] += 1
         slots.plain_steps_S[slot] = 1
         slots.margin_S[slot] = margin_B[row]
-        slots.draft_kv_S[slot] = slots.length_S[slot] - 1
         is_stopped = bool((slots.stop_SX[slot] == token).any())
         if is_stopped or is_broken or slots.length_S[slot] >= slots.end_S[slot]:
             finished.append(batch.retire(slot, is_stopped=is_stopped, is_broken=is_broken))

@@ -45,7 +45,8 @@ def grouped_attention(
         return out.transpose(1, 2).contiguous(), None
     if R > 1:
         query_BQTD = query_BQTD.reshape(B, H, R * T, D)
-        attention_mask = attention_mask.repeat(1, 1, R, 1)
+        if T > 1:  # one query's mask serves all heads of its group as it is
+            attention_mask = attention_mask.repeat(1, 1, R, 1)
     out = functional.scaled_dot_product_attention(
         query_BQTD, key_BHPD, value_BHPD, attn_mask=attention_mask, scale=scaling
     )

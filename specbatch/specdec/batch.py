@@ -17,6 +17,7 @@ import torch
 from specbatch.schemas.errors import ErrorCode
 from specbatch.schemas.stats import PhaseSeconds, SpecCounters
 from specbatch.specdec.accept import IntArray
+from specbatch.specdec.controller import Policy
 from specbatch.specdec.output import SequenceOutput
 from specbatch.specdec.runner import ModelRunner
 from specbatch.specdec.sampling import SamplingTensors, draw_target
@@ -50,19 +51,19 @@ class Batch:
     """Slots, models and clock of one engine.
 
     Attributes:
-        epsilon: near-tie threshold in logits; 0 is off.
+        epsilon: near-tie threshold in logits; 0 is off. policy: chooses K.
     """
 
     def __init__(
-        self, target: ModelRunner, draft: ModelRunner | None, tokenizer: Tokenizer, num_slots: int, draft_length: int
+        self, target: ModelRunner, draft: ModelRunner | None, tokenizer: Tokenizer, num_slots: int, policy: Policy
     ) -> None:
         self.target = target
         self.draft = draft
         self.tokenizer = tokenizer
-        self.draft_length = draft_length
+        self.policy = policy
         self.epsilon = NEAR_TIE_EPSILON[target.dtype]
         self.clock = PhaseClock()
-        self.slots = SlotTable(num_slots, target.cache.max_positions, draft_length, target.device)
+        self.slots = SlotTable(num_slots, target.cache.max_positions, policy.max_draft_length, target.device)
 
     @property
     def runners(self) -> list[ModelRunner]:
@@ -71,7 +72,7 @@ class Batch:
 
     def reserve(self, num_tokens: int) -> None:
         """Lengthen the slots where a row needs more positions; drafts may stand beyond the last committed token."""
-        needed = num_tokens + self.draft_length + 1
+        needed = num_tokens + self.policy.max_draft_length + 1
         if needed > self.slots.max_positions:
             grown = -(-needed // POSITIONS_STEP) * POSITIONS_STEP
             self.slots.grow(grown)

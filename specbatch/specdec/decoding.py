@@ -5,6 +5,7 @@ Shape letters: B active rows, K drafts of this round, T = K + 1, W tokens that t
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from specbatch.specdec.accept import BoolArray, Commit, IntArray, accept, commit
 from specbatch.specdec.admission import feed
 from specbatch.specdec.batch import Batch
+from specbatch.specdec.controller import RoundMeasure
 from specbatch.specdec.output import SequenceOutput
 from specbatch.specdec.prefill import PrefillGroup
 from specbatch.specdec.rounds import is_plain_sample
@@ -34,23 +36,52 @@ class RoundResult:
 
 def decode_round(batch: Batch, round_number: int) -> RoundResult:
     """Move every active row on by at least one token."""
+    started, before = time.perf_counter(), batch.clock.seconds
     draft_length_B, is_plain = plan_round(batch, round_number)
+    catch_up(batch, draft_length_B)
     draft_BK = propose(batch, draft_length_B)
     draw = score(batch, draft_BK)
     target_BT, verdict = settle(batch, draft_BK, draft_length_B, draw)
     finished = commit_round(batch, target_BT, draft_length_B, verdict, draw)
+    spent = batch.clock.seconds - before
+    batch.policy.observe(
+        RoundMeasure(
+            num_rows=len(draft_length_B),
+            draft_length=draft_BK.shape[1],
+            propose_seconds=spent.propose,
+            score_seconds=spent.score,
+            other_seconds=time.perf_counter() - started - spent.propose - spent.score - spent.prefill,
+            catch_up_seconds=spent.prefill,
+            proposed_B=verdict.num_proposed_B,
+            matched_B=verdict.num_accepted_B,
+        )
+    )
     return RoundResult(finished, int(verdict.num_committed_B.sum()), is_plain)
 
 
 def plan_round(batch: Batch, round_number: int) -> tuple[IntArray, bool]:
     """Drafts of each row: K, clipped to what the row may still say behind them and to the draft's own context."""
     slots, B = batch.slots, batch.slots.num_active
-    is_plain = batch.draft_length == 0 or is_plain_sample(round_number)
+    is_plain = batch.policy.max_draft_length == 0 or is_plain_sample(round_number)
     if is_plain or batch.draft is None:
         return np.zeros(B, dtype=np.int64), is_plain
     length_B = slots.length_S[:B]
     room_B = np.minimum(slots.end_S[:B] - length_B - 1, batch.draft.context_length - length_B)
-    return np.clip(room_B, 0, batch.draft_length), is_plain
+    return np.clip(room_B, 0, batch.policy.choose(B)), is_plain
+
+
+def catch_up(batch: Batch, draft_length_B: IntArray) -> None:
+    """Feed the draft what it lacks where that is much: after a stretch without drafts, or a whole prompt."""
+    slots, B = batch.slots, len(draft_length_B)
+    lacking_B = slots.length_S[:B] - slots.draft_kv_S[:B]
+    late = np.nonzero((lacking_B > _MAX_FEED_TOKENS) & (draft_length_B > 0))[0]
+    if batch.draft is None or not len(late):
+        return
+    with batch.clock.timed("prefill"):
+        for slot in late:
+            start, stop = int(slots.draft_kv_S[slot]), int(slots.length_S[slot]) - 1
+            feed(batch, batch.draft, PrefillGroup(int(slot), (stop,)), start)
+            slots.draft_kv_S[slot] = stop
 
 
 def propose(batch: Batch, draft_length_B: IntArray) -> Tensor:
@@ -64,7 +95,6 @@ def propose(batch: Batch, draft_length_B: IntArray) -> Tensor:
     if K == 0 or draft is None:
         return torch.empty((B, 0), dtype=torch.int64, device=slots.device)
     with batch.clock.timed("propose"):
-        _catch_up(batch, draft_length_B)
         length_B = slots.length_S[:B]
         lacking_B = (length_B - slots.draft_kv_S[:B])[draft_length_B > 0]
         W = int(min(lacking_B.max(), length_B.min()))
@@ -146,17 +176,6 @@ def commit_round(
             batch.retire(int(slot), is_stopped=bool(verdict.is_stopped_B[slot]), is_broken=bool(is_broken_B[slot]))
             for slot in np.nonzero(has_ended_B)[0]
         ]
-
-
-def _catch_up(batch: Batch, draft_length_B: IntArray) -> None:
-    """Feed the draft what it lacks where that is much: after a stretch without drafts."""
-    slots, B = batch.slots, len(draft_length_B)
-    assert batch.draft is not None
-    lacking_B = slots.length_S[:B] - slots.draft_kv_S[:B]
-    for slot in np.nonzero((lacking_B > _MAX_FEED_TOKENS) & (draft_length_B > 0))[0]:
-        start, stop = int(slots.draft_kv_S[slot]), int(slots.length_S[slot]) - 1
-        feed(batch, batch.draft, PrefillGroup(int(slot), (stop,)), start)
-        slots.draft_kv_S[slot] = stop
 
 
 def _is_committed(target_BT: IntArray, verdict: Commit) -> BoolArray:

@@ -23,6 +23,7 @@ from specbatch.schemas.stats import PhaseSeconds
 from specbatch.specdec import models
 from specbatch.specdec.admission import admit
 from specbatch.specdec.batch import POSITIONS_STEP, Batch
+from specbatch.specdec.controller import Policy, make_policy
 from specbatch.specdec.decoding import decode_round
 from specbatch.specdec.output import SequenceOutput
 from specbatch.specdec.rounds import RoundLog
@@ -38,7 +39,7 @@ class Engine:
 
     Args:
         target: runner of the target. draft: runner of the draft, or None.
-        draft_length: K, drafts per row and round; 0 decodes plainly.
+        policy: chooses K, drafts per row and round; a fixed 0 decodes plainly.
     """
 
     def __init__(
@@ -48,21 +49,18 @@ class Engine:
         tokenizer: Tokenizer,
         *,
         eos_ids: tuple[int, ...],
-        draft_length: int,
+        policy: Policy,
         max_batch_size: int,
         max_sequence_tokens: int,
     ) -> None:
-        if draft_length > 0 and draft is None:
-            raise SpecbatchError(
-                ErrorCode.JOB_CONFIG, f"speculation {draft_length} needs a draft model; give one or use 'off'"
-            )
+        if policy.max_draft_length > 0 and draft is None:
+            raise SpecbatchError(ErrorCode.JOB_CONFIG, "speculation needs a draft model; give one or use 'off'")
         self.tokenizer = tokenizer
         self.max_batch_size = max_batch_size
         self.context_length = max_sequence_tokens
-        self.draft_length = draft_length
         self._eos_ids = eos_ids
         self._queue: deque[Request] = deque()
-        self._batch = Batch(target, draft, tokenizer, max_batch_size, draft_length)
+        self._batch = Batch(target, draft, tokenizer, max_batch_size, policy)
         self._rounds = RoundLog()
         self._round_number = 0
 
@@ -73,7 +71,7 @@ class Engine:
         draft: str | Path | None = None,
         *,
         max_batch_size: int = 8,
-        speculation: int | Literal["off"] = 4,
+        speculation: int | Literal["auto", "off"] = "auto",
         device: str = "auto",
         dtype: str = "auto",
         num_threads: int | None = None,
@@ -84,7 +82,7 @@ class Engine:
         Args:
             target, draft: folders, bundled names or hub ids; without a draft the engine decodes plainly.
             max_batch_size: rows in flight.
-            speculation: K, or ``"off"``.
+            speculation: ``"auto"`` chooses K by measurement, a number fixes it, ``"off"`` decodes plainly.
             device: ``auto`` takes a GPU where there is one. dtype: ``auto`` is float32 on CPU.
             num_threads: arithmetic threads on CPU.
             max_sequence_tokens: longest prompt and completion together; the model's context if not given.
@@ -97,9 +95,9 @@ class Engine:
         where = (
             torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
         )
-        draft_length = 0 if speculation == "off" or draft is None else speculation
+        policy = make_policy(speculation if draft is not None else "off")
         target_folder = models.locate_model(str(target))
-        draft_folder = models.locate_model(str(draft)) if draft is not None and draft_length > 0 else None
+        draft_folder = models.locate_model(str(draft)) if draft is not None and policy.max_draft_length > 0 else None
         if draft_folder is not None:
             models.check_pair(target_folder, draft_folder)
         tokenizer = Tokenizer.from_folder(target_folder.path)
@@ -121,7 +119,7 @@ class Engine:
             runner(draft_folder) if draft_folder is not None else None,
             tokenizer,
             eos_ids=models.eos_token_ids(target_folder.path),
-            draft_length=draft_length,
+            policy=policy,
             max_batch_size=max_batch_size,
             max_sequence_tokens=min(context, max_sequence_tokens or context),
         )

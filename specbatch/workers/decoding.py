@@ -64,7 +64,7 @@ def load_engine(config: WorkerConfig) -> DecodingEngine:
             config.target_path,
             config.draft_path,
             max_batch_size=config.batch_size,
-            speculation=config.draft_length or "off",
+            speculation=config.speculation,
             device=config.device,
             dtype=config.dtype,
             num_threads=config.num_threads,

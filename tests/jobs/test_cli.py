@@ -170,7 +170,7 @@ def test_config_show_reads_a_job_file(tmp_path: Path, capsys: pytest.CaptureFixt
         (["--sped", "1"], "--sped"),
         (["--limit", "many"], "--limit"),
         (["--limit", "0"], "input.limit is 0 (from --limit)"),
-        (["--speculation", "auto"], "this version does not choose K by itself"),
+        (["--speculation", "fast"], "it must be auto, off, or a fixed K from 1 to 16"),
         (["--speculation", "99"], "off, or a fixed K from 1 to 16"),
         (["--device", "tpu"], "--device"),
         (["--set", "generation.sead=1"], "did you mean generation.seed?"),

@@ -11,6 +11,7 @@ from tiny import CONTEXT, VOCAB, engine, perturbed, tiny_model
 
 from specbatch.schemas.sampling import SamplingParams
 from specbatch.specdec import packing, reference
+from specbatch.specdec.controller import AdaptivePolicy, RoundMeasure
 from specbatch.specdec.output import SequenceOutput
 
 Rows = list[tuple[list[int], SamplingParams]]
@@ -218,3 +219,42 @@ def biases(model: Any) -> int:
     """Bytes of the biases of linear layers, which move into the packed layers uncounted."""
     linears = [module for module in model.modules() if type(module) is torch.nn.Linear]
     return sum(linear.bias.nbytes for linear in linears if linear.bias is not None)
+
+
+class ErraticPolicy:
+    """Another K every round, stretches of 0 among them, and no draft for prompts at times: the worst of controllers."""
+
+    max_draft_length = 5
+
+    def __init__(self, seed: int) -> None:
+        self._generator = random.Random(seed)
+
+    @property
+    def wants_draft(self) -> bool:
+        return self._generator.random() < 0.5
+
+    def choose(self, num_rows: int) -> int:
+        return self._generator.choice((0, 0, 0, 1, 2, 3, 5))
+
+    def observe(self, measure: RoundMeasure) -> None:
+        assert measure.num_rows > 0
+        assert measure.draft_length >= measure.proposed_B.max()
+        assert (measure.proposed_B >= measure.matched_B).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_k_may_change_in_every_round(target: Any, draft: Any, rows: Rows, expected: Any, seed: int) -> None:
+    outputs = run(rows, target, draft, k=ErraticPolicy(seed), batch=3)
+    assert tokens(outputs) == expected
+    assert sum(output.stats.num_accepted_draft_tokens for output in outputs) > 0
+
+
+def test_the_controller_does_not_change_a_token(target: Any, draft: Any, rows: Rows, expected: Any) -> None:
+    assert tokens(run(rows * 3, target, draft, k=AdaptivePolicy(6), batch=4)) == expected * 3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_draft_that_is_the_target_stays_fully_accepted_after_catching_up(target: Any, rows: Rows, seed: int) -> None:
+    """If the draft's cache held anything wrong after stretches without drafts, some proposal would be refused."""
+    for output in run(rows, target, target, k=ErraticPolicy(seed), batch=3):
+        assert output.stats.num_accepted_draft_tokens == output.stats.num_draft_tokens

@@ -9,6 +9,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from specbatch.specdec import attention
+from specbatch.specdec.controller import FixedPolicy, Policy
 from specbatch.specdec.engine import Engine
 from specbatch.specdec.runner import ModelRunner
 
@@ -83,14 +84,20 @@ def runner(model: Any, num_slots: int) -> ModelRunner:
 
 
 def engine(
-    target: Any, draft: Any = None, *, k: int = 0, batch: int = 4, eos: tuple[int, ...] = (), context: int = CONTEXT
+    target: Any,
+    draft: Any = None,
+    *,
+    k: int | Policy = 0,
+    batch: int = 4,
+    eos: tuple[int, ...] = (),
+    context: int = CONTEXT,
 ) -> Engine:
     return Engine(
         runner(target, batch),
         runner(draft, batch) if draft is not None else None,
         NumberTokenizer(),  # type: ignore[arg-type]
         eos_ids=eos,
-        draft_length=k,
+        policy=FixedPolicy(k) if isinstance(k, int) else k,
         max_batch_size=batch,
         max_sequence_tokens=context,
     )

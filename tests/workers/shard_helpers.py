@@ -52,7 +52,7 @@ def make_config(output: Path, **changes: Any) -> WorkerConfig:
         "draft_path": None,
         "dtype": "auto",
         "device": "cpu",
-        "draft_length": 0,
+        "speculation": "off",
         "batch_size": 4,
         "num_threads": 1,
         "prompt_column": "prompt",

@@ -25,7 +25,7 @@ def pair_config(output: Path, **changes: Any) -> Any:
         "target_path": str(PAIR / "target"),
         "draft_path": str(PAIR / "draft-taught"),
         "dtype": "float32",
-        "draft_length": 4,
+        "speculation": 4,
         "batch_size": 3,
         "num_threads": 1,
         "generation": GenerationSpec(max_new_tokens=16, temperature=0.7),
@@ -42,7 +42,7 @@ def test_the_text_does_not_depend_on_the_draft(tmp_path: Path) -> None:
     prompts = [*PROMPTS, None, "x = 1\n" * 3000]
     shards = cut([write_dataset(tmp_path / "in.parquet", prompts)], 5)
     run_shards(Worker(pair_config(tmp_path / "taught")), shards)
-    run_shards(Worker(pair_config(tmp_path / "none", draft_path=None, draft_length=0, batch_size=5)), shards)
+    run_shards(Worker(pair_config(tmp_path / "none", draft_path=None, speculation="off", batch_size=5)), shards)
     assert texts(tmp_path / "taught", 3) == texts(tmp_path / "none", 3)
     rows = [row for shard in range(3) for row in read_part(tmp_path / "taught", shard)]
     assert [row["error_code"] for row in rows[-2:]] == ["ROW_PROMPT_NULL", "ROW_TOO_LONG"]
