@@ -99,7 +99,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", default="1,4,8,16,32")
     parser.add_argument("--draft-lengths", default="4", help="fixed K to measure")
-    parser.add_argument("--rows", type=int, default=48)
+    parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--parameters", type=int, default=120_000_000)
     parser.add_argument("--seed", type=int, default=0)
