@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from specbatch.schemas.errors import SpecbatchError
 from specbatch.schemas.messages import RoundBlock
-from specbatch.specdec import Engine, SamplingParams, models
+from specbatch.specdec import Engine, SamplingParams, models, reference
 from specbatch.specdec.inflate import inflate, main, shape_of
 from specbatch.specdec.prefill import CHUNK_TOKENS, plan_prefill
 from specbatch.specdec.rounds import ROUNDS_PER_BLOCK, RoundLog, is_plain_sample
@@ -107,3 +107,19 @@ def test_prompts_that_cannot_be_decoded_are_refused_before_anything_runs() -> No
     (clamped,) = subject.generate([[5] * 60], SamplingParams(max_new_tokens=50, ignore_eos=True))
     assert len(clamped.token_ids) == 4
     assert clamped.finish_reason == "length"
+
+
+def test_a_prompt_longer_than_a_chunk_equals_the_twin() -> None:
+    """Prefill in three chunks for target and draft, beside a short row, against whole prefixes without a cache."""
+    subject = Engine.from_pretrained("code-pair/target", "code-pair/draft-taught", max_batch_size=2, speculation=3)
+    long = subject.tokenizer.encode("def f(x):\n    return x + 1\n\n" * 130)
+    assert 2 * CHUNK_TOKENS < len(long) < 2000
+    params = SamplingParams(max_new_tokens=12, temperature=0.8, seed=4, ignore_eos=True)
+    outputs = subject.generate([long, "import os"], [params, params])
+    model = subject._batch.target.model
+    for output, prompt_ids in zip(outputs, (long, subject.tokenizer.encode("import os")), strict=True):
+        twin = reference.generate(
+            model, prompt_ids, params, vocab_size=subject.tokenizer.vocab_size, context_length=subject.context_length
+        )
+        assert output.token_ids == twin.token_ids
+    assert outputs[0].stats.num_accepted_draft_tokens > 0
