@@ -98,13 +98,14 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
     shows_progress = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
             attn_implementation=attention.ATTENTION_NAME,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
     except Exception as error:  # the libraries raise many types here, all of which mean the same to the user
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -112,6 +113,14 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
     finally:
         if shows_progress:
             hf_logging.enable_progress_bar()
+    # The library fills what a file lacks with random numbers and goes on; a target like that would say nonsense.
+    absent = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
+    if absent:
+        raise SpecbatchError(
+            ErrorCode.JOB_MODEL_LOAD,
+            f"the model in {path} lacks weights that its config.json calls for ({absent[0]}, {len(absent)} in all); "
+            "fetch the model again",
+        )
     model.to(device).eval().requires_grad_(False)
     if packing.can_pack(device, dtype):
         packing.pack_linears(model)

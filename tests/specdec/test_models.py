@@ -7,9 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from specbatch.schemas.errors import SpecbatchError
 from specbatch.specdec import models
+from specbatch.specdec.runner import load_model
 
 TARGET = models.locate_model("code-pair/target")
 
@@ -92,6 +95,23 @@ def test_families_that_are_not_proved(folder: Path, changes: dict[str, object]) 
 def test_damaged_weights(folder: Path, damage: bytes) -> None:
     (folder / "model.safetensors").write_bytes(damage)
     assert refused(folder) == "JOB_MODEL_LOAD"
+
+
+def test_truncated_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(SpecbatchError, match=r"JOB_MODEL_LOAD: model.safetensors has \d+ bytes and should have \d+"):
+        models.locate_model(str(folder))
+
+
+def test_weights_that_lack_a_tensor_are_refused_not_filled_up(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    del state["model.layers.3.mlp.up_proj.weight"]
+    save_file(state, path, metadata={"format": "pt"})
+    models.locate_model(str(folder))
+    with pytest.raises(SpecbatchError, match=r"JOB_MODEL_LOAD.*lacks weights.*layers.3.mlp.up_proj"):
+        load_model(folder, torch.float32, torch.device("cpu"))
 
 
 def test_damaged_config(folder: Path) -> None:
