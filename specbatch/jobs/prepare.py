@@ -20,6 +20,7 @@ from specbatch.schemas.manifest import Identity, ModelRecord, Models
 from specbatch.schemas.plan import InputFile, Segment, Shard, plan_digest
 from specbatch.schemas.spec import DataType, JobSpec, Speculation
 from specbatch.specdec.models import (
+    TOKENIZER_FILES,
     ModelFolder,
     check_pair,
     default_draft,
@@ -29,7 +30,6 @@ from specbatch.specdec.models import (
 )
 
 AUTO_BATCH_SIZE = {"cpu": 16, "cuda": 64}
-_TOKENIZER_FILES = frozenset({"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def prepare(settings: Settings) -> PreparedJob:
     execution = _resolve_execution(settings, target)
     fields = identity_fields(
         spec,
-        target_files={name: digest for name, digest in target.files if name not in _TOKENIZER_FILES},
+        target_files={name: digest for name, digest in target.files if name not in TOKENIZER_FILES},
         tokenizer_sha256=tokenizer_sha256(target),
         dtype=execution.dtype,
         inputs=inputs,

@@ -22,6 +22,7 @@ import math
 import shutil
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,26 +106,17 @@ def inflate_state(state: dict[str, Tensor], base: Shape, goal: Shape, seed: int 
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def grow(small: Tensor | None, rows: int, columns: int, *, live_rows: bool) -> Tensor:
-        """Put a matrix into the upper left of a larger one.
-
-        New columns are read by new inputs, which are all but zero, so they may hold anything. New rows make new
-        outputs: live ones are harmless because a zero projection follows, the others must be zero themselves.
-        """
-        big = torch.empty(rows, columns).normal_(std=_FILL_STD, generator=generator)
-        num_kept = 0 if small is None else small.shape[0]
-        if not live_rows:
-            big[num_kept:].normal_(std=ZERO_NOISE, generator=generator)
+    def widen(small: Tensor | None, rows: int, columns: int, std: float) -> Tensor:
+        """Put a matrix into the upper left of a larger one filled with noise."""
+        big = torch.empty(rows, columns).normal_(std=std, generator=generator)
         if small is not None:
             big[: small.shape[0], : small.shape[1]] = small.float()
         return big
 
-    def project(small: Tensor | None, rows: int, columns: int) -> Tensor:
-        """A projection back to the residual stream: all that is new is zero."""
-        big = torch.empty(rows, columns).normal_(std=ZERO_NOISE, generator=generator)
-        if small is not None:
-            big[: small.shape[0], : small.shape[1]] = small.float()
-        return big
+    # What reads the stream may hold anything where it is new: its new columns read zeros, and behind its new rows
+    # stands a projection that is zero there. What writes to the stream must be zero where it is new.
+    grow = partial(widen, std=_FILL_STD)
+    project = partial(widen, std=ZERO_NOISE)
 
     def norm(small: Tensor | None) -> Tensor:
         weight = torch.ones(goal.hidden)
@@ -141,14 +133,12 @@ def inflate_state(state: dict[str, Tensor], base: Shape, goal: Shape, seed: int 
         prefix = f"model.layers.{layer}."
         small = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         new = {
-            "self_attn.q_proj.weight": grow(small.get("self_attn.q_proj.weight"), q_rows, goal.hidden, live_rows=True),
-            "self_attn.k_proj.weight": grow(small.get("self_attn.k_proj.weight"), kv_rows, goal.hidden, live_rows=True),
-            "self_attn.v_proj.weight": grow(small.get("self_attn.v_proj.weight"), kv_rows, goal.hidden, live_rows=True),
+            "self_attn.q_proj.weight": grow(small.get("self_attn.q_proj.weight"), q_rows, goal.hidden),
+            "self_attn.k_proj.weight": grow(small.get("self_attn.k_proj.weight"), kv_rows, goal.hidden),
+            "self_attn.v_proj.weight": grow(small.get("self_attn.v_proj.weight"), kv_rows, goal.hidden),
             "self_attn.o_proj.weight": project(small.get("self_attn.o_proj.weight"), goal.hidden, q_rows),
-            "mlp.gate_proj.weight": grow(
-                small.get("mlp.gate_proj.weight"), goal.intermediate, goal.hidden, live_rows=True
-            ),
-            "mlp.up_proj.weight": grow(small.get("mlp.up_proj.weight"), goal.intermediate, goal.hidden, live_rows=True),
+            "mlp.gate_proj.weight": grow(small.get("mlp.gate_proj.weight"), goal.intermediate, goal.hidden),
+            "mlp.up_proj.weight": grow(small.get("mlp.up_proj.weight"), goal.intermediate, goal.hidden),
             "mlp.down_proj.weight": project(small.get("mlp.down_proj.weight"), goal.hidden, goal.intermediate),
             "input_layernorm.weight": norm(small.get("input_layernorm.weight")),
             "post_attention_layernorm.weight": norm(small.get("post_attention_layernorm.weight")),

@@ -18,6 +18,7 @@ from specbatch.schemas.errors import ErrorCode, SpecbatchError
 BUNDLED_PREFIX = "code-pair/"
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
 _DEFAULT_DRAFTS = {"code-pair/target": "code-pair/draft-taught"}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MAX_JSON_BYTES = 64 << 20
 _MAX_SAFETENSORS_HEADER_BYTES = 100 << 20
@@ -115,14 +116,7 @@ def resolve_dtype(dtype: str, device: str, folder: ModelFolder) -> str:
 
 def tokenizer_sha256(folder: ModelFolder) -> str:
     """Digest of all that decides how text becomes ids and back."""
-    names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-    return sha256_hex(canonical_json({name: digest for name, digest in folder.files if name in names}))
-
-
-def weights_sha256(folder: ModelFolder) -> str:
-    """Digest of the weights and the configuration that shapes them."""
-    kept = {name: digest for name, digest in folder.files if name.endswith(".safetensors") or name == "config.json"}
-    return sha256_hex(canonical_json(kept))
+    return sha256_hex(canonical_json({name: digest for name, digest in folder.files if name in TOKENIZER_FILES}))
 
 
 def token_map(path: Path) -> dict[str, int]:

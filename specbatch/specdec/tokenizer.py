@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer as _Backend
@@ -34,10 +34,6 @@ class Tokenizer:
         """Ids of a prompt, with what the tokenizer puts around it."""
         ids: list[int] = self._backend.encode(text).ids
         return ids
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """``encode`` of many prompts."""
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts))]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; special tokens give no text."""

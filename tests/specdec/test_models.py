@@ -49,7 +49,6 @@ def test_the_bundled_pair_is_a_pair() -> None:
 def test_equal_files_have_equal_digests_wherever_they_lie(folder: Path) -> None:
     copy = models.locate_model(str(folder))
     assert copy.files == TARGET.files
-    assert models.weights_sha256(copy) == models.weights_sha256(TARGET)
     assert models.tokenizer_sha256(copy) == models.tokenizer_sha256(TARGET)
 
 
