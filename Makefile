@@ -2,6 +2,9 @@
 SHELL := /bin/sh
 PYTHON ?= python3
 TORCH_VERSION := 2.13.0
+OPENVINO_GENAI_VERSION := 2026.4.1.0
+OPTIMUM_INTEL_VERSION := 2.2.0
+OPENVINO_ENV ?= $(HOME)/.cache/specbatch/openvino
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -10,7 +13,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: help
 help: ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -48,8 +51,20 @@ type: $(STAMP) ## Check types (mypy, strict)
 	$(BIN)/mypy
 
 .PHONY: bench
-bench: $(STAMP) ## Measure the engine against transformers; writes benchmarks/results/
-	$(BIN)/python benchmarks/bench_engine.py
+bench: $(STAMP) ## Measure the engine against its peers; writes benchmarks/results/ (BENCH="--caps 8 --repeats 1" for less)
+	$(BIN)/python benchmarks/bench_engine.py $(BENCH)
+
+.PHONY: bench-overhead
+bench-overhead: $(STAMP) ## Measure the engine's step against its own matrix products
+	$(BIN)/python benchmarks/bench_overhead.py $(BENCH)
+
+# torchvision comes along for models with images only, and as built for another torch it breaks the import.
+.PHONY: bench-openvino
+bench-openvino: ## Make the environment of its own in which `make bench` runs OpenVINO GenAI
+	$(PYTHON) -m venv $(OPENVINO_ENV)
+	$(OPENVINO_ENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+		"torch==$(TORCH_VERSION)" "openvino-genai==$(OPENVINO_GENAI_VERSION)" "optimum-intel==$(OPTIMUM_INTEL_VERSION)"
+	$(OPENVINO_ENV)/bin/python -m pip uninstall --quiet --yes torchvision
 
 .PHONY: chaos
 chaos: $(STAMP) ## Kill real jobs at random moments and check what they leave

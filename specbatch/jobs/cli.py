@@ -19,6 +19,7 @@ import typer
 
 from specbatch._version import __version__
 from specbatch.jobs.cli_job import plan, show_settings, submit
+from specbatch.jobs.cli_options import GroupedCommand
 from specbatch.schemas.errors import ErrorCode, ExitCode, SpecbatchError, VerifyExit
 
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
@@ -34,9 +35,11 @@ app = typer.Typer(
 config_app = typer.Typer(no_args_is_help=True, help="Look at settings.")
 app.add_typer(config_app, name="config")
 
-app.command("submit", help="Run a job: one completion for every row of the dataset.")(submit)
-app.command("plan", help="Check everything and print settings and plan; start nothing.")(plan)
-config_app.command("show", help="Print every setting, its value and where it comes from.")(show_settings)
+app.command("submit", cls=GroupedCommand, help="Run a job: one completion for every row of the dataset.")(submit)
+app.command("plan", cls=GroupedCommand, help="Check everything and print settings and plan; start nothing.")(plan)
+config_app.command("show", cls=GroupedCommand, help="Print every setting, its value and where it comes from.")(
+    show_settings
+)
 
 
 class ReportFormat(StrEnum):

@@ -1,4 +1,4 @@
-"""The commands that take a whole job: ``submit``, ``plan`` and ``config show`` share one set of options."""
+"""The commands that take a whole job: ``submit``, ``plan`` and ``config show``, on the options of ``cli_options``."""
 
 from __future__ import annotations
 
@@ -10,119 +10,27 @@ import sys
 import time
 from collections.abc import Callable
 from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+from specbatch.jobs.cli_options import Format, job_options
 
 if TYPE_CHECKING:
     from specbatch.jobs.job import JobOutcome
     from specbatch.jobs.settings import Settings
 
 
-class Format(StrEnum):
-    AUTO = "auto"
-    HUMAN = "human"
-    JSON = "json"
-    JSONL = "jsonl"
-    QUIET = "quiet"
-
-
-class DataTypeName(StrEnum):
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-    FLOAT64 = "float64"
-
-
-class DeviceName(StrEnum):
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
-def _job_options(
-    dataset: Annotated[
-        list[str] | None, typer.Argument(metavar="DATASET...", help="Parquet files, folders or globs.")
-    ] = None,
-    output: Annotated[
-        str | None, typer.Option("--output", metavar="DIR", help="Where results go. Default: beside the dataset.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="YAML with settings, such as generation: {seed: 1}.")
-    ] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="One setting by its path; may repeat.")
-    ] = None,
-    target: Annotated[
-        str | None, typer.Option("--target", metavar="MODEL", help="Bundled name, folder or hub id. [code-pair/target]")
-    ] = None,
-    draft: Annotated[
-        str | None,
-        typer.Option("--draft", metavar="MODEL|none", help="Draft model. Default: the target's bundled one."),
-    ] = None,
-    dtype: Annotated[DataTypeName | None, typer.Option("--dtype", help="Arithmetic. [auto]")] = None,
-    prompt_column: Annotated[
-        str | None, typer.Option("--prompt-column", metavar="NAME", help="Column with the prompt. [prompt]")
-    ] = None,
-    id_column: Annotated[
-        str | None, typer.Option("--id-column", metavar="NAME", help="Column with your row id; must exist.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", metavar="N", help="Only the first N rows.")] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", metavar="N", help="Most tokens of a completion. [128]")
-    ] = None,
-    ignore_eos: Annotated[
-        bool | None, typer.Option("--ignore-eos/--no-ignore-eos", help="Do not end at the model's end tokens.")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option("--temperature", metavar="T", help="0 takes the likeliest token. [0]")
-    ] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", metavar="P", help="Nucleus; 1 keeps all. [1]")] = None,
-    top_k: Annotated[
-        int | None, typer.Option("--top-k", metavar="N", help="Likeliest tokens; 0 keeps all. [0]")
-    ] = None,
-    stop_token_ids: Annotated[
-        list[str] | None, typer.Option("--stop-token-ids", metavar="IDS", help="Ids that end a row: 1,2 or repeated.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of the job. [0]")] = None,
-    speculation: Annotated[
-        str | None, typer.Option("--speculation", metavar="auto|off|K", help="How many draft tokens per round. [auto]")
-    ] = None,
-    workers: Annotated[
-        str | None, typer.Option("--workers", metavar="auto|N", help="Processes: one per GPU, or one. [auto]")
-    ] = None,
-    batch_size: Annotated[
-        str | None, typer.Option("--batch-size", metavar="auto|N", help="Rows in flight per worker. [auto]")
-    ] = None,
-    device: Annotated[DeviceName | None, typer.Option("--device", help="Where to decode. [auto]")] = None,
-    shard_rows: Annotated[
-        str | None, typer.Option("--shard-rows", metavar="auto|N", help="Most rows of one part. [auto]")
-    ] = None,
-    max_error_rate: Annotated[
-        float | None,
-        typer.Option("--max-error-rate", metavar="R", help="Give up above this share of error rows. [0.05]"),
-    ] = None,
-    row_errors_ok: Annotated[
-        bool | None, typer.Option("--row-errors-ok/--no-row-errors-ok", help="Exit 0, not 3, despite error rows.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print the plan; start nothing.")] = False,
-    format: Annotated[Format, typer.Option("--format", help="How to print results and progress.")] = Format.AUTO,
-) -> None:
-    """Declares the options; ``_command`` gives them to the functions that take them as a dictionary."""
-
-
 _NOT_SETTINGS = frozenset({"dataset", "config", "assignments", "dry_run", "format"})
 
 
 def _command(function: Callable[[dict[str, Any]], None], *without: str) -> Callable[..., None]:
-    """A function for typer with the options of ``_job_options`` but those of ``without``, given their values."""
+    """A function for typer with the options of ``job_options`` but those of ``without``, given their values."""
 
     def command(**options: Any) -> None:
         function(options)
 
-    signature = inspect.signature(_job_options, eval_str=True)
+    signature = inspect.signature(job_options, eval_str=True)
     kept = [parameter for name, parameter in signature.parameters.items() if name not in without]
     command.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in kept}
@@ -138,8 +46,9 @@ def _settings(options: dict[str, Any]) -> Settings:
         for name, value in options.items()
         if name not in _NOT_SETTINGS and value not in (None, [])
     }
-    if "stop_token_ids" in flags:
-        flags["stop_token_ids"] = ",".join(flags["stop_token_ids"])
+    for name in ("stop_token_ids", "logit_bias"):
+        if name in flags:
+            flags[name] = ",".join(flags[name])
     layers = [
         flag_layer(flags, options["dataset"] or ()),
         set_layer(options["assignments"] or ()),

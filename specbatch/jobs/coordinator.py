@@ -127,7 +127,7 @@ class Coordinator:
         num_workers: processes to keep running.
         leases_per_worker: most shards that one worker holds at a time; above 1 its slots refill across borders.
         max_error_rate: largest share of error rows, judged once 1,000 rows are done.
-        rows_done: rows in parts that exist already.
+        rows_done: result rows (one per sample) in parts that exist already.
         errors_done: error rows among them.
     """
 

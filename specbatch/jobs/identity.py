@@ -1,7 +1,7 @@
 """Identity of a job: S, the digest of everything that decides the text and the files.
 
 Whatever is not in ``identity_fields`` is execution (draft, K, workers, batch size, shard size): free to change when
-a job is resumed.
+a job is resumed. Under ``distribution`` coupling the text depends on draft and K, so that they are identity there.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from specbatch.schemas.canonical import canonical_json, sha256_hex
 from specbatch.schemas.plan import InputFile
 from specbatch.schemas.spec import JobSpec
 
-IDENTITY_FORMAT = "specbatch/identity/1"
-MODEL_PATH = "generic"
-"""The one way this version runs a model; another one may round differently, so it is part of S."""
+IDENTITY_FORMAT = "specbatch/identity/2"
 
 
 def identity_fields(
@@ -24,29 +22,35 @@ def identity_fields(
     target_files: Mapping[str, str],
     tokenizer_sha256: str,
     dtype: str,
+    model_path: str,
     inputs: Sequence[InputFile],
+    draft_files: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The fields that S is the digest of.
 
     Args:
         target_files: file name -> hex SHA-256 of the target's configuration and weights. Names and places of
             models are left out: the same weights in another folder give the same text.
-        dtype: resolved, never ``auto``.
+        dtype: resolved, never ``auto``. model_path: ``lean`` or ``generic``: code that rounds differently.
         inputs: pinned files in their order; their paths are left out, a dataset that moved is the same dataset.
+        draft_files: file name -> hex SHA-256 of the draft's configuration and weights, None without a draft.
     """
-    return {
+    fields = {
         "format": IDENTITY_FORMAT,
         "model": {
             "files": dict(target_files),
             "tokenizer": tokenizer_sha256,
             "dtype": dtype,
-            "path": MODEL_PATH,
+            "path": model_path,
         },
         "prompt": {"column": spec.input.prompt_column},
         "generation": spec.generation.model_dump(mode="json"),
         "output": {"id_column": spec.input.id_column, "limit": spec.input.limit},
         "inputs": [[file.name, file.size_bytes, file.footer_sha256, file.num_rows] for file in inputs],
     }
+    if spec.generation.coupling == "distribution":
+        fields["speculation"] = {"K": spec.execution.speculation, "draft": draft_files and dict(draft_files)}
+    return fields
 
 
 def identity_sha256(fields: Mapping[str, Any]) -> str:

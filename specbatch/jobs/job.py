@@ -27,6 +27,7 @@ from specbatch.schemas.messages import PartReceipt, WorkerConfig
 from specbatch.schemas.plan import Shard
 from specbatch.schemas.run import ProgressDocument, RunRecord
 from specbatch.schemas.stats import PartStats
+from specbatch.specdec.memory import AUTO_MAX_ROWS
 from specbatch.storage.store import open_store
 
 PROGRESS_FORMAT = "specbatch/progress/1"
@@ -177,17 +178,20 @@ class _Run:
         """Decode the missing shards on a Ray of our own; True where the run was interrupted."""
         execution = self.prepared.execution
         num_workers = min(execution.num_workers, len(missing))
-        most_rows = max(shard.num_rows for shard in missing)
+        batch_size = AUTO_MAX_ROWS[execution.device] if execution.batch_size == "auto" else execution.batch_size
+        most_results = max(shard.num_rows for shard in missing) * self.prepared.spec.generation.num_samples
         self.coordinator = Coordinator(
             missing,
             num_workers=num_workers,
             # Enough shards to fill a batch, and one more to refill it from.
-            leases_per_worker=max(math.ceil(execution.batch_size / most_rows) + 1, 2),
+            leases_per_worker=max(math.ceil(batch_size / most_results) + 1, 2),
             max_error_rate=self.prepared.spec.execution.max_error_rate,
             rows_done=self.found_stats.num_results,
             errors_done=self.found_stats.num_errors,
         )
         config = self._worker_config(num_workers)
+        if execution.memory is not None and execution.memory.note is not None:
+            self.say(execution.memory.note)
         self._show("starting")
         with local_cluster(count_cuda_devices() if execution.device == "cuda" else 0) as cluster:
             self.interrupts.arm()
@@ -229,6 +233,7 @@ class _Run:
             prompt_column=prepared.spec.input.prompt_column,
             generation=prepared.spec.generation,
             columns=prepared.columns,
+            memory_fraction=execution.memory_fraction / (num_workers if execution.device == "cpu" else 1),
         )
 
     def _commit(self) -> JobOutcome:
@@ -324,7 +329,7 @@ class _Run:
             num_rows=num_rows,
             num_parts=len(self.stored.shards),
             parts_done=self._parts_done(),
-            rows_in_parts=self.found_stats.num_results + sum(receipt.num_rows for receipt in done),
+            rows_in_parts=self.found_stats.num_rows + sum(receipt.num_rows for receipt in done),
             **self.tally.progress_fields(num_rows, self.found_stats),
         )
 

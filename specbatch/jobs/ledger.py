@@ -171,7 +171,7 @@ class Ledger:
             found[shard.index] = PartReceipt(
                 shard=shard.index,
                 path=path,
-                num_rows=meta.stats.num_results,
+                num_rows=meta.stats.num_rows,
                 num_bytes=self.store.size(path),
                 sha256="",
                 token=meta.token,

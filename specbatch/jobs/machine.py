@@ -6,11 +6,13 @@ import importlib.metadata
 import os
 import platform
 import re
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 _GPU_FOLDER = Path("/proc/driver/nvidia/gpus")
+_NVIDIA_SMI_SECONDS = 20
 _CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -44,6 +46,18 @@ def count_cuda_devices(environ: Mapping[str, str] = os.environ) -> int:
             break
         shown += 1
     return min(shown, present)
+
+
+def cuda_free_bytes(environ: Mapping[str, str] = os.environ) -> int | None:
+    """Free bytes of the fullest CUDA device that workers could use; None where ``nvidia-smi`` does not say."""
+    command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    if visible := environ.get("CUDA_VISIBLE_DEVICES"):
+        command += ["-i", visible]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_NVIDIA_SMI_SECONDS, check=True)
+        return min(int(line) for line in done.stdout.split()) << 20
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
 
 
 def describe_hardware() -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import Any
 
 from specbatch.jobs import formatting as fmt
 from specbatch.jobs.ledger import Ledger, check_same_job
+from specbatch.jobs.memory_text import memory_document, memory_lines
 from specbatch.jobs.prepare import PreparedJob
-from specbatch.jobs.settings import Settings
+from specbatch.jobs.settings import Settings, to_texts
 from specbatch.schemas.spec import Speculation
 from specbatch.storage.store import open_store
 
@@ -38,9 +39,11 @@ def render_plan(prepared: PreparedJob, format: str) -> str:
     sizes = sorted({shard.num_rows for shard in prepared.shards})
     rows = fmt.count(sizes[0]) if len(sizes) == 1 else f"{fmt.count(sizes[0])} to {fmt.count(sizes[-1])}"
     draft = execution.draft
+    num_samples = prepared.spec.generation.num_samples
+    samples = f", {num_samples} samples each" if num_samples > 1 else ""
     summary = {
         "output": f"{fmt.clean(prepared.output)} ({state})",
-        "input": f"{fmt.plural(len(prepared.inputs), 'file')}, {fmt.plural(num_rows, 'row')}",
+        "input": f"{fmt.plural(len(prepared.inputs), 'file')}, {fmt.plural(num_rows, 'row')}{samples}",
         "plan": f"{fmt.plural(len(prepared.shards), 'shard')} of {rows} rows, one part each",
         "target": _model_text(prepared.target.name, prepared.target.parameters),
         "draft": "none" if draft is None else _model_text(draft.name, draft.parameters),
@@ -50,7 +53,7 @@ def render_plan(prepared: PreparedJob, format: str) -> str:
         "identity": f"S {prepared.identity.S[:16]}  P {prepared.identity.P}",
     }
     lines = [f"{name:<12} {value}" for name, value in summary.items()]
-    return "\n".join([*lines, "", *_settings_lines(prepared.settings)]) + "\n"
+    return "\n".join([*lines, "", *memory_lines(execution), "", *_settings_lines(prepared.settings)]) + "\n"
 
 
 def _output_state(prepared: PreparedJob) -> str:
@@ -73,6 +76,7 @@ def _plan_document(prepared: PreparedJob, state: str) -> dict[str, Any]:
         "identity": {"S": prepared.identity.S, "P": prepared.identity.P},
         "settings": _settings_document(prepared.settings),
         "execution": prepared.execution_document(),
+        "memory": memory_document(prepared.execution),
         "models": prepared.models.model_dump(mode="json"),
         "inputs": [
             {"name": file.name, "path": file.path, "rows": file.num_rows, "bytes": file.size_bytes}
@@ -92,14 +96,16 @@ def _settings_document(settings: Settings) -> dict[str, dict[str, Any]]:
 
 def _settings_lines(settings: Settings) -> list[str]:
     table = [("setting", "value", "from")]
-    table += [(path, _value_text(value), fmt.clean(origin)) for path, value, origin in settings.rows()]
+    table += [(path, _value_text(path, value), fmt.clean(origin)) for path, value, origin in settings.rows()]
     widths = [max(len(row[column]) for row in table) for column in (0, 1)]
     return [f"{path:<{widths[0]}}  {value:<{widths[1]}}  {origin}".rstrip() for path, value, origin in table]
 
 
-def _value_text(value: Any) -> str:
+def _value_text(path: str, value: Any) -> str:
+    if path == "generation.stop":
+        return fmt.clean(", ".join(map(repr, value))) or "-"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return fmt.clean(", ".join(str(item) for item in value)) or "-"
+        return fmt.clean(", ".join(to_texts(path, tuple(value)))) or "-"
     return "-" if value is None else fmt.clean(str(value).lower() if isinstance(value, bool) else str(value))
 
 

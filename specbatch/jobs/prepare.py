@@ -9,27 +9,29 @@ import glob
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from specbatch.jobs.identity import identity_fields, identity_sha256
-from specbatch.jobs.machine import count_cores, count_cuda_devices
+from specbatch.jobs.machine import count_cores, count_cuda_devices, cuda_free_bytes
 from specbatch.jobs.planning import cut_shards
 from specbatch.jobs.settings import Settings
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.manifest import Identity, ModelRecord, Models
 from specbatch.schemas.plan import InputFile, Segment, Shard, plan_digest
 from specbatch.schemas.spec import DataType, JobSpec, Speculation
+from specbatch.specdec.families import model_path
+from specbatch.specdec.host import host_available_bytes
+from specbatch.specdec.memory import EXPECTED_PROMPT_TOKENS, MemoryPlan, plan_memory
 from specbatch.specdec.models import (
     TOKENIZER_FILES,
     ModelFolder,
     check_pair,
+    context_length,
     default_draft,
     locate_model,
     resolve_dtype,
     tokenizer_sha256,
 )
-
-AUTO_BATCH_SIZE = {"cpu": 16, "cuda": 64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,11 @@ class Execution:
     """How a run works; nothing here changes the text.
 
     Attributes:
+        draft: None also where the pair does not fit in the memory.
         speculation: how K is chosen; ``off`` where there is no draft.
+        batch_size: rows in flight of each worker; ``auto`` on a GPU, whose memory its worker knows best.
         num_threads: arithmetic threads of each worker on CPU.
+        memory: the ledger of one worker; None where the free memory of the device cannot be seen from here.
     """
 
     device: str
@@ -46,8 +51,10 @@ class Execution:
     draft: ModelFolder | None
     speculation: Speculation
     num_workers: int
-    batch_size: int
+    batch_size: int | Literal["auto"]
     num_threads: int
+    memory: MemoryPlan | None
+    memory_fraction: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +97,7 @@ class PreparedJob:
             "device": execution.device,
             "dtype": execution.dtype,
             "num_threads": execution.num_threads,
+            "memory_fraction": execution.memory_fraction,
         }
 
 
@@ -111,12 +119,15 @@ def prepare(settings: Settings) -> PreparedJob:
             ErrorCode.JOB_INPUT_EMPTY, f"dataset {', '.join(spec.input.datasets)} has no rows; there is nothing to do"
         )
     target = locate_model(spec.models.target)
-    execution = _resolve_execution(settings, target)
+    draft, speculation = _resolve_draft(settings, target)
+    execution = _resolve_execution(settings, target, draft, speculation)
     fields = identity_fields(
         spec,
-        target_files={name: digest for name, digest in target.files if name not in TOKENIZER_FILES},
+        target_files=_weight_files(target),
+        draft_files=None if draft is None else _weight_files(draft),
         tokenizer_sha256=tokenizer_sha256(target),
         dtype=execution.dtype,
+        model_path=model_path(target.config),
         inputs=inputs,
     )
     identity_digest = identity_sha256(fields)
@@ -145,19 +156,41 @@ def follow_inputs(shards: Sequence[Shard], inputs: Sequence[InputFile]) -> tuple
     return tuple(replace(shard, segments=tuple(map(follow, shard.segments))) for shard in shards)
 
 
-def _resolve_execution(settings: Settings, target: ModelFolder) -> Execution:
+def _resolve_execution(
+    settings: Settings, target: ModelFolder, draft: ModelFolder | None, speculation: Speculation
+) -> Execution:
     spec = settings.spec
     device, num_workers = _resolve_device(spec)
-    draft, speculation = _resolve_draft(settings, target)
+    dtype = cast(DataType, resolve_dtype(spec.models.dtype, device, target))
     batch_size = spec.execution.batch_size
+    memory: MemoryPlan | None = None
+    free_bytes = cuda_free_bytes() if device == "cuda" else host_available_bytes() // num_workers
+    if free_bytes is not None:
+        memory = plan_memory(
+            target,
+            draft,
+            dtype=dtype,
+            device=device,
+            available_bytes=free_bytes,
+            memory_fraction=spec.execution.memory_fraction,
+            batch_size=batch_size,
+            speculation=speculation,
+            row_tokens=min(EXPECTED_PROMPT_TOKENS + spec.generation.max_new_tokens, context_length(target)),
+        )
+        if not memory.uses_draft:
+            draft = None
+        if device == "cpu":
+            batch_size = memory.batch_size
     return Execution(
         device=device,
-        dtype=cast(DataType, resolve_dtype(spec.models.dtype, device, target)),
+        dtype=dtype,
         draft=draft,
         speculation=speculation,
         num_workers=num_workers,
-        batch_size=AUTO_BATCH_SIZE[device] if batch_size == "auto" else batch_size,
+        batch_size=batch_size,
         num_threads=max(count_cores() // num_workers, 1),
+        memory=memory,
+        memory_fraction=spec.execution.memory_fraction,
     )
 
 
@@ -181,7 +214,7 @@ def _resolve_device(spec: JobSpec) -> tuple[str, int]:
 
 
 def _resolve_draft(settings: Settings, target: ModelFolder) -> tuple[ModelFolder | None, Speculation]:
-    """The draft and how K is chosen. ``auto`` decodes plainly where there is no draft; a fixed K insists on one."""
+    """The draft and how K is chosen. Without a draft, ``auto`` still has the suffix index; a fixed K insists on one."""
     spec = settings.spec
     if spec.execution.speculation == "off":
         return None, "off"
@@ -195,7 +228,7 @@ def _resolve_draft(settings: Settings, target: ModelFolder) -> tuple[ModelFolder
                 f"execution.speculation is {spec.execution.speculation} (from {origin}), but {why}; "
                 "name one with --draft, or use --speculation off",
             )
-        return None, "off"
+        return None, "auto"
     draft = locate_model(name)
     check_pair(target, draft)
     return draft, spec.execution.speculation
@@ -227,6 +260,11 @@ def _check_output(output: str, datasets: Sequence[str]) -> str:
     if path.exists() and not path.is_dir():
         raise SpecbatchError(ErrorCode.JOB_PREFIX_TAKEN, f"output {path} is a file; choose a new folder with --output")
     return str(path)
+
+
+def _weight_files(folder: ModelFolder) -> dict[str, str]:
+    """Digests of configuration and weights; the tokenizer's files have a digest of their own."""
+    return {name: digest for name, digest in folder.files if name not in TOKENIZER_FILES}
 
 
 def _model_record(folder: ModelFolder) -> ModelRecord:

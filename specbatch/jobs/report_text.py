@@ -84,10 +84,11 @@ def _headline(manifest: Manifest) -> list[str]:
     if counts.errors:
         by_code = ", ".join(f"{fmt.clean(code)} {fmt.count(n)}" for code, n in sorted(counts.errors_by_code.items()))
         errors = f"{fmt.plural(counts.errors, 'error')} ({by_code})"
+    samples = f" with {fmt.plural(counts.results, 'result')}" if counts.results != counts.rows else ""
     runs = manifest.observed.runs
     repeated = f" over {fmt.plural(runs, 'run')}" if runs > 1 else ""
     return [
-        *_item("rows", f"{fmt.count(counts.rows)}: {fmt.count(counts.ok)} ok, {errors}"),
+        *_item("rows", f"{fmt.count(counts.rows)}{samples}: {fmt.count(counts.ok)} ok, {errors}"),
         *_item("output tokens", f"{fmt.count(tokens.completion)} (prompts: {fmt.count(tokens.prompt)})"),
         *_item(
             "throughput",

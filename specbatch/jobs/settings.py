@@ -7,6 +7,7 @@ what the command line and the environment call it (``--seed``, ``SPECBATCH_SEED`
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 
 from specbatch.jobs.jobfile import parse_yaml, scalar
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.schemas.sampling import MAX_STOP_TOKEN_IDS
+from specbatch.schemas.sampling import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS
 from specbatch.schemas.spec import MAX_DRAFT_LENGTH, JobSpec
 
 MAX_JOB_FILE_BYTES = 1 << 20
@@ -35,16 +36,27 @@ OPTIONS: Mapping[str, str] = MappingProxyType(
         "draft": "models.draft",
         "dtype": "models.dtype",
         "max_new_tokens": "generation.max_new_tokens",
+        "min_new_tokens": "generation.min_new_tokens",
         "ignore_eos": "generation.ignore_eos",
         "temperature": "generation.temperature",
         "top_p": "generation.top_p",
         "top_k": "generation.top_k",
+        "min_p": "generation.min_p",
+        "repetition_penalty": "generation.repetition_penalty",
+        "presence_penalty": "generation.presence_penalty",
+        "frequency_penalty": "generation.frequency_penalty",
+        "logit_bias": "generation.logit_bias",
+        "stop": "generation.stop",
         "stop_token_ids": "generation.stop_token_ids",
+        "logprobs": "generation.logprobs",
         "seed": "generation.seed",
+        "num_samples": "generation.num_samples",
         "speculation": "execution.speculation",
+        "coupling": "generation.coupling",
         "workers": "execution.workers",
         "batch_size": "execution.batch_size",
         "device": "execution.device",
+        "memory_fraction": "execution.memory_fraction",
         "shard_rows": "execution.shard_rows",
         "max_error_rate": "execution.max_error_rate",
         "row_errors_ok": "execution.row_errors_ok",
@@ -55,14 +67,18 @@ OPTIONS: Mapping[str, str] = MappingProxyType(
 PATHS: tuple[str, ...] = ("input.datasets", *OPTIONS.values())
 
 _TEXT_PATHS = frozenset(
-    OPTIONS[name] for name in ("output", "prompt_column", "id_column", "target", "draft", "dtype", "device")
+    OPTIONS[name] for name in ("output", "prompt_column", "id_column", "target", "draft", "dtype", "device", "coupling")
 )
-_LIST_PATHS = frozenset({"input.datasets", "generation.stop_token_ids"})
+_LIST_PATHS = frozenset({"input.datasets", "generation.stop_token_ids", "generation.logit_bias"})
+_VERBATIM_LIST_PATHS = frozenset({"generation.stop"})
+"""Lists whose items may hold commas and spaces: a text is one item, unless it is a list in JSON."""
 _RULES = {
     "execution.speculation": f"auto, off, or a fixed K from 1 to {MAX_DRAFT_LENGTH}",
     "execution.workers": "auto, or a whole number from 1 to 10000",
     "execution.batch_size": "auto, or a whole number from 1 to 4096",
     "execution.shard_rows": "auto, or a whole number from 1 to 1000000",
+    "generation.logit_bias": "a list of ID:BIAS, each id of 0 or more once, each bias from -100 to 100",
+    "generation.stop": f"a list of at most {MAX_STOP_STRINGS} texts of 1 to {MAX_STOP_CHARACTERS} characters",
     "generation.stop_token_ids": f"a list of at most {MAX_STOP_TOKEN_IDS} token ids, each 0 or more",
 }
 
@@ -92,7 +108,8 @@ def resolve(layers: Iterable[Layer]) -> Settings:
     """The spec of layers in falling precedence: the first layer that names a path decides it.
 
     Raises:
-        SpecbatchError: JOB_CONFIG naming path, value, origin and rule of the first value that does not fit.
+        SpecbatchError: JOB_CONFIG naming path, value, origin and rule of the first value that does not fit; or saying
+            which two settings contradict each other.
     """
     values: dict[str, Any] = {}
     origins = dict.fromkeys(PATHS, "default")
@@ -108,6 +125,7 @@ def resolve(layers: Iterable[Layer]) -> Settings:
         spec = JobSpec.model_validate(document)
     except ValidationError as error:
         raise _config_error(error, values, origins) from None
+    spec.generation.sampling_params(seed=0)  # settings that contradict each other are refused here, not in a worker
     return Settings(spec=spec, origins=MappingProxyType(origins))
 
 
@@ -220,10 +238,27 @@ def from_text(path: str, text: str) -> Any:
     """The value that a text from a shell stands for: text settings stay text, others are read as YAML scalars."""
     if path in _TEXT_PATHS:
         return text
+    if path in _VERBATIM_LIST_PATHS:
+        return _json_list(text) or [text]
     if path in _LIST_PATHS:
         items = [item.strip() for item in text.strip().removeprefix("[").removesuffix("]").split(",")]
         return [scalar(item) if path != "input.datasets" else item for item in items if item]
     return scalar(text)
+
+
+def to_texts(path: str, value: Any) -> list[str]:
+    """What to type behind an option for a value, once for each item of a list."""
+    if path == "generation.logit_bias":
+        return [f"{token}:{bias:g}" for token, bias in value]
+    return [str(item) for item in (value if isinstance(value, tuple) else (value,))]
+
+
+def _json_list(text: str) -> list[Any] | None:
+    try:
+        items = json.loads(text)
+    except ValueError:
+        return None
+    return items if isinstance(items, list) else None
 
 
 def _check_path(path: str, where: str) -> None:

@@ -204,7 +204,7 @@ def _unfinished(output: str, job: JobDocument, store: Store, now: datetime) -> S
 
 def _submit_command(job: JobDocument, output: str) -> str:
     """The command that began the job, with the settings that differ from the defaults, as ``job.json`` keeps them."""
-    from specbatch.jobs.settings import OPTIONS
+    from specbatch.jobs.settings import OPTIONS, to_texts
 
     try:
         spec = JobSpec.model_validate(job.spec)
@@ -219,8 +219,8 @@ def _submit_command(job: JobDocument, output: str) -> str:
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            for item in value if isinstance(value, tuple) else (value,):
-                words += [f"--{flag}", str(item)]
+            for item in to_texts(path, value):
+                words += [f"--{flag}", item]
     return shlex.join(words)
 
 

@@ -103,7 +103,7 @@ class RunTally:
             "tokens_per_second": round(self.tokens_per_second, 3),
             "acceptance_rate": counters.num_accepted_draft_tokens / drafted if drafted else None,
             "mean_emitted": self.num_completion_tokens / num_steps if num_steps else None,
-            "eta_seconds": self._eta_seconds(num_rows - found.num_results),
+            "eta_seconds": self._eta_seconds(num_rows - found.num_rows),
             "workers": [
                 {
                     "worker": number,

@@ -26,7 +26,7 @@ from specbatch.jobs.verify_files import (
 from specbatch.schemas.errors import ErrorCode, SpecbatchError, VerifyExit
 
 if TYPE_CHECKING:
-    from specbatch.jobs.verify_plan import PlannedShard
+    from specbatch.jobs.verify_plan import PartRules, PlannedShard
     from specbatch.jobs.verify_totals import Totals
 
 _MAX_MANIFEST_BYTES = 256 << 20
@@ -41,8 +41,8 @@ class VerifyReport:
 
     Attributes:
         problems: what is wrong, one sentence each; for an incomplete output what is missing.
-        checked: how much was read: ``parts``, ``parts_planned``, ``rows``, ``rows_planned``, ``ok``, ``errors``,
-            ``completion_tokens``, ``bytes``.
+        checked: how much was read: ``parts``, ``parts_planned``, ``rows``, ``rows_planned``, ``results``, ``ok``,
+            ``errors``, ``completion_tokens``, ``bytes``.
     """
 
     output: str
@@ -86,14 +86,19 @@ def render_verify(report: VerifyReport) -> str:
     lines = [f"{fmt.clean(report.output)}: {report.state}"]
     checked = report.checked
     if checked:
+        has_samples = checked["results"] != checked["rows"]
+        results = f"{fmt.plural(checked['results'], 'result')}: " if has_samples else ""
         lines.append(
             f"  read {fmt.count(checked['parts'])} of {fmt.plural(checked['parts_planned'], 'part')}, "
             f"{fmt.count(checked['rows'])} of {fmt.plural(checked['rows_planned'], 'row')} "
-            f"({fmt.count(checked['ok'])} ok, {fmt.plural(checked['errors'], 'error')}), "
+            f"({results}{fmt.count(checked['ok'])} ok, {fmt.plural(checked['errors'], 'error')}), "
             f"{fmt.plural(checked['completion_tokens'], 'output token')}, {fmt.size(checked['bytes'])}"
         )
     if report.state == "sound":
-        lines.append("  every input row is there exactly once; identity, plan, digests and sums were computed anew")
+        samples = " with all its samples" if checked["results"] != checked["rows"] else ""
+        lines.append(
+            f"  every input row is there exactly once{samples}; identity, plan, digests and sums were computed anew"
+        )
     lines += [f"  - {fmt.clean(problem)}" for problem in report.problems[:_MAX_SHOWN]]
     if len(report.problems) > _MAX_SHOWN:
         lines.append(f"  and {fmt.plural(len(report.problems) - _MAX_SHOWN, 'more problem')}")
@@ -124,7 +129,7 @@ class _Verification:
         return VerifyReport(self._output, "sound", (), self._checked)
 
     def _check(self) -> None:
-        from specbatch.jobs.verify_plan import JOB_NAME, check_job, check_plan
+        from specbatch.jobs.verify_plan import JOB_NAME, check_job, check_plan, part_rules
 
         try:
             job = check_job(self._root, self._problems)
@@ -134,7 +139,7 @@ class _Verification:
         manifest_data, manifest = self._read_manifest()
         if manifest is not None:
             self._check_manifest_head(manifest, job)
-        totals = self._check_parts(shards, job, manifest)
+        totals = self._check_parts(shards, part_rules(job, self._problems), manifest)
         if manifest is not None and manifest_data is not None:
             self._check_commit(manifest["commit"], totals)
             self._check_success(manifest_data)
@@ -170,7 +175,7 @@ class _Verification:
         if not (isinstance(found, dict) and isinstance(pinned, dict) and pinned.items() <= found.items()):
             self._problems.append("manifest.json: the target's files are not those of the identity")
 
-    def _check_parts(self, shards: list[PlannedShard], job: dict[str, Any], manifest: dict[str, Any] | None) -> Totals:
+    def _check_parts(self, shards: list[PlannedShard], rules: PartRules, manifest: dict[str, Any] | None) -> Totals:
         """Checks every part that exists; notes those that lack, and what else lies in the folder."""
         from specbatch.jobs.verify_totals import Totals
 
@@ -184,7 +189,9 @@ class _Verification:
         num_bytes = num_parts = 0
         for shard in shards:
             try:
-                num_bytes += self._check_part(shard, job, None if records is None else records.get(shard.name), totals)
+                num_bytes += self._check_part(
+                    shard, rules, None if records is None else records.get(shard.name), totals
+                )
                 num_parts += 1
             except Absent:
                 if manifest is not None:
@@ -197,7 +204,8 @@ class _Verification:
             "rows": totals.num_rows,
             "rows_planned": sum(shard.row_stop - shard.row_start for shard in shards),
             "ok": totals.num_ok,
-            "errors": totals.num_rows - totals.num_ok,
+            "results": totals.num_results,
+            "errors": totals.num_results - totals.num_ok,
             "completion_tokens": totals.counts["num_completion_tokens"],
             "bytes": num_bytes,
         }
@@ -209,23 +217,16 @@ class _Verification:
             self._problems.append("manifest.json: its parts are not the planned ones, each once and in order")
         return {path.removeprefix("data/"): part for path, part in zip(paths, parts, strict=True)}
 
-    def _check_part(
-        self, shard: PlannedShard, job: dict[str, Any], record: dict[str, Any] | None, totals: Totals
-    ) -> int:
+    def _check_part(self, shard: PlannedShard, rules: PartRules, record: dict[str, Any] | None, totals: Totals) -> int:
         from specbatch.jobs.verify_rows import check_part
 
-        generation = job["identity"]["fields"].get("generation")
-        seed = generation.get("seed") if isinstance(generation, dict) else None
-        if type(seed) is not int:
-            self._problems.append("job.json: the identity names no seed")
-            seed = None
         with open_regular(self._root, f"data/{shard.name}") as file, map_file(file) as data:
             if record is not None:
                 found = {"sha256": sha256_hex(data), "bytes": len(data), "rows": shard.row_stop - shard.row_start}
                 for key, value in found.items():
                     if record.get(key) != value:
                         self._problems.append(f"data/{shard.name}: {key} is {value}, the manifest says otherwise")
-            totals.add(check_part(data, shard, job["identity"]["P"], seed, self._problems))
+            totals.add(check_part(data, shard, rules, self._problems))
             return len(data)
 
     def _check_commit(self, commit: dict[str, Any], totals: Totals) -> None:

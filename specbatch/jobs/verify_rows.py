@@ -1,4 +1,4 @@
-"""The second opinion on one part: its rows are exactly the planned ones, and their bookkeeping adds up.
+"""The second opinion on one part: its rows are exactly the planned ones, each sample once, and their books add up.
 
 Part of ``verify``, which shares no code with the writers. Everything is vectorised over batches of rows.
 """
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from specbatch.jobs.verify_files import Unsound
 from specbatch.jobs.verify_parquet import open_untrusted
-from specbatch.jobs.verify_plan import PlannedShard
+from specbatch.jobs.verify_plan import PartRules, PlannedShard
 from specbatch.jobs.verify_totals import COUNTS, Totals, check_footer
 
 Ints = npt.NDArray[np.int64]
@@ -36,17 +36,17 @@ _TYPES: dict[str, Callable[[pa.DataType], bool]] = {
     **dict.fromkeys(_TEXT, lambda kind: pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type)),
     **dict.fromkeys(_LISTS, lambda kind: pa.types.is_list(kind) and pa.types.is_int32(kind.value_type)),
 }
-_MAY_BE_NULL = frozenset({"completion", "completion_token_ids", "error_code", "error_message", "min_margin"})
+_LOGPROBS_TYPE: dict[str, Callable[[pa.DataType], bool]] = {
+    "logprobs": lambda kind: pa.types.is_list(kind) and pa.types.is_float32(kind.value_type)
+}
+_LOGPROB_ROUNDING = 1e-3
+_MAY_BE_NULL = frozenset(
+    {"completion", "completion_token_ids", "error_code", "error_message", "min_margin", *_LOGPROBS_TYPE}
+)
 
 
-def check_part(
-    data: bytes | mmap.mmap, shard: PlannedShard, plan: str, job_seed: int | None, problems: list[str]
-) -> Totals:
+def check_part(data: bytes | mmap.mmap, shard: PlannedShard, rules: PartRules, problems: list[str]) -> Totals:
     """Checks one part; what is wrong is appended to ``problems`` with the part's name.
-
-    Args:
-        plan: plan digest P.
-        job_seed: the job's seed, from which the seed of each row follows; None leaves the row seeds unchecked.
 
     Returns:
         The sums over its rows.
@@ -56,42 +56,52 @@ def check_part(
     """
     parquet = open_untrusted(data, shard.name, dictionary_columns=_TEXT)
     names = parquet.schema_arrow.names
-    for name, is_right in _TYPES.items():
+    types = {**_TYPES, **_LOGPROBS_TYPE} if rules.has_logprobs else _TYPES
+    for name in set(_LOGPROBS_TYPE) - set(types):
+        if name in names:
+            raise Unsound(f"{shard.name} has a column {name} that the job did not ask for")
+    for name, is_right in types.items():
         if names.count(name) != 1:
             raise Unsound(f"{shard.name} has {names.count(name)} columns {name}")
         if not is_right(parquet.schema_arrow.field(name).type):
             raise Unsound(f"{shard.name}: column {name} has type {parquet.schema_arrow.field(name).type}")
-    num_planned = shard.row_stop - shard.row_start
+    num_planned = (shard.row_stop - shard.row_start) * rules.num_samples
     if parquet.metadata.num_rows != num_planned:
         raise Unsound(f"{shard.name} holds {parquet.metadata.num_rows:,} rows; {num_planned:,} are planned")
 
     totals = Totals()
     findings: dict[str, tuple[int, int]] = {}
     try:
-        for batch in parquet.iter_batches(_BATCH_ROWS, columns=list(_TYPES), use_threads=False):
-            row_start = shard.row_start + totals.num_rows
-            for what, bad in _check_batch(batch, row_start, job_seed, totals):
+        for batch in parquet.iter_batches(_BATCH_ROWS, columns=list(types), use_threads=False):
+            first_result = totals.num_results
+            for what, bad in _check_batch(batch, shard.row_start, first_result, rules, totals):
                 if bad.any():
-                    first, count = findings.get(what, (row_start + int(bad.argmax()), 0))
+                    row = shard.row_start + (first_result + int(bad.argmax())) // rules.num_samples
+                    first, count = findings.get(what, (row, 0))
                     findings[what] = (first, count + int(bad.sum()))
     except (pa.ArrowException, OSError) as error:
         raise Unsound(f"{shard.name} cannot be read: {str(error).splitlines()[0][:200]}") from error
     for what, (first, count) in findings.items():
         where = f"row {first}" if count == 1 else f"{count:,} rows, the first at {first}"
         problems.append(f"{shard.name}: {what} ({where})")
-    check_footer(parquet.metadata.metadata or {}, shard, plan, totals, problems)
+    check_footer(parquet.metadata.metadata or {}, shard, rules.plan, totals, problems)
     return totals
 
 
 def _check_batch(
-    batch: pa.RecordBatch, row_start: int, job_seed: int | None, totals: Totals
+    batch: pa.RecordBatch, row_start: int, first_result: int, rules: PartRules, totals: Totals
 ) -> Iterator[tuple[str, Mask]]:
-    """Yields (what is wrong, at which rows) and adds the batch to the totals."""
+    """Yields (what is wrong, at which results) and adds the batch to the totals.
+
+    Args:
+        row_start: first row of the part. first_result: results of the part before this batch.
+    """
     columns = {name: batch.column(index) for index, name in enumerate(batch.schema.names)}
-    num_rows = batch.num_rows
-    for name in _TYPES:
-        if name not in _MAY_BE_NULL and columns[name].null_count:
-            raise Unsound(f"rows from {row_start}: {name} has empty cells")
+    place = np.arange(first_result, first_result + batch.num_rows)
+    row_ids, samples = row_start + place // rules.num_samples, place % rules.num_samples
+    for name, column in columns.items():
+        if name not in _MAY_BE_NULL and column.null_count:
+            raise Unsound(f"rows from {row_start + first_result // rules.num_samples}: {name} has empty cells")
     counts = {name: _ints(columns[name]) for name in COUNTS}
     ids = _Lists.of(columns["completion_token_ids"])
     accepted = _Lists.of(columns["acceptance_histogram"])
@@ -99,11 +109,11 @@ def _check_batch(
     ok = _equals(columns["status"], "ok")
     error = ~ok
 
-    row_ids = np.arange(row_start, row_start + num_rows)
     yield "row_id is not the planned one", _ints(columns["row_id"]) != row_ids
-    yield "sample_index is not 0", _ints(columns["sample_index"]) != 0
-    if job_seed is not None:
-        yield "row_seed does not follow from the job's seed", _ints(columns["row_seed"]) != _seeds(job_seed, row_ids)
+    yield "sample_index is not the planned one", _ints(columns["sample_index"]) != samples
+    if rules.job_seed is not None:
+        seeds = _seeds(rules.job_seed, row_ids, samples)
+        yield "row_seed does not follow from the job's seed", _ints(columns["row_seed"]) != seeds
     yield "status is neither ok nor error", error & ~_equals(columns["status"], "error")
 
     stopped = _equals(columns["finish_reason"], "stop") | _equals(columns["finish_reason"], "length")
@@ -118,6 +128,9 @@ def _check_batch(
     yield "an error row whose finish_reason is not error", error & ~_equals(columns["finish_reason"], "error")
     worked = sum(counts[name] for name in COUNTS[1:]) + accepted.sum + drafted.sum
     yield "an error row with counters", error & (worked != 0)
+
+    if rules.has_logprobs:
+        yield from _check_logprobs(columns["logprobs"], error, counts["num_completion_tokens"])
 
     negative = np.any([values < 0 for values in counts.values()], axis=0)
     yield "a negative count", negative | accepted.negative | drafted.negative | ids.negative
@@ -134,7 +147,8 @@ def _check_batch(
 
     totals.add(
         Totals(
-            num_rows=num_rows,
+            num_rows=int((samples == 0).sum()),
+            num_results=batch.num_rows,
             num_ok=int(ok.sum()),
             counts={name: int(values.sum()) for name, values in counts.items()},
             errors_by_code=_value_counts(columns["error_code"].filter(pa.array(error))),
@@ -142,6 +156,19 @@ def _check_batch(
             draft_length_histogram=drafted.by_entry(),
         )
     )
+
+
+def _check_logprobs(column: pa.ListArray, error: Mask, num_tokens: Ints) -> Iterator[tuple[str, Mask]]:
+    """One number for each token, none above 0: they are logarithms of probabilities."""
+    if column.values.null_count:
+        raise Unsound("logprobs has empty entries")
+    length = _ints(pc.fill_null(pc.list_value_length(column), 0))
+    yield "an ok row without logprobs", ~error & _null(column)
+    yield "an error row with logprobs", error & ~_null(column)
+    yield "logprobs are not one for each token", ~error & (length != num_tokens)
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    wrong = (~(values <= _LOGPROB_ROUNDING)).astype(np.int64)  # what is not a number is not below either
+    yield "a logprob above 0", _segment_sums(wrong, np.cumsum(length), length) > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,16 +244,20 @@ def _segment_sums(values: Ints, ends: Ints, length: Ints) -> Ints:
     return sums
 
 
-def _seeds(job_seed: int, row_ids: Ints) -> Ints:
-    """Low 63 bits of BLAKE2b-64 over domain, job seed, "row", row and sample 0, each behind its length."""
+def _seeds(job_seed: int, row_ids: Ints, samples: Ints) -> Ints:
+    """Low 63 bits of BLAKE2b-64 over domain, job seed, "row", row and sample, each behind its length."""
     prefix = hashlib.blake2b(digest_size=8)
     for part in (b"specbatch/row/1", str(job_seed).encode(), b"row"):
         prefix.update(len(part).to_bytes(8, "little") + part)
-    sample = (1).to_bytes(8, "little") + b"0"
     seeds = np.empty(len(row_ids), dtype=np.int64)
-    for index, row_id in enumerate(row_ids.tolist()):
+    suffixes = [_counted(sample) for sample in range(int(samples.max(initial=0)) + 1)]
+    for index, (row_id, sample) in enumerate(zip(row_ids.tolist(), samples.tolist(), strict=True)):
         state = prefix.copy()
-        text = str(row_id).encode()
-        state.update(len(text).to_bytes(8, "little") + text + sample)
+        state.update(_counted(row_id) + suffixes[sample])
         seeds[index] = int.from_bytes(state.digest(), "little") & 0x7FFF_FFFF_FFFF_FFFF
     return seeds
+
+
+def _counted(number: int) -> bytes:
+    text = str(number).encode()
+    return len(text).to_bytes(8, "little") + text

@@ -27,6 +27,7 @@ class Totals:
     """Sums over rows, in the words of a part's footer; ``near_ties`` and ``seconds`` are the footer's own."""
 
     num_rows: int = 0
+    num_results: int = 0
     num_ok: int = 0
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     errors_by_code: dict[str, int] = field(default_factory=dict)
@@ -38,6 +39,7 @@ class Totals:
     def add(self, other: Totals) -> None:
         """Adds the sums of other rows."""
         self.num_rows += other.num_rows
+        self.num_results += other.num_results
         self.num_ok += other.num_ok
         self.num_near_ties += other.num_near_ties
         for name, count in other.counts.items():
@@ -83,7 +85,7 @@ def check_footer(
     }
     found: dict[str, Any] = {
         "num_rows": totals.num_rows,
-        "num_results": totals.num_rows,
+        "num_results": totals.num_results,
         "num_ok": totals.num_ok,
         "errors_by_code": [list(item) for item in sorted(totals.errors_by_code.items())],
         **totals.counts,
@@ -112,9 +114,9 @@ def expected_commit(totals: Totals) -> dict[str, Any]:
     proposed_at = [sum(lengths[position:]) for position in range(1, len(lengths)) if sum(lengths[position:])]
     return {
         "counts.rows": totals.num_rows,
-        "counts.results": totals.num_rows,
+        "counts.results": totals.num_results,
         "counts.ok": totals.num_ok,
-        "counts.errors": totals.num_rows - totals.num_ok,
+        "counts.errors": totals.num_results - totals.num_ok,
         "counts.errors_by_code": totals.errors_by_code,
         "tokens.prompt": counts["num_prompt_tokens"],
         "tokens.completion": counts["num_completion_tokens"],

@@ -62,6 +62,7 @@ class ErrorCode(StrEnum):
     JOB_FORMAT = "JOB_FORMAT"
     JOB_HELD = "JOB_HELD"
     JOB_NO_CAPACITY = "JOB_NO_CAPACITY"
+    JOB_MEMORY = "JOB_MEMORY"
     JOB_ERROR_RATE = "JOB_ERROR_RATE"
     JOB_INTEGRITY = "JOB_INTEGRITY"
     JOB_INCOMPLETE = "JOB_INCOMPLETE"
@@ -75,6 +76,7 @@ class ErrorCode(StrEnum):
     ROW_TOO_LONG = "ROW_TOO_LONG"
     ROW_ENCODING = "ROW_ENCODING"
     ROW_NUMERIC = "ROW_NUMERIC"
+    ROW_MEMORY = "ROW_MEMORY"
 
 
 _EXIT_CODES: dict[ErrorCode, ExitCode] = {
@@ -85,6 +87,7 @@ _EXIT_CODES: dict[ErrorCode, ExitCode] = {
     ErrorCode.JOB_INCOMPLETE: ExitCode.FAILED,
     ErrorCode.JOB_ERROR_RATE: ExitCode.ERROR_BUDGET,
     ErrorCode.JOB_NO_CAPACITY: ExitCode.NO_CAPACITY,
+    ErrorCode.JOB_MEMORY: ExitCode.NO_CAPACITY,
     ErrorCode.JOB_HELD: ExitCode.HELD,
     ErrorCode.JOB_INTEGRITY: ExitCode.INTEGRITY,
     ErrorCode.JOB_CLUSTER_LOST: ExitCode.INFRASTRUCTURE,

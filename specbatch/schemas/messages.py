@@ -6,6 +6,7 @@ Descriptors go out, receipts come back; no prompt and no completion is ever in a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from specbatch.schemas.plan import Shard
 from specbatch.schemas.spec import DataType, GenerationSpec, Speculation
@@ -22,10 +23,11 @@ class WorkerConfig:
         output: where parts go (local path or URI).
         plan: plan digest P.
         speculation: how K is chosen; ``off`` goes with no draft.
-        batch_size: rows in flight.
+        batch_size: rows in flight; ``auto`` where only the worker can see its device's memory.
         num_threads: arithmetic threads on CPU.
         columns: names of the input columns in the order of every part (that of the first file); empty keeps the
             order of each shard's own file.
+        memory_fraction: share of its device's free memory that the engine may use; workers on one CPU divide theirs.
     """
 
     worker: int
@@ -36,11 +38,12 @@ class WorkerConfig:
     dtype: DataType
     device: str
     speculation: Speculation
-    batch_size: int
+    batch_size: int | Literal["auto"]
     num_threads: int
     prompt_column: str
     generation: GenerationSpec
     columns: tuple[str, ...] = ()
+    memory_fraction: float = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,8 @@ class RoundBlock:
 class Progress:
     """Running totals of one worker since it started; also its heartbeat.
 
-    ``num_rows_done`` counts finished rows whether or not their part is written yet.
+    ``num_rows_done`` counts rows all of whose samples are finished, whether or not their part is written yet;
+    ``num_errors`` and ``num_rows_active`` count samples.
     """
 
     num_rows_done: int = 0

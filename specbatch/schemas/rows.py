@@ -29,9 +29,12 @@ RESULT_COLUMNS: tuple[str, ...] = (
     "acceptance_histogram",
     "draft_length_histogram",
 )
-"""Columns that specbatch adds behind the input's own, in this order. ``logprobs`` is reserved with them."""
+"""Columns that specbatch adds behind the input's own, in this order."""
 
-RESERVED_COLUMNS: frozenset[str] = frozenset(RESULT_COLUMNS) | {"logprobs", "duplicate_of"}
+LOGPROBS_COLUMN = "logprobs"
+"""Stands behind ``RESULT_COLUMNS`` in a job that asked for it."""
+
+RESERVED_COLUMNS: frozenset[str] = frozenset(RESULT_COLUMNS) | {LOGPROBS_COLUMN, "duplicate_of"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +43,13 @@ class RowResult:
 
     Attributes:
         row_id: position of the row in the pinned input order.
-        completion: text without the stop id; None for an error row.
-        completion_token_ids: with the stop id; None for an error row.
+        sample_index: 0-based number among the samples of the row.
+        completion: text without the stop id or stop string; None for an error row.
+        completion_token_ids: with the stop id or the tokens of the stop string; None for an error row.
         min_margin: smallest gap between the best and second-best noisy score over the committed tokens, in
             logits; None for an error row.
+        logprobs: of each committed token, log-softmax of the target's raw logits; None for an error row, and where
+            they were not asked for.
         num_near_ties: tokens decided by canonical evaluation (not a column; summed in the part's statistics).
     """
 
@@ -57,6 +63,7 @@ class RowResult:
     error_code: str | None = None
     error_message: str | None = None
     min_margin: float | None = None
+    logprobs: tuple[float, ...] | None = None
     num_near_ties: int = 0
     counters: SpecCounters = field(default_factory=SpecCounters)
 

@@ -6,11 +6,19 @@ Each section says whether it belongs to the *identity* of a job (it decides the 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from specbatch.schemas.sampling import MAX_NEW_TOKENS_LIMIT, MAX_STOP_TOKEN_IDS, SamplingParams
+from specbatch.schemas.sampling import (
+    MAX_BIASED_TOKENS,
+    MAX_NEW_TOKENS_LIMIT,
+    MAX_NUM_SAMPLES,
+    MAX_STOP_CHARACTERS,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+    SamplingParams,
+)
 
 MAX_DRAFT_LENGTH = 16
 
@@ -19,6 +27,26 @@ Device = Literal["auto", "cpu", "cuda"]
 DraftLength = Annotated[int, Field(ge=1, le=MAX_DRAFT_LENGTH)]
 Speculation = Literal["auto", "off"] | DraftLength
 """``auto`` chooses K by measurement, a number fixes it, ``off`` decodes plainly."""
+Coupling = Literal["seed", "distribution"]
+"""``seed``: the text does not depend on draft and K. ``distribution``: only its law does not."""
+
+
+def _parse_bias(value: Any) -> Any:
+    """``"ID:BIAS"`` as a pair of numbers; whatever is something else is left to the types."""
+    if isinstance(value, str):
+        token, separator, bias = value.partition(":")
+        try:
+            return (int(token), float(bias)) if separator else value
+        except ValueError:
+            return value
+    return value
+
+
+TokenId = Annotated[int, Field(ge=0)]
+Bias = Annotated[
+    tuple[TokenId, Annotated[float, Field(ge=-100, le=100)]], Field(strict=False), BeforeValidator(_parse_bias)
+]
+StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 
 class _Section(BaseModel):
@@ -35,7 +63,7 @@ class InputSpec(_Section):
 
 
 class ModelSpec(_Section):
-    """Identity: target, dtype. Execution: draft (the text does not depend on it).
+    """Identity: target, dtype. Execution: draft (the text does not depend on it), but under ``distribution`` coupling.
 
     ``draft`` None means: the bundled draft for a bundled target, no draft otherwise. ``"none"`` means no draft.
     """
@@ -46,17 +74,28 @@ class ModelSpec(_Section):
 
 
 class GenerationSpec(_Section):
-    """Identity: sampling and termination."""
+    """Identity: sampling and termination. ``SamplingParams`` says what each means; it has the rules between them.
+
+    ``logprobs`` adds a column of that name; ``num_samples`` results are made of every row.
+    """
 
     max_new_tokens: Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS_LIMIT)] = 128
+    min_new_tokens: Annotated[int, Field(ge=0, le=MAX_NEW_TOKENS_LIMIT)] = 0
     ignore_eos: bool = False
     temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
     top_k: Annotated[int, Field(ge=0)] = 0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    stop_token_ids: Annotated[
-        tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, max_length=MAX_STOP_TOKEN_IDS)
-    ] = ()
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, Field(ge=0.1, le=10)] = 1.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    logit_bias: Annotated[tuple[Bias, ...], Field(strict=False, max_length=MAX_BIASED_TOKENS)] = ()
+    stop: Annotated[tuple[StopText, ...], Field(strict=False, max_length=MAX_STOP_STRINGS)] = ()
+    stop_token_ids: Annotated[tuple[TokenId, ...], Field(strict=False, max_length=MAX_STOP_TOKEN_IDS)] = ()
+    logprobs: bool = False
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    num_samples: Annotated[int, Field(ge=1, le=MAX_NUM_SAMPLES)] = 1
+    coupling: Coupling = "seed"
 
     @field_validator("temperature")
     @classmethod
@@ -65,16 +104,42 @@ class GenerationSpec(_Section):
             raise ValueError("must be 0, or from 0.01 to 100")
         return value
 
+    @field_validator("logit_bias")
+    @classmethod
+    def _one_bias_per_token(cls, value: tuple[Bias, ...]) -> tuple[Bias, ...]:
+        if len({token for token, _ in value}) < len(value):
+            raise ValueError("must be one bias per token id")
+        return tuple(sorted(value))  # the order decides nothing, so that it must not decide the identity
+
+    @field_validator("num_samples")
+    @classmethod
+    def _samples_differ(cls, value: int, info: ValidationInfo) -> int:
+        if value > 1 and info.data.get("temperature") == 0:
+            raise ValueError("must be 1 at temperature 0, where all samples are equal")
+        return value
+
     def sampling_params(self, seed: int) -> SamplingParams:
-        """The sampling of one row with its own seed."""
+        """The sampling of one sample with its own seed.
+
+        Raises:
+            SpecbatchError: JOB_CONFIG where two settings contradict each other.
+        """
         return SamplingParams(
             max_new_tokens=self.max_new_tokens,
+            min_new_tokens=self.min_new_tokens,
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=self.logit_bias,
             seed=seed,
             ignore_eos=self.ignore_eos,
+            stop=self.stop,
             stop_token_ids=self.stop_token_ids,
+            logprobs=self.logprobs,
         )
 
 
@@ -85,6 +150,7 @@ class ExecutionSpec(_Section):
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)] = "auto"
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = "auto"
     device: Device = "auto"
+    memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
     shard_rows: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)] = "auto"
     max_error_rate: Annotated[float, Field(ge=0, le=1)] = 0.05
     row_errors_ok: bool = False

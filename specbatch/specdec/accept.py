@@ -7,10 +7,16 @@ Glossary.
   bonus            the target's draw behind the last accepted draft: a correction where a draft was refused, or one
                    token more where all were accepted. Every round commits it unless a terminator came earlier.
   committed        the tokens that become part of the completion: accepted drafts, then the bonus, up to a terminator.
+  terminator       what ends a row: a stop id, the token that completes a stop string (``stops``), or the last token it
+                   may say. They act in committed order, the earliest wins. At the same token a stop id comes first,
+                   then a stop string, then the token limit.
 
 Because a draft is accepted only while it *is* the target's draw, the committed tokens are always a prefix of the
 target's draws: the text is the target's own whatever was proposed (coupling by shared noise: Daliri, Musco, Suresh,
 "Coupling without communication and drafter-invariant speculative decoding", arXiv 2408.07978).
+
+Rows differ in the number of their drafts: arrays are padded to the largest K of the round, and what stands behind a
+row's own drafts is never looked at. No drafts at all is plain decoding.
 
 Shape letters: B rows, K drafts, T = K + 1 scored positions, S stop ids.
 """
@@ -25,6 +31,9 @@ from numpy.typing import NDArray
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
+NO_CUT = int(np.iinfo(np.int64).max)
+"""More tokens than any row has: no stop string ends it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Commit:
@@ -35,14 +44,18 @@ class Commit:
         num_accepted_B: committed tokens that were drafts.
         num_proposed_B: drafts that count; those behind a committed terminator do not.
         is_stopped_B: the last committed token is a stop id.
-        is_exhausted_B: the row has all the tokens it may have; a stop id at the last place counts as stopped.
+        is_cut_B: the last committed token completes a stop string, and is no stop id.
+        is_exhausted_B: the row has all the tokens it may have, and no stop id or stop string ends at the last one.
+        has_ended_B: one of these three.
     """
 
     num_committed_B: IntArray
     num_accepted_B: IntArray
     num_proposed_B: IntArray
     is_stopped_B: BoolArray
+    is_cut_B: BoolArray
     is_exhausted_B: BoolArray
+    has_ended_B: BoolArray
 
 
 def accept(draft_BK: IntArray, draft_length_B: IntArray, target_BT: IntArray) -> IntArray:
@@ -69,8 +82,12 @@ def commit(
     draft_length_B: IntArray,
     num_remaining_B: IntArray,
     stop_BS: IntArray,
+    cut_B: IntArray | None = None,
 ) -> Commit:
     """Cut each row's tokens at its earliest terminator.
+
+    Stop strings are found in the tokens that would be committed without them. So a round whose rows have any calls
+    this twice: without ``cut_B``, then with what ``stops.StopMatcher`` says of the tokens of the first call.
 
     Args:
         target_BT: the target's draws.
@@ -78,18 +95,24 @@ def commit(
         draft_length_B: proposals of each row.
         num_remaining_B: tokens the row may still say, at least 1.
         stop_BS: stop ids of each row, padded with -1.
+        cut_B: tokens of this round after which a stop string ends the row, at least 1; ``NO_CUT`` where none does.
     """
-    T = target_BT.shape[1]
-    position_T = np.arange(T)
-    is_candidate_BT = position_T < np.minimum(num_matched_B + 1, num_remaining_B)[:, None]
-    is_stop_BT = (target_BT[:, :, None] == stop_BS[:, None, :]).any(axis=2) & is_candidate_BT
-    first_stop_B = np.where(is_stop_BT.any(axis=1), is_stop_BT.argmax(axis=1), T)
-    num_committed_B = np.minimum(is_candidate_BT.sum(axis=1), first_stop_B + 1)
-    is_stopped_B = first_stop_B < num_committed_B
+    num_candidates_B = np.minimum(num_matched_B + 1, num_remaining_B)
+    # A first stop id behind the candidates lies beyond the minimum below, so it needs no mask.
+    is_stop_BT = (target_BT[:, :, None] == stop_BS[:, None, :]).any(axis=2)
+    stop_B = np.where(is_stop_BT.any(axis=1), is_stop_BT.argmax(axis=1) + 1, NO_CUT)
+    string_B = np.full_like(num_matched_B, NO_CUT) if cut_B is None else cut_B
+    num_committed_B = np.minimum(num_candidates_B, np.minimum(stop_B, string_B))
+    is_stopped_B = stop_B == num_committed_B
+    is_cut_B = (string_B == num_committed_B) & ~is_stopped_B
+    is_exhausted_B = (num_remaining_B == num_committed_B) & ~is_stopped_B & ~is_cut_B
+    has_ended_B = is_stopped_B | is_cut_B | is_exhausted_B
     return Commit(
         num_committed_B=num_committed_B,
         num_accepted_B=np.minimum(num_matched_B, num_committed_B),
-        num_proposed_B=np.where(is_stopped_B, np.minimum(draft_length_B, num_committed_B), draft_length_B),
+        num_proposed_B=np.where(has_ended_B, np.minimum(draft_length_B, num_committed_B), draft_length_B),
         is_stopped_B=is_stopped_B,
-        is_exhausted_B=(num_committed_B >= num_remaining_B) & ~is_stopped_B,
+        is_cut_B=is_cut_B,
+        is_exhausted_B=is_exhausted_B,
+        has_ended_B=has_ended_B,
     )

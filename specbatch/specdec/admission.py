@@ -1,99 +1,108 @@
-"""Admission: free slots are filled from the queue, prompts are run through both models, first tokens committed.
+"""Admission and the shape of key-value memory: which rows stand in slots, and how long the slots are.
 
-Shape letters: B rows of a prefill group, T tokens per row, V vocabulary.
+Slots are as long as the longest row in flight, and they grow with it. Where memory is bounded, longer slots are fewer:
+the youngest rows are preempted then and go back to the head of the queue with what they have said. When the long rows
+have ended, the slots become short and many again. A row that does not fit alone is an error row. Nothing here can
+change a token: a row's text does not depend on its slot, its mates or its interruptions.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from specbatch.specdec.batch import Batch
-from specbatch.specdec.output import SequenceOutput
-from specbatch.specdec.prefill import PrefillGroup, plan_prefill
-from specbatch.specdec.runner import ModelRunner
-from specbatch.specdec.sampling import SamplingTensors, draw_target
+from specbatch.schemas.errors import ErrorCode
+from specbatch.specdec.batch import POSITIONS_STEP, SLACK_POSITIONS, Batch
+from specbatch.specdec.output import SequenceOutput, error_output
 from specbatch.specdec.slots import Request
 
 
-def admit(batch: Batch, queue: deque[Request]) -> list[SequenceOutput]:
-    """Fill closed and unused slots, then close the gaps; returns the rows that ended with their first token."""
-    slots = batch.slots
-    finished: list[SequenceOutput] = []
-    while queue and (free := [*slots.closed_slots(), *range(slots.num_active, slots.num_slots)]):
-        requests = [queue.popleft() for _ in range(min(len(free), len(queue)))]
-        # Neighbours of like length share a forward with little padding; the order of admission never shows in the text.
-        requests.sort(key=lambda request: len(request.prompt_ids))
-        with batch.clock.timed("prefill"):
-            finished += _prefill(batch, free, requests)
-    batch.compact()
-    return finished
+def admit(batch: Batch, queue: deque[Request], max_rows: int) -> list[SequenceOutput]:
+    """Fill slots from the queue, in order, then close the gaps; returns the rows that can never run.
 
-
-def feed(batch: Batch, runner: ModelRunner, group: PrefillGroup, start: int = 0) -> Tensor:
-    """Run positions ``start`` .. of consecutive slots through a model, in chunks.
-
-    Rows are padded on the right: what padding writes lies beyond the row's length and is overwritten later.
-
-    Returns:
-        logits [B, V] behind each row's last position.
+    Args:
+        max_rows: rows that may be in flight.
     """
-    slots, B = batch.slots, len(group.lengths)
-    kept: dict[int, Tensor] = {}
-    for begin, end in group.chunks(start):
-        last_T = sorted({length - 1 - begin for length in group.lengths if begin < length <= end})
-        token_BT = slots.tensor(slots.token_SP[group.first_slot : group.first_slot + B, begin:end])
-        position_BT = torch.arange(begin, end, device=slots.device).expand(B, -1)
-        keep = torch.tensor(last_T or [0], device=slots.device)
-        logits_BTV = runner.forward(token_BT, position_BT, group.first_slot, end, logits_to_keep=keep)
-        for row, length in enumerate(group.lengths):
-            if begin < length <= end:
-                kept[row] = logits_BTV[row, last_T.index(length - 1 - begin)]
-    return torch.stack([kept[row] for row in range(B)])
+    slots, refused = batch.slots, []
+    while queue and slots.num_rows < max_rows:
+        request = queue[0]
+        needed = positions_for(request.num_known_tokens + 1)
+        if affordable_slots(batch.max_kv_tokens, needed) == 0:
+            queue.popleft()
+            refused.append(error_output(request.key, len(request.prompt_ids), ErrorCode.ROW_MEMORY, too_long(batch)))
+            continue
+        _reshape(batch, request, needed, max_rows)
+        free = slots.free_slots()
+        if not free or needed > slots.max_positions:
+            break  # rows in flight must end first
+        queue.popleft()
+        batch.open(max(free, key=lambda slot: (batch.num_held(slot, request), -slot)), request)
+    batch.compact()
+    return refused
 
 
-def _prefill(batch: Batch, free: list[int], requests: list[Request]) -> list[SequenceOutput]:
+def make_room(batch: Batch, queue: deque[Request]) -> list[SequenceOutput]:
+    """Lengthen the slots for the coming round, preempting rows where that costs slots; returns rows that do not fit."""
+    slots, refused = batch.slots, []
+    while slots.num_active:
+        longest = int(slots.length_S[: slots.num_active].argmax())
+        needed = positions_for(int(slots.length_S[longest]))
+        if needed <= slots.max_positions:
+            break
+        affordable = affordable_slots(batch.max_kv_tokens, needed)
+        if affordable == 0:
+            refused.append(batch.fail(longest, ErrorCode.ROW_MEMORY, too_long(batch)))
+            batch.compact()
+            continue
+        keep = slots.num_slots if affordable is None else min(slots.num_slots, affordable)
+        shrink(batch, queue, keep)
+        batch.resize(keep, needed)
+    return refused
+
+
+def shrink(batch: Batch, queue: deque[Request], num_rows: int) -> None:
+    """Preempt the youngest rows until only so many are left, in the first slots."""
     slots = batch.slots
-    batch.reserve(max(len(request.prompt_ids) + request.num_new_tokens for request in requests))
-    opened = sorted(free[: len(requests)])
-    for slot, request in zip(opened, requests, strict=True):
-        slots.open(slot, request)
-    slots.num_active = max(slots.num_active, opened[-1] + 1)
-    finished: list[SequenceOutput] = []
-    for group in plan_prefill(opened, [len(request.prompt_ids) for request in requests]):
-        logits_BV = feed(batch, batch.target, group)
-        if batch.draft is not None and batch.policy.wants_draft and min(group.lengths) < batch.draft.context_length:
-            feed(batch, batch.draft, group)
-            slots.draft_kv_S[group.first_slot : group.first_slot + len(group.lengths)] = group.lengths
-        finished += _commit_first_tokens(batch, group, logits_BV)
-    return finished
+    by_age = sorted((slot for slot in range(slots.num_active) if slots.requests[slot]), key=slots.opened.__getitem__)
+    for slot in reversed(by_age[num_rows:]):
+        queue.appendleft(batch.preempt(slot))
+    batch.compact()
 
 
-def _commit_first_tokens(batch: Batch, group: PrefillGroup, logits_BV: Tensor) -> list[SequenceOutput]:
-    """The forward that ends prefill commits one token of each row: a plain step."""
-    slots, B = batch.slots, len(group.lengths)
-    opened = range(group.first_slot, group.first_slot + B)
-    params = [request.params for slot in opened if (request := slots.requests[slot]) is not None]
-    index_BT = torch.zeros((B, 1), dtype=torch.int64, device=slots.device)
-    sampling = SamplingTensors.from_params(params, slots.device)
-    draw = draw_target(logits_BV[:, None], index_BT, sampling, batch.epsilon)
-    token_B, margin_B, is_stable_B, is_finite_B = (
-        tensor.flatten().cpu().numpy()
-        for tensor in (draw.token_BT, draw.margin_BT, draw.is_stable_BT, draw.is_finite_BT)
+def affordable_slots(max_kv_tokens: int | None, positions: int) -> int | None:
+    """Slots of so many positions that memory allows; None is without bound."""
+    return None if max_kv_tokens is None else max_kv_tokens // positions
+
+
+def positions_for(num_tokens: int) -> int:
+    """Positions of slots that hold rows of ``num_tokens`` and what is written beyond their ends."""
+    return -(-(num_tokens + SLACK_POSITIONS) // POSITIONS_STEP) * POSITIONS_STEP
+
+
+def too_long(batch: Batch) -> str:
+    """Why a row is an error row."""
+    return (
+        f"the row does not fit into key-value memory even alone: there is room for {batch.max_kv_tokens} tokens; "
+        "use a larger device or memory fraction, or run without the draft"
     )
-    finished = []
-    for row, slot in enumerate(opened):
-        token, is_broken = int(token_B[row]), not is_finite_B[row]
-        if batch.epsilon > 0 and not is_stable_B[row]:
-            token = batch.canonical_token(slot, np.empty(0, dtype=np.int64))
-        slots.token_SP[slot, slots.length_S[slot]] = token
-        slots.length_S[slot] += 1
-        slots.plain_steps_S[slot] = 1
-        slots.margin_S[slot] = margin_B[row]
-        is_stopped = bool((slots.stop_SX[slot] == token).any())
-        if is_stopped or is_broken or slots.length_S[slot] >= slots.end_S[slot]:
-            finished.append(batch.retire(slot, is_stopped=is_stopped, is_broken=is_broken))
-    return finished
+
+
+def _reshape(batch: Batch, request: Request, needed: int, max_rows: int) -> None:
+    """Another shape where the request calls for it: longer slots, or more of them now that they may be shorter."""
+    slots = batch.slots
+    num_rows = slots.num_rows
+    if needed > slots.max_positions:
+        affordable = affordable_slots(batch.max_kv_tokens, needed)
+        if affordable is None or affordable > num_rows:
+            batch.compact()
+            batch.resize(slots.num_slots if affordable is None else min(slots.num_slots, affordable), needed)
+        return
+    if slots.num_slots >= max_rows or slots.free_slots():
+        return
+    # What the rows may come to need at most decides, or slots would soon have to be taken away again.
+    ends = [int(slots.end_S[slot]) for slot in range(slots.num_active) if slots.requests[slot] is not None]
+    positions = positions_for(max([request.num_tokens, *ends]))
+    affordable = affordable_slots(batch.max_kv_tokens, positions)
+    num_slots = max_rows if affordable is None else min(max_rows, affordable)
+    if num_slots > slots.num_slots:
+        batch.compact()
+        batch.resize(num_slots, positions)

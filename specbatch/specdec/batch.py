@@ -1,33 +1,38 @@
-"""The rows in flight with the two resident models: what admission and decoding share.
+"""The rows in flight with the two resident models: what admission, prefill and decoding share.
 
-Rows stand in slots 0 .. num_active - 1 of both caches and of the slot table at once; whatever moves, grows or ends a
-row does so in all three.
+Rows stand in the slots of the slot table and of both caches at once; whatever moves, grows or ends a row does so in all
+of them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from specbatch.schemas.errors import ErrorCode
-from specbatch.schemas.stats import PhaseSeconds, SpecCounters
+from specbatch.schemas.stats import PhaseSeconds
 from specbatch.specdec.accept import IntArray
 from specbatch.specdec.controller import Policy
-from specbatch.specdec.output import SequenceOutput
-from specbatch.specdec.runner import ModelRunner
-from specbatch.specdec.sampling import SamplingTensors, draw_target
-from specbatch.specdec.slots import SlotTable
+from specbatch.specdec.drafters.suffix import SuffixIndex
+from specbatch.specdec.feed import GROUP_WIDTH, Decoder, Feed, Layout
+from specbatch.specdec.output import SequenceOutput, error_output
+from specbatch.specdec.prefix import common_prefix
+from specbatch.specdec.sampling import History, Positions, SamplingTensors, draw_target
+from specbatch.specdec.slots import Request, SlotTable
 from specbatch.specdec.tokenizer import Tokenizer
 
 NEAR_TIE_EPSILON = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.0, torch.float16: 0.0}
 """Logit gap below which a token is decided by canonical evaluation; 0 is off (half precision rounds far coarser)."""
 
 POSITIONS_STEP = 256
+SLACK_POSITIONS = 3 * GROUP_WIDTH
+"""Drafts stand beyond a row's committed tokens, up to one group's width; what padding writes stands beyond those."""
 
 
 class PhaseClock:
@@ -50,91 +55,228 @@ class PhaseClock:
 class Batch:
     """Slots, models and clock of one engine.
 
+    Args:
+        suffix: index over all text seen, or None.
+        max_kv_tokens: slots times positions that the caches may have; None is without bound.
+        has_ratio_test: the coupling is ``distribution``.
+
     Attributes:
-        epsilon: near-tie threshold in logits; 0 is off. policy: chooses K.
+        epsilon: near-tie threshold in logits; 0 is off. policy: chooses K and drafter of every row.
     """
 
     def __init__(
-        self, target: ModelRunner, draft: ModelRunner | None, tokenizer: Tokenizer, num_slots: int, policy: Policy
+        self,
+        target: Decoder,
+        draft: Decoder | None,
+        tokenizer: Tokenizer,
+        num_slots: int,
+        policy: Policy,
+        *,
+        suffix: SuffixIndex | None = None,
+        max_kv_tokens: int | None = None,
+        has_ratio_test: bool = False,
     ) -> None:
         self.target = target
         self.draft = draft
         self.tokenizer = tokenizer
         self.policy = policy
-        self.epsilon = NEAR_TIE_EPSILON[target.dtype]
+        self.max_kv_tokens = max_kv_tokens
+        self.has_ratio_test = has_ratio_test
+        # The law of a draw does not hang on a near tie, and nobody promises the text there.
+        self.epsilon = 0.0 if has_ratio_test else NEAR_TIE_EPSILON[target.dtype]
         self.clock = PhaseClock()
-        self.slots = SlotTable(num_slots, target.cache.max_positions, policy.max_draft_length, target.device)
+        self.slots = SlotTable(num_slots, target.cache.max_positions, policy.max_draft_length)
+        self.suffix = suffix
+        self._sampling: tuple[int, bytes, SamplingTensors] | None = None
 
     @property
-    def runners(self) -> list[ModelRunner]:
+    def device(self) -> torch.device:
+        return self.target.device
+
+    @property
+    def decoders(self) -> list[Decoder]:
         """The resident models, target first."""
         return [self.target] if self.draft is None else [self.target, self.draft]
 
-    def reserve(self, num_tokens: int) -> None:
-        """Lengthen the slots where a row needs more positions; drafts may stand beyond the last committed token."""
-        needed = num_tokens + self.policy.max_draft_length + 1
-        if needed > self.slots.max_positions:
-            grown = -(-needed // POSITIONS_STEP) * POSITIONS_STEP
-            self.slots.grow(grown)
-            for runner in self.runners:
-                runner.cache.grow(grown)
+    # ---- rows and slots --------------------------------------------------------------------------------------------
+
+    def open(self, slot: int, request: Request) -> None:
+        """Put a request into a free slot; what the slot's caches hold of its beginning stays valid."""
+        slots = self.slots
+        num_held = self.num_held(slot, request)
+        slots.target_kv_S[slot] = num_held
+        slots.draft_kv_S[slot] = min(num_held, slots.draft_kv_S[slot])
+        slots.open(slot, request)
+        if self.suffix is not None:
+            row = slots.token_SP[slot, : slots.length_S[slot]]
+            self.suffix.open(slot, row, int(slots.end_S[slot] - slots.length_S[slot]))
+
+    def num_held(self, slot: int, request: Request) -> int:
+        """Tokens of a request's prompt that the target's cache holds in a free slot, the last one left out."""
+        slots, rows = self.slots, slice(slot, slot + 1)
+        token_P = np.array(request.prompt_ids[:-1], dtype=np.int64)
+        return int(common_prefix(slots.token_SP[rows], slots.target_kv_S[rows], token_P)[0])
+
+    def share(self, source: int, destination: int, num_tokens: int) -> None:
+        """Copy the beginning of one slot's caches to another."""
+        slots = self.slots
+        self.target.cache.copy(source, destination, num_tokens)
+        slots.target_kv_S[destination] = num_tokens
+        num_drafted = min(num_tokens, int(slots.draft_kv_S[source]))
+        if self.draft is not None and num_drafted > slots.draft_kv_S[destination]:
+            self.draft.cache.copy(source, destination, num_drafted)
+            slots.draft_kv_S[destination] = num_drafted
+
+    def resize(self, num_slots: int, max_positions: int) -> None:
+        """Give slots and caches another shape."""
+        self.slots.resize(num_slots, max_positions)
+        for decoder in self.decoders:
+            decoder.cache.resize(num_slots, max_positions)
 
     def compact(self) -> None:
-        """Move the last rows into closed slots, so that the active rows are the first ones."""
+        """Move the last rows into closed slots, so that attention reads as few slots as there are rows."""
         slots = self.slots
         for slot in slots.closed_slots():
-            while slots.num_active > slot and slots.requests[slots.num_active - 1] is None:
-                slots.num_active -= 1
-            if slots.num_active <= slot:
-                return
             source = slots.num_active - 1
-            length = int(slots.length_S[source])
+            if source <= slot:
+                return
+            num_positions = int(slots.length_S[source])
+            for decoder in self.decoders:
+                decoder.cache.copy(source, slot, num_positions)
             slots.move(source, slot)
-            for runner in self.runners:
-                runner.cache.move(source, slot, length)
-            slots.num_active -= 1
+            if self.suffix is not None:
+                self.suffix.move(source, slot)
 
-    def canonical_token(self, slot: int, token_J: IntArray) -> int:
-        """The draw behind the committed tokens of a row and ``token_J``, evaluated from the row alone.
+    def drop_draft(self) -> None:
+        """Give the draft's memory back."""
+        self.draft = None
+        self.slots.draft_kv_S[:] = 0
 
-        Every run that comes to this prefix gets the same token, whatever the batch around it.
-        """
-        slots, request = self.slots, self.slots.requests[slot]
-        assert request is not None
-        prefix = np.concatenate((slots.token_SP[slot, : slots.length_S[slot]], token_J))
-        logits_V = self.target.canonical_logits(slots.tensor(prefix))
-        index_BT = torch.tensor([[len(prefix) - len(request.prompt_ids)]], device=slots.device)
-        sampling = SamplingTensors.from_params([request.params], slots.device)
-        slots.near_ties_S[slot] += 1
-        return int(draw_target(logits_V[None, None], index_BT, sampling, 0.0).token_BT)
+    def preempt(self, slot: int) -> Request:
+        """Take a row out of its slot; the request that is returned goes on where the row stood."""
+        request = replace(self.slots.request(slot), state=self.slots.state(slot))
+        self._close(slot)
+        return request
 
-    def retire(self, slot: int, *, is_stopped: bool, is_broken: bool) -> SequenceOutput:
+    def retire(self, slot: int, *, is_stopped: bool, is_broken: bool = False) -> SequenceOutput:
         """Close a slot and give what its row has become; a broken row leaves nothing behind in its slot."""
-        slots, request = self.slots, self.slots.requests[slot]
-        assert request is not None
-        num_prompt_tokens = len(request.prompt_ids)
-        slots.close(slot)
         if is_broken:
-            for runner in self.runners:
-                runner.cache.clear(slot)
-            return SequenceOutput(
-                key=request.key,
-                num_prompt_tokens=num_prompt_tokens,
-                text=None,
-                token_ids=(),
-                finish_reason="error",
-                stats=SpecCounters(),
-                error_code=ErrorCode.ROW_NUMERIC.value,
-                error_message="the target's logits are not finite; the weights or the device are damaged",
-            )
-        token_ids = tuple(int(t) for t in slots.token_SP[slot, num_prompt_tokens : slots.length_S[slot]])
+            message = "the target's logits are not finite; the weights or the device are damaged"
+            return self.fail(slot, ErrorCode.ROW_NUMERIC, message)
+        slots, request = self.slots, self.slots.request(slot)
+        begin, end = len(request.prompt_ids), int(slots.length_S[slot])
+        token_ids = tuple(slots.token_SP[slot, begin:end].tolist())
+        ends_in_stop_id = is_stopped and token_ids[-1] in request.stop_ids
+        if request.matcher is not None:
+            text = request.matcher.text(token_ids, ends_in_stop_id=ends_in_stop_id)
+        else:
+            text = self.tokenizer.decode(token_ids[:-1] if ends_in_stop_id else token_ids)
+        logprobs = tuple(slots.logprob_SP[slot, begin:end].tolist()) if request.params.logprobs else None
+        self._close(slot)
         return SequenceOutput(
             key=request.key,
-            num_prompt_tokens=num_prompt_tokens,
-            text=self.tokenizer.decode(token_ids[:-1] if is_stopped else token_ids),
+            num_prompt_tokens=begin,
+            text=text,
             token_ids=token_ids,
             finish_reason="stop" if is_stopped else "length",
             stats=slots.counters(slot),
             min_margin=float(slots.margin_S[slot]),
             num_near_ties=int(slots.near_ties_S[slot]),
+            logprobs=logprobs,
+        )
+
+    def fail(self, slot: int, code: ErrorCode, message: str) -> SequenceOutput:
+        """Close a slot whose row cannot be decoded, and wipe it."""
+        request = self.slots.request(slot)
+        self._close(slot)
+        self.slots.target_kv_S[slot] = self.slots.draft_kv_S[slot] = 0
+        for decoder in self.decoders:
+            decoder.cache.clear(slot)
+        return error_output(request.key, len(request.prompt_ids), code, message)
+
+    def _close(self, slot: int) -> None:
+        self.slots.close(slot)
+        if self.suffix is not None:
+            self.suffix.close(slot)
+
+    # ---- what a forward needs --------------------------------------------------------------------------------------
+
+    def layout(self, row_B: IntArray, start_B: IntArray, count_B: IntArray) -> Layout:
+        """Segments of some rows, ascending; slots between them get segments of no tokens.
+
+        The generic path writes padding even for those, so they start where neither tokens nor drafts can be.
+        """
+        slot_R = np.arange(int(row_B[0]), int(row_B[-1]) + 1)
+        start_R = self.slots.length_S[slot_R] + GROUP_WIDTH
+        count_R = np.zeros(len(slot_R), dtype=np.int64)
+        start_R[row_B - slot_R[0]] = start_B
+        count_R[row_B - slot_R[0]] = count_B
+        return Layout(slot_R, start_R, count_R)
+
+    def feed(self, layout: Layout) -> Feed:
+        """Committed tokens, where a layout has them."""
+        return layout.feed(self.tensor(self.slots.token_SP[layout.slot_M, layout.position_M]))
+
+    def tensor(self, array: IntArray) -> Tensor:
+        """An int64 host array on the device."""
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+
+    def sampling(self, row_B: IntArray) -> SamplingTensors:
+        """Sampling parameters of some rows; made anew only when other rows stand there."""
+        key = row_B.tobytes()
+        if self._sampling is None or self._sampling[:2] != (self.slots.version, key):
+            made = self._sampling_of([self.slots.request(int(slot)) for slot in row_B])
+            self._sampling = (self.slots.version, key, made)
+        return self._sampling[2]
+
+    def canonical_token(self, slot: int, token_J: IntArray) -> tuple[int, float]:
+        """The draw behind the committed tokens of a row and ``token_J``, from the row alone, and its logprob.
+
+        Every run that comes to this prefix gets the same token, whatever the batch around it.
+        """
+        slots, request = self.slots, self.slots.request(slot)
+        prefix = np.concatenate((slots.token_SP[slot, : slots.length_S[slot]], token_J))
+        logits_V = self.target.canonical_logits(self.tensor(prefix))
+        sampling = self._sampling_of([request])
+        positions = self.positions(
+            sampling,
+            np.zeros(1, dtype=np.int64),
+            np.array([len(prefix) - len(request.prompt_ids)]),
+            prefix[None],
+            np.array([[len(prefix), len(request.prompt_ids)]]),
+        )
+        draw = draw_target(logits_V[None], positions, sampling, 0.0)
+        slots.near_ties_S[slot] += 1
+        return int(draw.token_N), 0.0 if draw.logprob_N is None else float(draw.logprob_N)
+
+    def positions(
+        self,
+        sampling: SamplingTensors,
+        row_N: IntArray,
+        index_N: IntArray,
+        token_BP: IntArray,
+        length_B2: IntArray,
+        window_NJ: Tensor | None = None,
+    ) -> Positions:
+        """Where scored positions stand, with their histories if sampling asks for them.
+
+        Args:
+            length_B2: lengths of the rows and of their prompts. window_NJ: drafts before each position, padded with -1.
+        """
+        flat = self.tensor(np.concatenate((row_N, index_N)))
+        history = None
+        if sampling.needs_history:
+            width = int(length_B2[:, 0].max())
+            lengths = self.tensor(length_B2)
+            if window_NJ is None:
+                window_NJ = torch.empty((len(row_N), 0), dtype=torch.int64, device=self.device)
+            history = History(self.tensor(token_BP[:, :width]), lengths[:, 0], lengths[:, 1], window_NJ)
+        return Positions(flat[: len(row_N)], flat[len(row_N) :], history)
+
+    def _sampling_of(self, requests: Sequence[Request]) -> SamplingTensors:
+        return SamplingTensors.from_params(
+            [request.params for request in requests],
+            [request.stop_ids for request in requests],
+            self.device,
+            self.target.vocab_size,
         )

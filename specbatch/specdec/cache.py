@@ -2,7 +2,9 @@
 
 Every row owns one slot for life. A forward writes its tokens at the positions it is told and reads the slots' prefixes
 as views: nothing is moved or copied when rows differ in length, when drafts are refused, or when a slot changes hands.
-What lies beyond a row's length is stale, never read (the mask ends before it) and overwritten later.
+What lies beyond a row's length is stale, never read (the mask ends before it) and overwritten later. Layers with a
+sliding window keep whole rows too: a window is then a matter of the mask alone, and a refused draft never costs a key
+that a ring buffer would have dropped for it. ``families.kv_bytes_per_token`` counts them in full.
 
     slot s:  | committed tokens but the last | this round's tokens | stale ...        |
              0                             n-1                  n-1+T          max_positions
@@ -32,7 +34,7 @@ class WritePlan:
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     """Keys and values of one layer, [S, P, H, D]; memory is taken at the first forward, when H and D are known."""
 
-    is_sliding = False
+    is_sliding = False  # also in layers with a window: the library must not shorten what it reads
 
     def __init__(self, plan: WritePlan, num_slots: int, max_positions: int) -> None:
         super().__init__()
@@ -71,7 +73,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         """Positions of a slot."""
         return self._max_positions
 
-    def move(self, source: int, destination: int, num_positions: int) -> None:
+    def copy(self, source: int, destination: int, num_positions: int) -> None:
         """Copy the first positions of one slot to another."""
         if self.is_initialized:
             self.keys[destination, :num_positions] = self.keys[source, :num_positions]
@@ -83,11 +85,12 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
             self.keys[slot].zero_()
             self.values[slot].zero_()
 
-    def grow(self, max_positions: int) -> None:
-        """Lengthen the slots, keeping what is in them."""
+    def resize(self, num_slots: int, max_positions: int) -> None:
+        """Give the memory another shape, keeping what fits."""
         if self.is_initialized:
-            self.keys, self.values = (_lengthened(memory, max_positions) for memory in (self.keys, self.values))
-        self._max_positions = max_positions
+            self.keys = _reshaped(self.keys, num_slots, max_positions)
+            self.values = _reshaped(self.values, num_slots, max_positions)
+        self._num_slots, self._max_positions = num_slots, max_positions
 
     @property
     def num_bytes(self) -> int:
@@ -112,21 +115,21 @@ class SlotCache(Cache):  # type: ignore[misc]
         self.plan.num_keys = num_keys
         self.plan.flat_index = (slot_B1 * self.max_positions + position_BT).flatten()
 
-    def move(self, source: int, destination: int, num_positions: int) -> None:
-        """Copy a row to another slot, in all layers."""
+    def copy(self, source: int, destination: int, num_positions: int) -> None:
+        """Copy the beginning of a row to another slot, in all layers."""
         for layer in self.layers:
-            layer.move(source, destination, num_positions)
+            layer.copy(source, destination, num_positions)
 
     def clear(self, slot: int) -> None:
         """Zero a slot that may hold NaN: masked keys have weight 0, and 0 * NaN would poison the slot's next row."""
         for layer in self.layers:
             layer.clear(slot)
 
-    def grow(self, max_positions: int) -> None:
-        """Lengthen every slot."""
+    def resize(self, num_slots: int, max_positions: int) -> None:
+        """Another number of slots and positions; layer by layer, so that little is held twice."""
         self.max_positions = max_positions
         for layer in self.layers:
-            layer.grow(max_positions)
+            layer.resize(num_slots, max_positions)
 
     @property
     def num_bytes(self) -> int:
@@ -134,7 +137,8 @@ class SlotCache(Cache):  # type: ignore[misc]
         return sum(layer.num_bytes for layer in self.layers)
 
 
-def _lengthened(memory_SPHD: Tensor, max_positions: int) -> Tensor:
-    wider = memory_SPHD.new_zeros(memory_SPHD.shape[0], max_positions, *memory_SPHD.shape[2:])
-    wider[:, : memory_SPHD.shape[1]] = memory_SPHD
-    return wider
+def _reshaped(memory_SPHD: Tensor, num_slots: int, max_positions: int) -> Tensor:
+    reshaped = memory_SPHD.new_zeros(num_slots, max_positions, *memory_SPHD.shape[2:])
+    slots, positions = min(num_slots, memory_SPHD.shape[0]), min(max_positions, memory_SPHD.shape[1])
+    reshaped[:slots, :positions] = memory_SPHD[:slots, :positions]
+    return reshaped

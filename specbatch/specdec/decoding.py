@@ -1,6 +1,6 @@
-"""One round over the rows in flight: plan, propose, score, settle, commit.
+"""One round over the rows that decode: plan, catch up, propose, score; ``settling`` does the rest.
 
-Shape letters: B active rows, K drafts of this round, T = K + 1, W tokens that the draft is fed first, V vocabulary.
+Shape letters: B rows, K drafts, N scored positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specbatch.specdec.accept import BoolArray, Commit, IntArray, accept, commit
-from specbatch.specdec.admission import feed
+from specbatch.specdec.accept import IntArray
 from specbatch.specdec.batch import Batch
-from specbatch.specdec.controller import RoundMeasure
+from specbatch.specdec.controller import RoundMeasure, RoundPlan, RoundView
+from specbatch.specdec.coupling import propose_token
+from specbatch.specdec.drafters.suffix import Proposal
+from specbatch.specdec.feed import Decoder
 from specbatch.specdec.output import SequenceOutput
-from specbatch.specdec.prefill import PrefillGroup
+from specbatch.specdec.prefill import feed_draft
 from specbatch.specdec.rounds import is_plain_sample
-from specbatch.specdec.sampling import Draw, draw_draft, draw_target
+from specbatch.specdec.sampling import draw_draft, transformed_logits
+from specbatch.specdec.settling import Proposals, settle_and_commit
 
-_MAX_FEED_TOKENS = 4
-"""A row whose draft cache lacks more tokens than this catches up alone, so that it does not widen everybody's feed."""
+_STEADY_LACK = 2
+"""Tokens that the draft's cache lacks behind a round: one where a draft was refused, two where all were accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,150 +37,147 @@ class RoundResult:
     is_plain: bool
 
 
-def decode_round(batch: Batch, round_number: int) -> RoundResult:
-    """Move every active row on by at least one token."""
+def decode_round(batch: Batch, round_number: int, num_waiting: int) -> RoundResult | None:
+    """Move every row that decodes on by at least one token; None if there is none."""
+    row_B = batch.slots.rows(begun=True)
+    if not len(row_B):
+        return None
     started, before = time.perf_counter(), batch.clock.seconds
-    draft_length_B, is_plain = plan_round(batch, round_number)
-    catch_up(batch, draft_length_B)
-    draft_BK = propose(batch, draft_length_B)
-    draw = score(batch, draft_BK)
-    target_BT, verdict = settle(batch, draft_BK, draft_length_B, draw)
-    finished = commit_round(batch, target_BT, draft_length_B, verdict, draw)
+    is_plain = not batch.policy.max_draft_length or is_plain_sample(round_number)
+    looked_up = None if is_plain else look_up(batch, row_B)
+    plan = _plain_plan(len(row_B)) if is_plain else batch.policy.plan(view(batch, row_B, looked_up, num_waiting))
+    num_caught_up = catch_up(batch, row_B, plan)
+    proposals = propose(batch, row_B, plan, looked_up)
+    logits_NV = score(batch, row_B, proposals)
+    settled = settle_and_commit(batch, row_B, proposals, logits_NV)
     spent = batch.clock.seconds - before
+    model_length_B = plan.draft_length_B[plan.is_model_B]
     batch.policy.observe(
         RoundMeasure(
-            num_rows=len(draft_length_B),
-            draft_length=draft_BK.shape[1],
+            num_rows=len(row_B),
+            num_scored=len(row_B) + int(plan.draft_length_B.sum()),
+            num_draft_steps=int(model_length_B.max(initial=0)),
+            num_model_rows=int((model_length_B > 0).sum()),
             propose_seconds=spent.propose,
             score_seconds=spent.score,
             other_seconds=time.perf_counter() - started - spent.propose - spent.score - spent.prefill,
             catch_up_seconds=spent.prefill,
-            proposed_B=verdict.num_proposed_B,
-            matched_B=verdict.num_accepted_B,
+            num_catch_up_tokens=num_caught_up,
+            draft_length_B=settled.verdict.num_proposed_B,
+            matched_B=settled.verdict.num_accepted_B,
+            is_model_B=plan.is_model_B,
+            match_B=np.zeros(len(row_B), dtype=np.int64) if looked_up is None else looked_up.match_B,
         )
     )
-    return RoundResult(finished, int(verdict.num_committed_B.sum()), is_plain)
+    return RoundResult(settled.finished, int(settled.verdict.num_committed_B.sum()), is_plain)
 
 
-def plan_round(batch: Batch, round_number: int) -> tuple[IntArray, bool]:
-    """Drafts of each row: K, clipped to what the row may still say behind them and to the draft's own context."""
-    slots, B = batch.slots, batch.slots.num_active
-    is_plain = batch.policy.max_draft_length == 0 or is_plain_sample(round_number)
-    if is_plain or batch.draft is None:
-        return np.zeros(B, dtype=np.int64), is_plain
-    length_B = slots.length_S[:B]
-    room_B = np.minimum(slots.end_S[:B] - length_B - 1, batch.draft.context_length - length_B)
-    return np.clip(room_B, 0, batch.policy.choose(B)), is_plain
+def look_up(batch: Batch, row_B: IntArray) -> Proposal | None:
+    """What the suffix index would propose, if the policy cares."""
+    if batch.suffix is None or not batch.policy.uses_suffix:
+        return None
+    with batch.clock.timed("propose"):
+        return batch.suffix.propose(row_B, batch.policy.max_draft_length)
 
 
-def catch_up(batch: Batch, draft_length_B: IntArray) -> None:
-    """Feed the draft what it lacks where that is much: after a stretch without drafts, or a whole prompt."""
-    slots, B = batch.slots, len(draft_length_B)
-    lacking_B = slots.length_S[:B] - slots.draft_kv_S[:B]
-    late = np.nonzero((lacking_B > _MAX_FEED_TOKENS) & (draft_length_B > 0))[0]
+def view(batch: Batch, row_B: IntArray, looked_up: Proposal | None, num_waiting: int) -> RoundView:
+    """The round as the policy sees it. A row has no use for drafts beyond the tokens that it may still say."""
+    slots = batch.slots
+    none_B = np.zeros(len(row_B), dtype=np.int64)
+    length_B = slots.length_S[row_B]
+    room_B = np.maximum(slots.end_S[row_B] - length_B - 1, 0)
+    draft_room_B = none_B
+    if batch.draft is not None:
+        draft_room_B = np.clip(batch.draft.context_length - length_B, 0, room_B)
+    return RoundView(
+        room_B=room_B,
+        draft_room_B=draft_room_B,
+        lacking_B=length_B - slots.draft_kv_S[row_B],
+        reached_BK=slots.reached_SK[row_B],
+        accepted_BK=slots.agreed_SK[row_B],
+        match_B=none_B if looked_up is None else looked_up.match_B,
+        suffix_length_B=none_B if looked_up is None else looked_up.length_B,
+        num_waiting=num_waiting,
+    )
+
+
+def catch_up(batch: Batch, row_B: IntArray, plan: RoundPlan) -> int:
+    """Feed the draft what it lacks where that is much, after a stretch without it; returns the tokens it read."""
+    slots = batch.slots
+    lacking_B = slots.length_S[row_B] - slots.draft_kv_S[row_B]
+    late = row_B[(lacking_B > _STEADY_LACK) & plan.is_model_B & (plan.draft_length_B > 0)]
     if batch.draft is None or not len(late):
-        return
+        return 0
     with batch.clock.timed("prefill"):
-        for slot in late:
-            start, stop = int(slots.draft_kv_S[slot]), int(slots.length_S[slot]) - 1
-            feed(batch, batch.draft, PrefillGroup(int(slot), (stop,)), start)
-            slots.draft_kv_S[slot] = stop
+        return feed_draft(batch, batch.draft, late, slots.length_S[late] - 1)
 
 
-def propose(batch: Batch, draft_length_B: IntArray) -> Tensor:
-    """Drafts int64 [B, K] on the device; entries beyond a row's own draft length are ignored later.
+def propose(batch: Batch, row_B: IntArray, plan: RoundPlan, looked_up: Proposal | None) -> Proposals:
+    """Drafts of the round: of the draft model for some rows, of the suffix index for others."""
+    K = int(plan.draft_length_B.max())
+    if K == 0:
+        return Proposals.none(len(row_B), batch.device)
+    with batch.clock.timed("propose"):
+        draft_BK = torch.zeros((len(row_B), K), dtype=torch.int64, device=batch.device)
+        if looked_up is not None:
+            draft_BK += batch.tensor(looked_up.token_BK[:, :K])
+        q_logits: list[Tensor] = []
+        chosen = np.nonzero(plan.is_model_B & (plan.draft_length_B > 0))[0]
+        if batch.draft is not None and len(chosen):
+            q_logits = _run_draft(batch, batch.draft, row_B, chosen, plan.draft_length_B, draft_BK)
+        return Proposals(draft_BK, plan.draft_length_B, plan.is_model_B, q_logits)
+
+
+def _run_draft(
+    batch: Batch, draft: Decoder, row_B: IntArray, chosen: IntArray, draft_length_B: IntArray, draft_BK: Tensor
+) -> list[Tensor]:
+    """The draft model's own draws for the chosen rows, written into ``draft_BK``; their q with the ratio test.
 
     The first step feeds every token that the draft's cache lacks: one behind a refusal, two behind a round that
-    accepted everything, more behind plain rounds. All rows are fed the same width; what a row has is written again.
+    accepted everything. A step feeds only the rows that propose in it.
     """
-    slots, draft, K = batch.slots, batch.draft, int(draft_length_B.max())
-    B = slots.num_active
-    if K == 0 or draft is None:
-        return torch.empty((B, 0), dtype=torch.int64, device=slots.device)
-    with batch.clock.timed("propose"):
-        length_B = slots.length_S[:B]
-        lacking_B = (length_B - slots.draft_kv_S[:B])[draft_length_B > 0]
-        W = int(min(lacking_B.max(), length_B.min()))
-        position_BW = length_B[:, None] + np.arange(-W, 0)
-        token_BT = slots.tensor(slots.token_SP[np.arange(B)[:, None], position_BW])
-        position_BT = slots.tensor(position_BW)
-        index_B = slots.tensor(length_B - slots.prompt_length_S[:B])
-        num_keys = int(length_B.max())
-        drafts = []
-        for j in range(K):
-            logits_BTV = draft.forward(token_BT, position_BT, 0, num_keys + j, logits_to_keep=1)
-            draft_B = draw_draft(logits_BTV[:, -1], index_B + j, slots.sampling())
-            drafts.append(draft_B)
-            token_BT, position_BT = draft_B.unsqueeze(1), position_BT[:, -1:] + 1
-        return torch.stack(drafts, dim=1)
+    slots = batch.slots
+    sampling = batch.sampling(row_B)
+    length_B = slots.length_S[row_B]
+    index_B = length_B - slots.prompt_length_S[row_B]
+    lengths_B2 = np.stack((length_B, slots.prompt_length_S[row_B]), axis=1)
+    q_logits = []
+    for j in range(int(draft_length_B[chosen].max())):
+        rows = chosen[draft_length_B[chosen] > j]
+        start = slots.draft_kv_S[row_B[rows]] if j == 0 else length_B[rows] - 1 + j
+        layout = batch.layout(row_B[rows], start, length_B[rows] + j - start)
+        picked = batch.tensor(rows)
+        feed = batch.feed(layout) if j == 0 else layout.feed(draft_BK[picked, j - 1])
+        keep_N = np.cumsum(length_B[rows] + j - start) - 1
+        logits_NV = draft.run(feed, keep_N)
+        window_NJ = draft_BK[picked, :j] if sampling.needs_history else None
+        token_BP = slots.token_SP[row_B] if sampling.needs_history else slots.token_SP[:0]
+        positions = batch.positions(sampling, rows, index_B[rows] + j, token_BP, lengths_B2, window_NJ)
+        if batch.has_ratio_test:
+            q_NV = transformed_logits(logits_NV, positions, sampling)
+            start_N = batch.tensor(index_B[rows])
+            token_N = propose_token(q_NV, sampling.seed_B[positions.row_N], start_N, positions.index_N)
+            q_BV = torch.zeros((len(row_B), q_NV.shape[1]), dtype=q_NV.dtype, device=batch.device)
+            q_logits.append(q_BV.index_copy_(0, picked, q_NV))
+        else:
+            token_N = draw_draft(logits_NV, positions, sampling)
+        draft_BK[picked, j] = token_N
+    return q_logits
 
 
-def score(batch: Batch, draft_BK: Tensor) -> Draw:
-    """The target's draws [B, K + 1]: behind the last committed token and behind each draft."""
-    slots, (B, K) = batch.slots, draft_BK.shape
-    length_B, offset_T = slots.length_S[:B], np.arange(K + 1)
+def score(batch: Batch, row_B: IntArray, proposals: Proposals) -> Tensor:
+    """The target's logits [N, V] behind the last committed token of each row and behind each of its drafts."""
+    slots, (B, K) = batch.slots, proposals.draft_BK.shape
+    count_B = proposals.draft_length_B + 1
     with batch.clock.timed("score"):
-        last_B1 = slots.tensor(slots.token_SP[np.arange(B), length_B - 1]).unsqueeze(1)
-        logits_BTV = batch.target.forward(
-            torch.cat((last_B1, draft_BK), dim=1),
-            slots.tensor(length_B[:, None] - 1 + offset_T),
-            0,
-            int(length_B.max()) + K,
-            logits_to_keep=K + 1,
-        )
-    with batch.clock.timed("accept"):
-        index_BT = slots.tensor((length_B - slots.prompt_length_S[:B])[:, None] + offset_T)
-        return draw_target(logits_BTV, index_BT, slots.sampling(), batch.epsilon)
+        length_B = slots.length_S[row_B]
+        last_B1 = batch.tensor(slots.token_SP[row_B, length_B - 1]).unsqueeze(1)
+        first_B = np.cumsum(count_B) - count_B
+        row_N = np.repeat(np.arange(B), count_B)
+        place_N = row_N * (K + 1) + np.arange(len(row_N)) - first_B[row_N]
+        token_N = torch.cat((last_B1, proposals.draft_BK), dim=1).flatten()[batch.tensor(place_N)]
+        return batch.target.run(batch.layout(row_B, length_B - 1, count_B).feed(token_N), None)
 
 
-def settle(batch: Batch, draft_BK: Tensor, draft_length_B: IntArray, draw: Draw) -> tuple[IntArray, Commit]:
-    """Accept; where a token that would be committed is a near tie, canonical evaluation decides it first.
-
-    Positions are settled in order, because what follows a changed token was drawn behind another prefix.
-
-    Returns:
-        the target's draws int64 [B, T] on the host, and what is committed of them.
-    """
-    with batch.clock.timed("accept"):
-        slots, B = batch.slots, batch.slots.num_active
-        target_BT: IntArray = draw.token_BT.cpu().numpy()
-        host_draft_BK: IntArray = draft_BK.cpu().numpy()
-        is_open_BT: BoolArray = ~draw.is_stable_BT.cpu().numpy() & (batch.epsilon > 0)
-        remaining_B = slots.end_S[:B] - slots.length_S[:B]
-        while True:
-            num_matched_B = accept(host_draft_BK, draft_length_B, target_BT)
-            verdict = commit(target_BT, num_matched_B, draft_length_B, remaining_B, slots.stop_SX[:B])
-            is_due_BT = is_open_BT & _is_committed(target_BT, verdict)
-            if not is_due_BT.any():
-                return target_BT, verdict
-            for row in np.nonzero(is_due_BT.any(axis=1))[0]:
-                j = int(is_due_BT[row].argmax())
-                target_BT[row, j] = batch.canonical_token(int(row), target_BT[row, :j])
-                is_open_BT[row, j] = False
-
-
-def commit_round(
-    batch: Batch, target_BT: IntArray, draft_length_B: IntArray, verdict: Commit, draw: Draw
-) -> list[SequenceOutput]:
-    """Append the committed tokens, keep the books, retire the rows that ended."""
-    with batch.clock.timed("host"):
-        slots, B = batch.slots, batch.slots.num_active
-        is_committed_BT = _is_committed(target_BT, verdict)
-        margin_BT = np.where(is_committed_BT, draw.margin_BT.cpu().numpy(), np.inf)
-        slots.margin_S[:B] = np.minimum(slots.margin_S[:B], margin_BT.min(axis=1))
-        is_broken_B = (is_committed_BT & ~draw.is_finite_BT.cpu().numpy()).any(axis=1)
-        # The draft has seen its own proposals but the last; those that were accepted stay in its cache.
-        draft_kv_B = slots.length_S[:B] + np.minimum(draft_length_B - 1, verdict.num_accepted_B)
-        slots.draft_kv_S[:B] = np.where(draft_length_B > 0, draft_kv_B, slots.draft_kv_S[:B])
-        slots.append(target_BT, verdict)
-        slots.count(draft_length_B, verdict)
-        has_ended_B = verdict.is_stopped_B | verdict.is_exhausted_B | is_broken_B
-        return [
-            batch.retire(int(slot), is_stopped=bool(verdict.is_stopped_B[slot]), is_broken=bool(is_broken_B[slot]))
-            for slot in np.nonzero(has_ended_B)[0]
-        ]
-
-
-def _is_committed(target_BT: IntArray, verdict: Commit) -> BoolArray:
-    is_committed_BT: BoolArray = np.arange(target_BT.shape[1]) < verdict.num_committed_B[:, None]
-    return is_committed_BT
+def _plain_plan(num_rows: int) -> RoundPlan:
+    return RoundPlan(np.zeros(num_rows, dtype=np.int64), np.zeros(num_rows, dtype=np.bool_))

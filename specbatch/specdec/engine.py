@@ -1,11 +1,10 @@
 """The engine: target and draft resident together, rows in slots, one round at a time.
 
-A round fills free slots (``admission``), then proposes, scores, accepts and commits (``decoding``).
+A step admits rows into free slots, feeds pending prompts one chunk, and moves every row that decodes on by a round.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Hashable, Sequence
@@ -17,19 +16,26 @@ import torch
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.messages import MemoryReport, RoundBlock
-from specbatch.schemas.sampling import SamplingParams
+from specbatch.schemas.sampling import SamplingParams, check_vocabulary
 from specbatch.schemas.seeds import prompt_seed
 from specbatch.schemas.stats import PhaseSeconds
-from specbatch.specdec import models
-from specbatch.specdec.admission import admit
-from specbatch.specdec.batch import POSITIONS_STEP, Batch
-from specbatch.specdec.controller import Policy, make_policy
+from specbatch.specdec import loading, overload
+from specbatch.specdec.admission import admit, make_room
+from specbatch.specdec.batch import Batch
+from specbatch.specdec.controller import Policy
 from specbatch.specdec.decoding import decode_round
+from specbatch.specdec.drafters.suffix import SuffixIndex
+from specbatch.specdec.feed import Decoder
+from specbatch.specdec.host import resident_bytes
 from specbatch.specdec.output import SequenceOutput
+from specbatch.specdec.prefill import prefill
+from specbatch.specdec.profile import profile
 from specbatch.specdec.rounds import RoundLog
-from specbatch.specdec.runner import ModelRunner, load_model
 from specbatch.specdec.slots import Request
+from specbatch.specdec.stops import StopMatcher
 from specbatch.specdec.tokenizer import Tokenizer
+
+Coupling = Literal["seed", "distribution"]
 
 
 class Engine:
@@ -38,31 +44,54 @@ class Engine:
     Use ``from_pretrained``; then either ``generate``, or ``submit`` and ``step``.
 
     Args:
-        target: runner of the target. draft: runner of the draft, or None.
-        policy: chooses K, drafts per row and round; a fixed 0 decodes plainly.
+        target, draft: resident models; the draft may be None.
+        policy: chooses K and drafter of every row; one whose largest K is 0 decodes plainly.
+        max_batch_size: rows in flight.
+        max_sequence_tokens: longest prompt and completion together.
+        max_kv_tokens: positions that the slots may have in all; None is without bound.
+        coupling: ``seed`` gives the target's own keyed draws, ``distribution`` only its law.
+        grown_batch_size: rows in flight once the draft has been given up.
+        has_suffix: index all text for drafts. has_profile: measure the models before the first row.
     """
 
     def __init__(
         self,
-        target: ModelRunner,
-        draft: ModelRunner | None,
+        target: Decoder,
+        draft: Decoder | None,
         tokenizer: Tokenizer,
         *,
         eos_ids: tuple[int, ...],
         policy: Policy,
         max_batch_size: int,
         max_sequence_tokens: int,
+        max_kv_tokens: int | None = None,
+        coupling: Coupling = "seed",
+        grown_batch_size: int | None = None,
+        has_suffix: bool = False,
+        has_profile: bool = False,
     ) -> None:
-        if policy.max_draft_length > 0 and draft is None:
+        if policy.uses_model and draft is None:
             raise SpecbatchError(ErrorCode.JOB_CONFIG, "speculation needs a draft model; give one or use 'off'")
         self.tokenizer = tokenizer
         self.max_batch_size = max_batch_size
         self.context_length = max_sequence_tokens
         self._eos_ids = eos_ids
+        self._grown_batch_size = grown_batch_size or max_batch_size
         self._queue: deque[Request] = deque()
-        self._batch = Batch(target, draft, tokenizer, max_batch_size, policy)
+        self._finished: list[SequenceOutput] = []
+        self._batch = Batch(
+            target,
+            draft,
+            tokenizer,
+            max_batch_size,
+            policy,
+            suffix=SuffixIndex(max_batch_size) if has_suffix else None,
+            max_kv_tokens=max_kv_tokens,
+            has_ratio_test=coupling == "distribution",
+        )
         self._rounds = RoundLog()
         self._round_number = 0
+        self._is_profile_due = has_profile
 
     @classmethod
     def from_pretrained(
@@ -70,68 +99,68 @@ class Engine:
         target: str | Path,
         draft: str | Path | None = None,
         *,
-        max_batch_size: int = 8,
+        max_batch_size: int | Literal["auto"] = 8,
         speculation: int | Literal["auto", "off"] = "auto",
         device: str = "auto",
         dtype: str = "auto",
+        coupling: Coupling = "seed",
+        memory_fraction: float = 0.9,
+        model_path: Literal["auto", "generic"] = "auto",
         num_threads: int | None = None,
         max_sequence_tokens: int | None = None,
     ) -> Engine:
         """Load a pair.
 
         Args:
-            target, draft: folders, bundled names or hub ids; without a draft the engine decodes plainly.
-            max_batch_size: rows in flight.
+            target, draft: folders, bundled names or hub ids; without a draft only the suffix index proposes.
+            max_batch_size: rows in flight; ``auto`` takes what the memory ledger allows.
             speculation: ``"auto"`` chooses K by measurement, a number fixes it, ``"off"`` decodes plainly.
             device: ``auto`` takes a GPU where there is one. dtype: ``auto`` is float32 on CPU.
+            coupling: ``seed`` gives the same text whatever the draft, ``distribution`` the same law.
+            memory_fraction: share of the free memory that weights, caches and workspace may take.
+            model_path: ``auto`` decodes common families by the lean path; ``generic`` runs unmodified modules.
             num_threads: arithmetic threads on CPU.
             max_sequence_tokens: longest prompt and completion together; the model's context if not given.
 
         Raises:
-            SpecbatchError: any of the model codes of ``models.locate_model`` and ``models.check_pair``.
+            SpecbatchError: any of the model codes of ``models.locate_model`` and ``models.check_pair``; JOB_MEMORY.
         """
-        if num_threads is not None:
-            torch.set_num_threads(num_threads)
-        where = (
-            torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
-        )
-        policy = make_policy(speculation if draft is not None else "off")
-        target_folder = models.locate_model(str(target))
-        draft_folder = models.locate_model(str(draft)) if draft is not None and policy.max_draft_length > 0 else None
-        if draft_folder is not None:
-            models.check_pair(target_folder, draft_folder)
-        tokenizer = Tokenizer.from_folder(target_folder.path)
-        dtype_name = models.resolve_dtype(dtype, where.type, target_folder)
-
-        def runner(folder: models.ModelFolder) -> ModelRunner:
-            return ModelRunner(
-                load_model(folder.path, getattr(torch, dtype_name), where),
-                num_slots=max_batch_size,
-                max_positions=POSITIONS_STEP,
-                context_length=models.context_length(folder),
-                vocab_size=tokenizer.vocab_size,
-            )
-
-        # The target's context alone decides lengths: a draft with a shorter one stops proposing there, no more.
-        context = models.context_length(target_folder)
-        return cls(
-            runner(target_folder),
-            runner(draft_folder) if draft_folder is not None else None,
-            tokenizer,
-            eos_ids=models.eos_token_ids(target_folder.path),
-            policy=policy,
+        pair = loading.load_pair(
+            str(target),
+            None if draft is None else str(draft),
             max_batch_size=max_batch_size,
-            max_sequence_tokens=min(context, max_sequence_tokens or context),
+            speculation=speculation,
+            device=device,
+            dtype=dtype,
+            memory_fraction=memory_fraction,
+            model_path=model_path,
+            num_threads=num_threads,
+            max_sequence_tokens=max_sequence_tokens,
+        )
+        return cls(
+            pair.target,
+            pair.draft,
+            pair.tokenizer,
+            eos_ids=pair.eos_ids,
+            policy=pair.policy,
+            max_batch_size=pair.max_batch_size,
+            max_sequence_tokens=pair.max_sequence_tokens,
+            max_kv_tokens=pair.max_kv_tokens,
+            coupling=coupling,
+            grown_batch_size=pair.grown_batch_size,
+            has_suffix=speculation == "auto" or (pair.draft is None and speculation not in ("off", 0)),
+            has_profile=speculation == "auto",
         )
 
     def generate(
         self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
     ) -> list[SequenceOutput]:
-        """Complete prompts; outputs are in the order of the prompts.
+        """Complete prompts; outputs are in the order of the prompts, the samples of a prompt one after another.
 
         Args:
             prompts: texts or token ids.
             params: one for all (prompt i then has a seed derived from (seed, i), prompt 0 keeps it), or one per prompt.
+                Sample s > 0 of a prompt has a seed derived from (the prompt's seed, s).
 
         Raises:
             SpecbatchError: ROW_TOO_LONG or ROW_PROMPT_EMPTY for a prompt that cannot be decoded.
@@ -141,15 +170,19 @@ class Engine:
         if len(params) != len(prompts):
             raise SpecbatchError(ErrorCode.JOB_CONFIG, f"{len(params)} SamplingParams for {len(prompts)} prompts")
         encoded = [self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
-        requests = [self._request(i, ids, row) for i, (ids, row) in enumerate(zip(encoded, params, strict=True))]
+        requests: list[Request] = []
+        for ids, row in zip(encoded, params, strict=True):
+            for sample in range(row.num_samples):
+                one = replace(row, num_samples=1, seed=prompt_seed(row.seed, sample))
+                requests.append(self._request(len(requests), ids, one))
         self._queue.extend(requests)
         outputs: dict[Hashable, SequenceOutput] = {}
-        while len(outputs) < len(prompts):
+        while len(outputs) < len(requests):
             outputs.update((output.key, output) for output in self.step())
-        return [outputs[index] for index in range(len(prompts))]
+        return [outputs[index] for index in range(len(requests))]
 
     def submit(self, key: Hashable, prompt_ids: Sequence[int], params: SamplingParams) -> None:
-        """Queue one sequence; ``step`` returns it under ``key`` when it has ended.
+        """Queue one sequence; ``step`` returns it under ``key`` when it has ended. ``num_samples`` must be 1.
 
         Raises:
             SpecbatchError: ROW_PROMPT_EMPTY, ROW_TOO_LONG.
@@ -158,17 +191,24 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[SequenceOutput]:
-        """One round over all rows in flight; returns those that ended. Does nothing when there are none."""
-        finished = admit(self._batch, self._queue)
-        if self._batch.slots.num_active == 0:
+        """One round over all rows in flight; returns those that ended. Does nothing when there are none.
+
+        Where memory runs out, half of the rows go back to the queue and the rest goes on.
+        """
+        batch = self._batch
+        if self._queue or batch.slots.num_active:
+            self._prepare()
+        try:
+            self._step()
+        except (RuntimeError, MemoryError) as error:
+            if not overload.is_out_of_memory(error):
+                raise
+            self._finished += overload.relieve(batch, self._queue)
+            self.max_batch_size = batch.slots.num_slots
+        if batch.slots.num_active == 0:
             self._rounds.flush()
-            return finished
-        started = time.perf_counter()
-        result = decode_round(self._batch, self._round_number)
-        elapsed = time.perf_counter() - started
-        self._rounds.add(is_plain=result.is_plain, seconds=elapsed, num_tokens=result.num_tokens)
-        self._round_number += 1
-        return finished + result.finished
+        finished, self._finished = self._finished, []
+        return finished
 
     @property
     def seconds(self) -> PhaseSeconds:
@@ -183,7 +223,7 @@ class Engine:
     @property
     def num_active(self) -> int:
         """Rows in flight."""
-        return self._batch.slots.num_active - len(self._batch.slots.closed_slots())
+        return self._batch.slots.num_rows
 
     @property
     def device(self) -> str:
@@ -193,6 +233,16 @@ class Engine:
     def dtype(self) -> str:
         return str(self._batch.target.dtype).removeprefix("torch.")
 
+    @property
+    def model_path(self) -> str:
+        """``lean`` or ``generic``: which code runs the target; part of what decides its rounding."""
+        return self._batch.target.path
+
+    @property
+    def has_draft(self) -> bool:
+        """False without a draft, and once it has been given up."""
+        return self._batch.draft is not None
+
     def take_blocks(self) -> tuple[RoundBlock, ...]:
         """Sums over rounds since the last call."""
         return self._rounds.take()
@@ -200,10 +250,7 @@ class Engine:
     def cancel_all(self) -> None:
         """Drop every queued and active sequence."""
         self._queue.clear()
-        slots = self._batch.slots
-        for slot in range(slots.num_active):
-            slots.close(slot)
-        slots.num_active = 0
+        overload.drop_rows(self._batch)
 
     def memory(self) -> MemoryReport:
         """Bytes held by both models and both caches, and by the whole process."""
@@ -213,8 +260,35 @@ class Engine:
             draft_bytes=draft.weight_bytes if draft else 0,
             target_kv_bytes=target.cache.num_bytes,
             draft_kv_bytes=draft.cache.num_bytes if draft else 0,
-            process_bytes=_resident_bytes(),
+            process_bytes=resident_bytes(),
         )
+
+    def _prepare(self) -> None:
+        """What is done between rounds: the profile before the first, and giving up a draft that does not pay."""
+        batch = self._batch
+        if self._is_profile_due:
+            self._is_profile_due = False
+            batch.policy.learn_times(*profile(batch, self.max_batch_size))
+        if batch.draft is not None and batch.policy.is_draft_given_up:
+            batch.drop_draft()
+            if self._grown_batch_size > self.max_batch_size:
+                self.max_batch_size = self._grown_batch_size
+                batch.compact()
+                batch.resize(self.max_batch_size, batch.slots.max_positions)
+
+    def _step(self) -> None:
+        """What has ended is kept at once, so that nothing is lost if a later part runs out of memory."""
+        batch = self._batch
+        self._finished += admit(batch, self._queue, self.max_batch_size)
+        self._finished += make_room(batch, self._queue)
+        self._finished += prefill(batch)
+        started = time.perf_counter()
+        result = decode_round(batch, self._round_number, len(self._queue))
+        if result is not None:
+            seconds = time.perf_counter() - started
+            self._rounds.add(is_plain=result.is_plain, seconds=seconds, num_tokens=result.num_tokens)
+            self._round_number += 1
+            self._finished += result.finished
 
     def _request(self, key: Hashable, prompt_ids: Sequence[int], params: SamplingParams) -> Request:
         ids = tuple(int(token) for token in prompt_ids)
@@ -225,17 +299,16 @@ class Engine:
                 ErrorCode.ROW_TOO_LONG,
                 f"the prompt has {len(ids)} tokens; a context of {self.context_length} leaves no room for a completion",
             )
-        if not all(0 <= token < self.tokenizer.vocab_size for token in ids):
-            raise SpecbatchError(ErrorCode.JOB_CONFIG, f"prompt ids must be from 0 to {self.tokenizer.vocab_size - 1}")
+        vocab_size = self.tokenizer.vocab_size
+        if not all(0 <= token < vocab_size for token in ids):
+            raise SpecbatchError(ErrorCode.JOB_CONFIG, f"prompt ids must be from 0 to {vocab_size - 1}")
         stop_ids = params.stop_token_ids if params.ignore_eos else (*self._eos_ids, *params.stop_token_ids)
-        num_new_tokens = min(params.max_new_tokens, self.context_length - len(ids))
-        return Request(key, ids, params, tuple(dict.fromkeys(stop_ids)), num_new_tokens)
-
-
-def _resident_bytes() -> int:
-    """Resident set of this process; 0 where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+        check_vocabulary(params, stop_ids, vocab_size)
+        return Request(
+            key=key,
+            prompt_ids=ids,
+            params=params,
+            stop_ids=tuple(dict.fromkeys(stop_ids)),
+            num_new_tokens=min(params.max_new_tokens, self.context_length - len(ids)),
+            matcher=StopMatcher(self.tokenizer, params.stop, params.min_new_tokens) if params.stop else None,
+        )

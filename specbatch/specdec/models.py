@@ -6,7 +6,6 @@ Nothing here imports torch: planning and validation run on machines that could n
 from __future__ import annotations
 
 import json
-import struct
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 
 from specbatch.schemas.canonical import canonical_json, sha256_file, sha256_hex
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
+from specbatch.specdec.families import SUPPORTED_MODEL_TYPES, check_supported, kv_bytes_per_token, max_context
+from specbatch.specdec.weights_header import count_parameters
 
 BUNDLED_PREFIX = "code-pair/"
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -21,10 +22,21 @@ _DEFAULT_DRAFTS = {"code-pair/target": "code-pair/draft-taught"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MAX_JSON_BYTES = 64 << 20
-_MAX_SAFETENSORS_HEADER_BYTES = 100 << 20
 
-SUPPORTED_MODEL_TYPES: tuple[str, ...] = ("gpt2", "gpt_neox", "llama", "mistral", "opt", "qwen2", "qwen3")
-"""Families whose greedy tokens the tests hold equal to ``transformers`` ``generate``; others are refused by name."""
+__all__ = [
+    "SUPPORTED_MODEL_TYPES",
+    "TOKENIZER_FILES",
+    "ModelFolder",
+    "check_pair",
+    "context_length",
+    "default_draft",
+    "eos_token_ids",
+    "kv_bytes_per_token",
+    "locate_model",
+    "resolve_dtype",
+    "token_map",
+    "tokenizer_sha256",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +107,15 @@ def check_pair(target: ModelFolder, draft: ModelFolder) -> None:
 
 
 def context_length(folder: ModelFolder) -> int:
-    """Most positions (prompt and completion together) that the model was made for."""
-    config = folder.config
-    for key in ("max_position_embeddings", "n_positions", "seq_length"):
-        value = config.get(key)
-        if isinstance(value, int) and value > 0:
-            return value
-    raise SpecbatchError(ErrorCode.JOB_MODEL_UNSUPPORTED, f"config.json of {folder.name} names no context length")
+    """Most positions (prompt and completion together) that the model was made for; see ``families.max_context``.
+
+    Raises:
+        SpecbatchError: JOB_MODEL_UNSUPPORTED if ``config.json`` names none.
+    """
+    length = max_context(folder.config)
+    if length is None:
+        raise SpecbatchError(ErrorCode.JOB_MODEL_UNSUPPORTED, f"config.json of {folder.name} names no context length")
+    return length
 
 
 def resolve_dtype(dtype: str, device: str, folder: ModelFolder) -> str:
@@ -207,10 +221,10 @@ def _inspect(name: str, path: Path, revision: str | None) -> ModelFolder:
             raise SpecbatchError(ErrorCode.JOB_MODEL_MISSING, f"{name} has no {required}; is it a whole model folder?")
     config = _read_json(path / "config.json")
     _refuse_remote_code(name, config)
-    _refuse_unproved(name, config)
+    check_supported(name, config)
     kept = [p for p in path.iterdir() if p.is_file() and p.suffix in (".json", ".safetensors", ".jinja")]
     files = tuple(sorted((p.name, _sha256_cached(p, p.stat().st_size, p.stat().st_mtime_ns)) for p in kept))
-    return ModelFolder(name, revision, path, files, sum(_count_parameters(p) for p in weights))
+    return ModelFolder(name, revision, path, files, sum(count_parameters(p) for p in weights))
 
 
 def _refuse_remote_code(name: str, config: object) -> None:
@@ -228,22 +242,6 @@ def _refuse_remote_code(name: str, config: object) -> None:
             _refuse_remote_code(name, value)
 
 
-def _refuse_unproved(name: str, config: dict[str, Any]) -> None:
-    family = config.get("model_type")
-    if family not in SUPPORTED_MODEL_TYPES:
-        raise SpecbatchError(
-            ErrorCode.JOB_MODEL_UNSUPPORTED,
-            f"{name} is of the family {family!r}; this version decodes {', '.join(SUPPORTED_MODEL_TYPES)}",
-        )
-    layer_types = set(config.get("layer_types") or ())
-    sliding = config.get("sliding_window") if config.get("use_sliding_window", family == "mistral") else None
-    if sliding is not None or layer_types - {"full_attention"}:
-        raise SpecbatchError(
-            ErrorCode.JOB_MODEL_UNSUPPORTED,
-            f"{name} uses sliding-window or other special attention layers; this version decodes full attention only",
-        )
-
-
 def _first_difference(left: dict[str, int], right: dict[str, int]) -> str:
     for token, index in sorted(left.items(), key=lambda item: item[1]):
         if right.get(token) != index:
@@ -254,38 +252,6 @@ def _first_difference(left: dict[str, int], right: dict[str, int]) -> str:
 
 def _vocab_rows(folder: ModelFolder) -> int:
     return int(folder.config.get("vocab_size", 0))
-
-
-def _count_parameters(path: Path) -> int:
-    total = 0
-    for name, entry in _safetensors_header(path).items():
-        if name != "__metadata__":
-            count = 1
-            for extent in entry["shape"]:
-                count *= extent
-            total += count
-    return total
-
-
-def _safetensors_header(path: Path) -> dict[str, Any]:
-    """The header: its length in 8 bytes, then JSON with the place of every tensor; then the tensors, to the end."""
-    size_bytes = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(_MAX_SAFETENSORS_HEADER_BYTES, size_bytes):
-            raise SpecbatchError(ErrorCode.JOB_MODEL_LOAD, f"{path.name} is no safetensors file, or a truncated one")
-        try:
-            header: dict[str, Any] = json.loads(file.read(length))
-            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-            raise SpecbatchError(ErrorCode.JOB_MODEL_LOAD, f"the header of {path.name} is damaged") from error
-    if size_bytes != 8 + length + end:
-        raise SpecbatchError(
-            ErrorCode.JOB_MODEL_LOAD,
-            f"{path.name} has {size_bytes} bytes and should have {8 + length + end}; fetch the model again",
-        )
-    return header
 
 
 def _read_json(path: Path) -> dict[str, Any]:

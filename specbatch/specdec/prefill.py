@@ -1,50 +1,101 @@
-"""How newly opened slots are grouped for prefill: pure.
+"""Prefill: pending rows read their prompts in chunks, packed without padding, for target and draft together.
 
-Rows of one forward stand in consecutive slots and are padded to the longest; groups are cut so that padding stays
-small, and a prompt beyond the chunk size goes alone, chunk by chunk.
+One chunk per step, so that rows that decode never wait for a long prompt, and rows of all lengths share a chunk. The
+row whose prompt ends in the chunk says its first token: a plain step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from specbatch.specdec.accept import IntArray
+from specbatch.specdec.batch import Batch
+from specbatch.specdec.feed import Decoder
+from specbatch.specdec.output import SequenceOutput
+from specbatch.specdec.prefix import plan_sharing
+from specbatch.specdec.settling import Proposals, settle_and_commit
+
 CHUNK_TOKENS = 512
-_MAX_PADDED_TOKENS = 512
-_MAX_PADDING_SHARE = 0.25
+"""Tokens of one chunk: enough to be bound by arithmetic, little enough not to hold up the rows that decode."""
 
 
 @dataclass(frozen=True, slots=True)
-class PrefillGroup:
-    """Consecutive slots from ``first_slot`` on, with the number of tokens to run in each."""
+class Chunk:
+    """Tokens that some pending rows are fed, in ascending slots: ``count_B`` from ``start_B`` on."""
 
-    first_slot: int
-    lengths: tuple[int, ...]
-
-    def chunks(self, start: int) -> Iterator[tuple[int, int]]:
-        """Ranges of positions from ``start`` to the longest row's end, at most ``CHUNK_TOKENS`` wide."""
-        stop = max(self.lengths)
-        for begin in range(start, stop, CHUNK_TOKENS):
-            yield begin, min(begin + CHUNK_TOKENS, stop)
+    row_B: IntArray
+    start_B: IntArray
+    count_B: IntArray
 
 
-def plan_prefill(slots: Sequence[int], lengths: Sequence[int]) -> list[PrefillGroup]:
-    """Group slots for prefill.
+def prefill(batch: Batch) -> list[SequenceOutput]:
+    """Feed pending rows one chunk; returns the rows that ended with their first token."""
+    pending = batch.slots.rows(begun=False)
+    if not len(pending):
+        return []
+    with batch.clock.timed("prefill"):
+        chunk = _plan_chunk(batch, pending)
+        layout = batch.layout(chunk.row_B, chunk.start_B, chunk.count_B)
+        length_B = batch.slots.length_S[chunk.row_B]
+        is_done_B = chunk.start_B + chunk.count_B == length_B
+        keep_N = (np.cumsum(chunk.count_B) - 1)[is_done_B]
+        logits_NV = batch.target.run(batch.feed(layout), keep_N)
+        batch.slots.target_kv_S[chunk.row_B] += chunk.count_B
+        if batch.draft is not None and batch.policy.wants_draft:
+            feed_draft(batch, batch.draft, chunk.row_B, chunk.start_B + chunk.count_B)
+        done = chunk.row_B[is_done_B]
+        if not len(done):
+            return []
+    return settle_and_commit(batch, done, Proposals.none(len(done), batch.device), logits_NV).finished
 
-    Args:
-        slots: ascending slot numbers; lengths: prompt tokens of each, ascending where padding is to stay small.
+
+def feed_draft(batch: Batch, draft: Decoder, row_B: IntArray, end_B: IntArray) -> int:
+    """Bring the draft's cache of some rows up to ``end_B`` tokens, or to the draft's context; returns how many it read.
+
+    Chunks bound the memory of the forwards.
     """
-    groups: list[PrefillGroup] = []
-    for slot, length in zip(slots, lengths, strict=True):
-        if groups and _fits(groups[-1], slot, length):
-            groups[-1] = PrefillGroup(groups[-1].first_slot, (*groups[-1].lengths, length))
-        else:
-            groups.append(PrefillGroup(slot, (length,)))
-    return groups
+    slots = batch.slots
+    end_B = np.minimum(end_B, draft.context_length)
+    num_fed = 0
+    while True:
+        start_B = slots.draft_kv_S[row_B]
+        count_B = _within(np.maximum(end_B - start_B, 0), CHUNK_TOKENS)
+        fed = count_B > 0
+        if not fed.any():
+            return num_fed
+        layout = batch.layout(row_B[fed], start_B[fed], count_B[fed])
+        draft.run(batch.feed(layout), np.zeros(0, dtype=np.int64))
+        slots.draft_kv_S[row_B] += count_B
+        num_fed += int(count_B.sum())
 
 
-def _fits(group: PrefillGroup, slot: int, length: int) -> bool:
-    lengths = (*group.lengths, length)
-    padded = max(lengths) * len(lengths)
-    is_next = slot == group.first_slot + len(group.lengths)
-    return is_next and padded <= _MAX_PADDED_TOKENS and padded - sum(lengths) <= _MAX_PADDING_SHARE * padded
+def _plan_chunk(batch: Batch, pending: IntArray) -> Chunk:
+    """The oldest rows first; rows that begin like one that is being read wait for it, and copy."""
+    slots = batch.slots
+    by_age = sorted((int(slot) for slot in pending), key=slots.opened.__getitem__)
+    chosen: list[int] = []
+    for slot in by_age:
+        known = slots.token_SP[slot, : slots.length_S[slot] - 1]
+        own = int(slots.target_kv_S[slot])
+        sharing = plan_sharing(slot, own, known, slots.token_SP, slots.target_kv_S, slots.length_S, chosen)
+        if sharing is not None and sharing.must_wait:
+            continue
+        if sharing is not None:
+            batch.share(sharing.source, slot, sharing.num_tokens)
+        chosen.append(slot)
+    lacking = slots.length_S[chosen] - slots.target_kv_S[chosen]
+    count = _within(lacking, CHUNK_TOKENS)
+    row_B = np.array(chosen, dtype=np.int64)[count > 0]
+    count_B = count[count > 0]
+    order = np.argsort(row_B)
+    row_B, count_B = row_B[order], count_B[order]
+    return Chunk(row_B, slots.target_kv_S[row_B], count_B)
+
+
+def _within(wanted_B: IntArray, budget: int) -> IntArray:
+    """As much of each as fits into a common budget, first come first served."""
+    before_B = np.cumsum(wanted_B) - wanted_B
+    granted_B: IntArray = np.clip(budget - before_B, 0, wanted_B)
+    return granted_B

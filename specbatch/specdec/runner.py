@@ -5,8 +5,7 @@ Shape letters: B rows, T tokens per row, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,16 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.specdec import attention, packing
+from specbatch.specdec import attention, families, packing
 from specbatch.specdec.cache import SlotCache
+from specbatch.specdec.threads import single_threaded
 
 
 class ModelRunner:
     """A model with its slot cache.
 
     Args:
-        model: a causal language model of ``transformers``, in eval mode, loaded with our attention function.
+        model: a causal language model of ``transformers``, in eval mode, loaded with ``attention_name``.
         num_slots: rows that may be in flight.
         max_positions: positions of a slot.
         context_length: positions that the model knows; scored positions beyond it belong to drafts that are ignored.
@@ -38,6 +38,10 @@ class ModelRunner:
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self.cache = SlotCache(int(model.config.num_hidden_layers), num_slots, max_positions)
+        self._windows = families.layer_windows(model.config)
+        # Classes with attention code of their own take None for "all keys", ours for "causal".
+        self._may_omit_masks = attention_name(model.config.model_type) == attention.ATTENTION_NAME
+        _fix_rotary_frequencies(model)
 
     @property
     def weight_bytes(self) -> int:
@@ -63,7 +67,7 @@ class ModelRunner:
         output = self.model(
             input_ids=token_BT,
             position_ids=position_BT.clamp(max=self.context_length - 1),
-            attention_mask=attention.visibility_mask(position_BT, num_keys, self.dtype),
+            attention_mask=attention.layer_masks(self._windows, position_BT, num_keys, self.dtype),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=logits_to_keep,
@@ -77,15 +81,35 @@ class ModelRunner:
 
         The shapes depend on the prefix only, so every run that asks for this prefix gets the same bits.
         """
-        with _single_threaded(self.device):
+        num_tokens = token_T.shape[0]
+        position_1T = torch.arange(num_tokens, device=token_T.device).unsqueeze(0)
+        with single_threaded(self.device):
             output = self.model(
                 input_ids=token_T.unsqueeze(0),
-                position_ids=torch.arange(token_T.shape[0], device=token_T.device).unsqueeze(0),
+                position_ids=position_1T,
+                attention_mask=attention.layer_masks(
+                    self._windows, position_1T, num_tokens, self.dtype, may_omit=self._may_omit_masks
+                ),
                 use_cache=False,
                 logits_to_keep=1,
             )
         logits: Tensor = output.logits[0, -1, : self.vocab_size]
         return logits
+
+
+def attention_name(model_type: str) -> str:
+    """What to load a family with: our attention function, or the library's for classes that do not take one."""
+    family = families.FAMILIES.get(model_type, families.Family())
+    return attention.ATTENTION_NAME if family.attention == "own" else family.attention
+
+
+def experts_name(dtype: torch.dtype) -> str | None:
+    """How a mixture of experts is computed: the library's grouped product, but the loop where that lacks the dtype.
+
+    Either way a token's experts and their sum are its own affair and no token is dropped; the loop asks the device
+    which experts are wanted, once per layer.
+    """
+    return "eager" if dtype == torch.float64 else None
 
 
 def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
@@ -101,7 +125,8 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
         model, loading = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
-            attn_implementation=attention.ATTENTION_NAME,
+            attn_implementation=attention_name(json.loads((path / "config.json").read_bytes())["model_type"]),
+            experts_implementation=experts_name(dtype),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
@@ -122,20 +147,19 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
             "fetch the model again",
         )
     model.to(device).eval().requires_grad_(False)
-    if packing.can_pack(device, dtype):
-        packing.pack_linears(model)
     return model
 
 
-@contextmanager
-def _single_threaded(device: torch.device) -> Iterator[None]:
-    """Sums may be split differently over another number of threads; canonical evaluation must not depend on it."""
-    if device.type != "cpu":
-        yield
-        return
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
+def _fix_rotary_frequencies(model: Any) -> None:
+    """Keep the frequencies that rotary embeddings start with.
+
+    The kinds "dynamic" and "longrope" recompute them for the longest row of a batch: a row's text would depend on its
+    batch mates, and the device would be asked for that length at every step. ``families.max_context`` ends where they
+    would change, so that nothing is lost.
+    """
+    for module in model.modules():
+        kind = getattr(module, "rope_type", None)
+        if isinstance(kind, str):
+            module.rope_type = "default"
+        elif isinstance(kind, dict):
+            module.rope_type = dict.fromkeys(kind, "default")

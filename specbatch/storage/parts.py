@@ -1,7 +1,7 @@
 """Part files: every row of one shard with its result, and in the footer what the part says about itself.
 
-A part is the evidence that its shard is done. It holds the shard's planned rows, each once and in order, ok or
-error; the footer names plan, shard and rows, so that a foreign or half-made file cannot pass for it.
+A part is the evidence that its shard is done. It holds the shard's planned rows in order, each with all its samples,
+ok or error; the footer names plan, shard and rows, so that a foreign or half-made file cannot pass for it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from specbatch.schemas.canonical import canonical_json
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.manifest import PART_FORMAT
-from specbatch.schemas.rows import RESULT_COLUMNS, RowResult
+from specbatch.schemas.rows import LOGPROBS_COLUMN, RESULT_COLUMNS, RowResult
 from specbatch.schemas.stats import PartStats, PhaseSeconds, SpecCounters
 from specbatch.storage.footer import NotParquet, extension_columns, open_parquet, read_footer
 
@@ -48,6 +48,7 @@ _RESULT_FIELDS: tuple[pa.Field, ...] = (
     pa.field("draft_length_histogram", _INT32_LIST, nullable=False),
 )
 assert tuple(field.name for field in _RESULT_FIELDS) == RESULT_COLUMNS
+_LOGPROBS_FIELD = pa.field(LOGPROBS_COLUMN, pa.list_(pa.field("element", pa.float32(), nullable=False)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +74,10 @@ class PartMeta:
 _META = TypeAdapter(PartMeta)
 
 
-def result_schema(input_schema: pa.Schema) -> pa.Schema:
-    """The schema of every part: the input's columns as they are, then ``RESULT_COLUMNS``."""
+def result_schema(input_schema: pa.Schema, *, with_logprobs: bool = False) -> pa.Schema:
+    """The schema of every part: the input's columns as they are, then ``RESULT_COLUMNS``, then any logprobs."""
     metadata = {key: value for key, value in (input_schema.metadata or {}).items() if key != _META_KEY.encode()}
-    return pa.schema([*input_schema, *_RESULT_FIELDS], metadata=metadata or None)
+    return pa.schema([*input_schema, *_result_fields(with_logprobs)], metadata=metadata or None)
 
 
 def part_stats(results: Sequence[RowResult], seconds: PhaseSeconds) -> PartStats:
@@ -101,6 +102,8 @@ def write_part(
     results: Sequence[RowResult],
     meta: PartMeta,
     *,
+    num_samples: int = 1,
+    with_logprobs: bool = False,
     clock: Callable[[], float] | None = None,
 ) -> PartMeta:
     """Write one part to a local file. Equal arguments give equal bytes.
@@ -108,8 +111,9 @@ def write_part(
     Args:
         path: the file to make; it must not exist.
         rows: the input rows of the shard, in order.
-        results: one result for each row, in order.
+        results: ``num_samples`` results for each row, in the order of rows and, within a row, of samples.
         meta: what the footer says.
+        with_logprobs: add the column of logprobs.
         clock: if given, the seconds that encoding took by this clock are added to ``stats.seconds.write``.
 
     Returns:
@@ -118,13 +122,14 @@ def write_part(
     Raises:
         OSError: the file cannot be written.
     """
-    assert [result.row_id for result in results] == list(range(meta.row_start, meta.row_stop)), "not the planned rows"
-    assert rows.num_rows == len(results), f"{rows.num_rows} rows, {len(results)} results"
-    assert all(result.sample_index == 0 for result in results), "one sample per row in this version"
+    planned = [(row, sample) for row in range(meta.row_start, meta.row_stop) for sample in range(num_samples)]
+    assert [(result.row_id, result.sample_index) for result in results] == planned, "not the planned rows and samples"
+    assert rows.num_rows * num_samples == len(results), f"{rows.num_rows} rows, {len(results)} results"
     assert meta.stats.num_results == len(results), "the statistics are of other rows"
     started = clock() if clock else 0.0
-    schema = result_schema(rows.schema)
-    table = pa.Table.from_arrays([*rows.columns, *_result_arrays(results)], schema=schema)
+    schema = result_schema(rows.schema, with_logprobs=with_logprobs)
+    arrays = _result_arrays(results, _result_fields(with_logprobs))
+    table = pa.Table.from_arrays([*_repeated(rows, num_samples).columns, *arrays], schema=schema)
     with path.open("xb") as file, pq.ParquetWriter(file, schema, **_WRITER_OPTIONS) as writer:
         writer.write_table(table, row_group_size=max(table.num_rows, 1))
         if clock:
@@ -162,14 +167,17 @@ def read_part_meta(file: BinaryIO | Path) -> PartMeta:
         raise _not_sound(f"its format is {meta.format!r}, not {PART_FORMAT!r}")
     _check_counts(meta, parquet.metadata.num_rows)
     names = tuple(parquet.schema_arrow.names)
-    if names[-len(RESULT_COLUMNS) :] != RESULT_COLUMNS:
+    added = names[:-1] if names[-1:] == (LOGPROBS_COLUMN,) else names
+    if added[-len(RESULT_COLUMNS) :] != RESULT_COLUMNS:
         raise _not_sound("it lacks the result columns")
     return meta
 
 
 def _check_counts(meta: PartMeta, num_stored: int) -> None:
     stats = meta.stats
-    if not (num_stored == stats.num_results == stats.num_rows == meta.row_stop - meta.row_start):
+    num_rows = meta.row_stop - meta.row_start
+    has_samples = num_stored % num_rows == 0 and num_stored >= num_rows if num_rows else num_stored == 0
+    if not (num_stored == stats.num_results and num_rows == stats.num_rows and has_samples):
         raise _not_sound(
             f"it holds {num_stored} rows; its footer says rows {meta.row_start} to {meta.row_stop - 1} "
             f"and {stats.num_results} results"
@@ -180,7 +188,22 @@ def _not_sound(reason: str) -> SpecbatchError:
     return SpecbatchError(ErrorCode.JOB_INTEGRITY, f"it is not a sound part: {reason}")
 
 
-def _result_arrays(results: Sequence[RowResult]) -> list[pa.Array]:
+def _result_fields(with_logprobs: bool) -> tuple[pa.Field, ...]:
+    return (*_RESULT_FIELDS, _LOGPROBS_FIELD) if with_logprobs else _RESULT_FIELDS
+
+
+def _repeated(rows: pa.Table, num_samples: int) -> pa.Table:
+    """Every row so many times, side by side."""
+    if num_samples == 1:
+        return rows
+    try:
+        return rows.take(pa.array([row for row in range(rows.num_rows) for _ in range(num_samples)], pa.int64()))
+    except pa.ArrowNotImplementedError:  # Arrow takes no views; slices of one row do for every type
+        slices = [rows.slice(row, 1) for row in range(rows.num_rows) for _ in range(num_samples)]
+        return pa.concat_tables(slices) if slices else rows
+
+
+def _result_arrays(results: Sequence[RowResult], fields: Sequence[pa.Field]) -> list[pa.Array]:
     columns: dict[str, list[Any]] = {
         "row_id": [result.row_id for result in results],
         "sample_index": [result.sample_index for result in results],
@@ -200,5 +223,6 @@ def _result_arrays(results: Sequence[RowResult]) -> list[pa.Array]:
         "num_accepted_draft_tokens": [result.counters.num_accepted_draft_tokens for result in results],
         "acceptance_histogram": [result.counters.acceptance_histogram for result in results],
         "draft_length_histogram": [result.counters.draft_length_histogram for result in results],
+        LOGPROBS_COLUMN: [result.logprobs for result in results],
     }
-    return [pa.array(columns[field.name], field.type) for field in _RESULT_FIELDS]
+    return [pa.array(columns[field.name], field.type) for field in fields]

@@ -25,7 +25,11 @@ class PromptEncoder(Protocol):
 
 
 class DecodingEngine(Protocol):
-    """What a worker asks of an engine; ``specdec.engine.Engine`` gives it. One thread makes it and calls it."""
+    """What a worker asks of an engine; ``specdec.engine.Engine`` gives it. One thread makes it and calls it.
+
+    ``max_batch_size``, rows in flight, may change from step to step: an engine that gives up its draft has room for
+    more, one whose memory runs short for fewer.
+    """
 
     context_length: int
 
@@ -37,6 +41,8 @@ class DecodingEngine(Protocol):
     def device(self) -> str: ...
     @property
     def dtype(self) -> str: ...
+    @property
+    def max_batch_size(self) -> int: ...
     @property
     def num_queued(self) -> int: ...
     @property
@@ -67,6 +73,8 @@ def load_engine(config: WorkerConfig) -> DecodingEngine:
             speculation=config.speculation,
             device=config.device,
             dtype=config.dtype,
+            coupling=config.generation.coupling,
+            memory_fraction=config.memory_fraction,
             num_threads=config.num_threads,
         )
     except SpecbatchError:

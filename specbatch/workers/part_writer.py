@@ -31,8 +31,10 @@ class PartWriter:
     is told by the next part.
     """
 
-    def __init__(self, store: Store, plan: str) -> None:
+    def __init__(self, store: Store, plan: str, *, num_samples: int = 1, with_logprobs: bool = False) -> None:
         self.seconds = 0.0
+        self._num_samples = num_samples
+        self._with_logprobs = with_logprobs
         self._store = store
         self._plan = plan
         self._untold_seconds = 0.0
@@ -49,7 +51,13 @@ class PartWriter:
         try:
             with write_errors(spool):
                 meta = write_part(
-                    spool, finished.table, finished.results, self._meta(finished), clock=time.perf_counter
+                    spool,
+                    finished.table,
+                    finished.results,
+                    self._meta(finished),
+                    num_samples=self._num_samples,
+                    with_logprobs=self._with_logprobs,
+                    clock=time.perf_counter,
                 )
             told_seconds = meta.stats.seconds.write
             return self._commit(spool, meta)

@@ -1,9 +1,9 @@
-"""From input rows to prompts: token ids and a seed for each row, or the error row that it becomes."""
+"""From input rows to prompts: token ids and a seed for each sample, or the error row that it becomes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -14,11 +14,12 @@ from specbatch.schemas.seeds import row_seed
 
 @dataclass(frozen=True, slots=True)
 class PreparedRow:
-    """A row that can be decoded."""
+    """A sample of a row that can be decoded."""
 
     row_id: int
     prompt_ids: tuple[int, ...]
     seed: int
+    sample_index: int = 0
 
 
 def prepare_rows(
@@ -29,8 +30,9 @@ def prepare_rows(
     job_seed: int,
     encode: Callable[[str], list[int]],
     context_length: int,
+    num_samples: int = 1,
 ) -> list[PreparedRow | RowResult]:
-    """One entry per row of ``table``, in order; a row that cannot be decoded is its error row already.
+    """``num_samples`` entries per row of ``table``, in order; a row that cannot be decoded has its error rows already.
 
     Args:
         first_row_id: ``row_id`` of the first row.
@@ -39,21 +41,29 @@ def prepare_rows(
     """
     rows: list[PreparedRow | RowResult] = []
     for row_id, data in enumerate(_prompt_bytes(table.column(prompt_column)), start=first_row_id):
-        seed = row_seed(job_seed, row_id, 0)
-        rows.append(_prepare(row_id, data, seed, encode, context_length))
+        first = _prepare(row_id, data, row_seed(job_seed, row_id, 0), encode, context_length)
+        rows.append(first)
+        rows.extend(_sample(first, row_seed(job_seed, row_id, index), index) for index in range(1, num_samples))
     return rows
 
 
-def error_row(row_id: int, seed: int, code: ErrorCode | str, message: str) -> RowResult:
-    """The result of a row that has no completion; the message never repeats the prompt."""
+def error_row(row_id: int, seed: int, code: ErrorCode | str, message: str, *, sample_index: int = 0) -> RowResult:
+    """The result of a sample that has no completion; the message never repeats the prompt."""
     return RowResult(
         row_id=row_id,
-        sample_index=0,
+        sample_index=sample_index,
         row_seed=seed,
         finish_reason="error",
         error_code=str(code),
         error_message=message,
     )
+
+
+def _sample(first: PreparedRow | RowResult, seed: int, index: int) -> PreparedRow | RowResult:
+    """Another sample of a row: the same prompt, or the same error, under its own seed."""
+    if isinstance(first, PreparedRow):
+        return replace(first, seed=seed, sample_index=index)
+    return replace(first, row_seed=seed, sample_index=index)
 
 
 def _prepare(

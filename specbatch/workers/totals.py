@@ -16,8 +16,9 @@ class RunningTotals:
         self._num_errors = 0
         self._counters = SpecCounters()
 
-    def add(self, result: RowResult) -> None:
-        self._num_rows += 1
+    def add(self, result: RowResult, *, ends_row: bool) -> None:
+        """Count one result, and its row if this was the last of the row's samples."""
+        self._num_rows += ends_row
         self._num_tokens += result.num_completion_tokens
         self._num_errors += result.error_code is not None
         self._counters = SpecCounters.total((self._counters, result.counters))
@@ -26,7 +27,7 @@ class RunningTotals:
         """The sums so far.
 
         Args:
-            num_rows_active: rows in flight now.
+            num_rows_active: sequences in flight now.
             seconds: the worker's time by phase.
         """
         return Progress(

@@ -57,7 +57,12 @@ class Worker:
     def __init__(self, config: WorkerConfig, engine_factory: EngineFactory = load_engine) -> None:
         self._config = config
         self._engine_factory = engine_factory
-        self._writer = PartWriter(open_store(config.output), config.plan)
+        self._writer = PartWriter(
+            open_store(config.output),
+            config.plan,
+            num_samples=config.generation.num_samples,
+            with_logprobs=config.generation.logprobs,
+        )
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
         # Guarded by _changed:
@@ -74,6 +79,7 @@ class Worker:
         self._is_draining = False
         self._is_stopping = False
         self._death: BaseException | None = None
+        self._num_rows_ahead = 1  # the engine's batch, which changes when it gains or loses memory
         # Of the decode thread:
         self._in_flight: dict[int, ShardInFlight] = {}
         self._accounted = PhaseSeconds()
@@ -164,7 +170,7 @@ class Worker:
 
     def _needs_rows(self) -> bool:
         """One whole shard is read ahead; more where shards are smaller than a batch."""
-        return len(self._loaded) < 2 or sum(s.num_waiting for s in self._loaded) < self._config.batch_size
+        return len(self._loaded) < 2 or sum(s.num_waiting for s in self._loaded) < self._num_rows_ahead
 
     # ---- decode ----------------------------------------------------------------------------------------------------
 
@@ -189,6 +195,7 @@ class Worker:
         engine = self._engine_factory(self._config)
         with self._changed:
             self._memory = engine.memory()
+            self._num_rows_ahead = engine.max_batch_size
             self._ready = describe_worker(self._config, engine, self._memory, time.perf_counter() - started)
             self._changed.notify_all()
         return engine
@@ -208,7 +215,7 @@ class Worker:
 
     def _feed(self, engine: DecodingEngine) -> None:
         """Give the engine rows ahead of its free slots, whichever shards they belong to."""
-        while engine.num_queued < self._config.batch_size:
+        while engine.num_queued < engine.max_batch_size:
             with self._changed:
                 if not self._loaded:
                     return
@@ -234,7 +241,8 @@ class Worker:
         except SpecbatchError as error:
             if not error.code.startswith("ROW_"):
                 raise
-            self._put(shard, position, error_row(row.row_id, row.seed, error.code, error.message))
+            failed = error_row(row.row_id, row.seed, error.code, error.message, sample_index=row.sample_index)
+            self._put(shard, position, failed)
 
     def _collect(self, output: SequenceOutput) -> None:
         assert isinstance(output.key, tuple)
@@ -245,8 +253,7 @@ class Worker:
         self._put(shard, position, row_result(row, output))
 
     def _put(self, shard: ShardInFlight, position: int, result: RowResult) -> None:
-        shard.put(position, result)
-        self._totals.add(result)
+        self._totals.add(result, ends_row=shard.put(position, result))
 
     def _hand_over(self, engine: DecodingEngine) -> None:
         """Pass complete shards to the writer. Each gets the engine's time since the one before it."""
@@ -269,6 +276,9 @@ class Worker:
         with self._changed:
             self._blocks.extend(blocks)
             self._memory = memory
+            if engine.max_batch_size != self._num_rows_ahead:
+                self._num_rows_ahead = engine.max_batch_size
+                self._changed.notify_all()  # the reader may have to read further ahead
             self._progress = self._totals.progress(engine.num_active, engine.seconds, self._idle_seconds)
 
     # ---- writer ----------------------------------------------------------------------------------------------------

@@ -83,13 +83,13 @@ def make_counters(rng: random.Random, k: int, num_tokens: int) -> SpecCounters:
     )
 
 
-def make_result(row_id: int, k: int, error: bool = False) -> RowResult:
-    rng = random.Random(row_id)
-    seed = row_seed(JOB_SEED, row_id, 0)
+def make_result(row_id: int, k: int, error: bool = False, sample: int = 0, logprobs: bool = False) -> RowResult:
+    rng = random.Random(row_id + 1000 * sample)
+    seed = row_seed(JOB_SEED, row_id, sample)
     if error:
         return RowResult(
             row_id=row_id,
-            sample_index=0,
+            sample_index=sample,
             row_seed=seed,
             finish_reason="error",
             error_code="ROW_PROMPT_NULL",
@@ -98,13 +98,14 @@ def make_result(row_id: int, k: int, error: bool = False) -> RowResult:
     num_tokens = rng.randint(1, 30)
     return RowResult(
         row_id=row_id,
-        sample_index=0,
+        sample_index=sample,
         row_seed=seed,
         finish_reason=rng.choice(("stop", "length")),
         num_prompt_tokens=rng.randint(1, 20),
         completion=f"text {row_id}",
         completion_token_ids=tuple(rng.randrange(1000) for _ in range(num_tokens)),
         min_margin=rng.random(),
+        logprobs=tuple(-rng.random() for _ in range(num_tokens)) if logprobs else None,
         num_near_ties=row_id % 2,
         counters=make_counters(rng, k, num_tokens),
     )
@@ -188,15 +189,18 @@ def build(
     tokens_per_second: float = 100.0,
     ratio: float = 1.6,
     temperature: float = 0.0,
+    num_samples: int | None = None,
+    logprobs: bool = False,
 ) -> Output:
     """Writes a finished job; with ``num_parts`` only that many parts and no manifest."""
     sizes = (num_rows // 2, num_rows - num_rows // 2)
     digests = (sha256_hex(b"first"), sha256_hex(b"second"))
     shards = _cut(sizes, digests, shard_rows)
+    asked = {} if num_samples is None else {"num_samples": num_samples, "logprobs": logprobs}
     identity_fields = {
         "format": "specbatch/identity/1",
         "model": {"files": dict(TARGET.files), "tokenizer": "c" * 64, "dtype": "float32", "path": "generic"},
-        "generation": {"seed": JOB_SEED, "temperature": temperature},
+        "generation": {"seed": JOB_SEED, "temperature": temperature, **asked},
         "output": {"id_column": None, "limit": None},
         "inputs": [[f"{n}.parquet", 1000, digests[n], sizes[n]] for n in range(2)],
     }
@@ -216,7 +220,7 @@ def build(
     (root / "_specbatch/job.json").write_bytes(canonical_json(job.model_dump(mode="json")))
     (root / f"_specbatch/plan-{identity.P}.parquet").write_bytes(encode_plan(shards))
     written = shards if num_parts is None else shards[:num_parts]
-    parts = tuple(_write_part(root, shard, identity.P, k, errors) for shard in written)
+    parts = tuple(_write_part(root, shard, identity.P, k, errors, num_samples or 1, logprobs) for shard in written)
     commit = build_commit(parts)
     run = make_run(1, _total(parts), k=k, tokens_per_second=tokens_per_second, ratio=ratio)
     manifest = Manifest(
@@ -293,9 +297,15 @@ def _cut(sizes: tuple[int, ...], digests: tuple[str, ...], shard_rows: int) -> t
     return tuple(shards)
 
 
-def _write_part(root: Path, shard: Shard, plan: str, k: int, errors: frozenset[int]) -> Part:
+def _write_part(
+    root: Path, shard: Shard, plan: str, k: int, errors: frozenset[int], num_samples: int, logprobs: bool
+) -> Part:
     row_ids = range(shard.row_start, shard.row_stop)
-    results = [make_result(row_id, k, row_id in errors) for row_id in row_ids]
+    results = [
+        make_result(row_id, k, row_id in errors, sample, logprobs)
+        for row_id in row_ids
+        for sample in range(num_samples)
+    ]
     rows = pa.table({"prompt": [f"prompt {row_id}" for row_id in row_ids], "tag": [row_id % 3 for row_id in row_ids]})
     seconds = PhaseSeconds(propose=0.1, score=0.3, accept=0.01, host=0.02 + shard.index / 7, prefill=0.1, load=0.001)
     meta = PartMeta(
@@ -309,8 +319,8 @@ def _write_part(root: Path, shard: Shard, plan: str, k: int, errors: frozenset[i
     )
     name = part_name(shard.index, plan)
     path = root / name
-    write_part(path, rows, results, meta)
-    record = PartRecord(path=name, rows=len(results), bytes=path.stat().st_size, sha256=sha256_file(path))
+    write_part(path, rows, results, meta, num_samples=num_samples, with_logprobs=logprobs)
+    record = PartRecord(path=name, rows=len(row_ids), bytes=path.stat().st_size, sha256=sha256_file(path))
     return Part(record, meta.stats)
 
 

@@ -21,28 +21,39 @@ ASSETS = Path(cli.__file__).resolve().parents[1] / "assets" / "code-pair"
 
 SUBMIT_OPTIONS = [
     "--output",
-    "--config",
-    "--set",
-    "--target",
-    "--draft",
-    "--dtype",
     "--prompt-column",
     "--id-column",
     "--limit",
+    "--target",
+    "--draft",
+    "--dtype",
     "--max-new-tokens",
+    "--min-new-tokens",
     "--ignore-eos/--no-ignore-eos",
     "--temperature",
     "--top-p",
     "--top-k",
+    "--min-p",
+    "--repetition-penalty",
+    "--presence-penalty",
+    "--frequency-penalty",
+    "--logit-bias",
+    "--stop",
     "--stop-token-ids",
+    "--logprobs/--no-logprobs",
     "--seed",
+    "--num-samples",
     "--speculation",
+    "--coupling",
     "--workers",
     "--batch-size",
     "--device",
+    "--memory-fraction",
     "--shard-rows",
     "--max-error-rate",
     "--row-errors-ok/--no-row-errors-ok",
+    "--config",
+    "--set",
     "--dry-run",
     "--format",
 ]
@@ -150,7 +161,7 @@ def test_plan_as_json(dataset: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["plan", dataset, "--format", "json", "--draft", "none"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["rows"] == 3
-    assert document["execution"]["speculation"] == "off"
+    assert document["execution"]["speculation"] == "auto"
     assert document["models"]["draft"] is None
     assert document["output"].endswith(f"prompts-{document['identity']['S'][:8]}")
     assert document["settings"]["models.draft"] == {"value": "none", "origin": "--draft"}
@@ -281,3 +292,76 @@ def test_a_closed_pipe_is_no_crash(dataset: str) -> None:
     script = f"{sys.executable} -m specbatch plan {dataset} | head -c 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert done.stderr == ""
+
+
+def test_the_help_shows_options_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["submit", "--help"]) == 0
+    text = capsys.readouterr().out
+    titles = [line.strip(":") for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert titles == ["Arguments", "Data", "Models", "Generation", "Speculation", "Resources", "Job", "Command"]
+    generation = text.partition("Generation:")[2].partition("Speculation:")[0]
+    assert "--logit-bias" in generation
+    assert "--batch-size" not in generation
+
+
+def test_plan_prints_the_memory_with_and_without_the_draft(
+    dataset: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from specbatch.jobs import prepare
+
+    monkeypatch.setattr(prepare, "host_available_bytes", lambda: 2_000_000_000)
+    assert cli.run(["plan", dataset, "--format", "json", "--max-new-tokens", "44"]) == 0
+    memory = json.loads(capsys.readouterr().out)["memory"]
+    assert memory["uses_draft"] is True
+    assert memory["with_draft"]["batch_size"] == memory["without_draft"]["batch_size"] == 32
+    assert memory["with_draft"]["row_tokens"] == 300
+    assert memory["with_draft"]["row_capacity"] < memory["without_draft"]["row_capacity"]
+    names = [entry["name"] for entry in memory["with_draft"]["entries"]]
+    assert "draft weights" in names
+    assert "draft KV" in names
+
+    assert cli.run(["plan", dataset]) == 0
+    text = capsys.readouterr().out
+    assert "2.0 GB are free for each worker, 1.8 GB may be used" in text
+    assert "with draft without draft" in " ".join(text.split())
+
+
+def test_models_that_do_not_fit(
+    refused: Callable[..., str], dataset: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from specbatch.jobs import prepare
+    from specbatch.specdec.memory import make_ledger
+    from specbatch.specdec.models import locate_model
+
+    target, draft = locate_model("code-pair/target"), locate_model("code-pair/draft-taught")
+    alone = make_ledger(target, None, dtype="float32", available_bytes=0, row_tokens=384).fixed_bytes
+    pair = make_ledger(target, draft, dtype="float32", available_bytes=0, row_tokens=384).fixed_bytes
+    monkeypatch.setattr(prepare, "host_available_bytes", lambda: int((alone + pair) / 2 / 0.9))
+    assert cli.run(["plan", dataset]) == 0
+    text = capsys.readouterr().out
+    assert "decoding without the draft" in text
+    assert "draft        none" in text
+    assert "--speculation auto" in refused("JOB_MEMORY", 5, "plan", dataset, "--speculation", "3")
+    assert "target weights 25.8 MB" in refused("JOB_MEMORY", 5, "plan", dataset, "--memory-fraction", "0.5")
+
+
+def test_workers_share_the_memory(
+    dataset: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from specbatch.jobs import prepare
+
+    monkeypatch.setattr(prepare, "host_available_bytes", lambda: 4_000_000_000)
+    assert cli.run(["plan", dataset, "--workers", "4", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["memory"]["without_draft"]["available_bytes"] == 1_000_000_000
+
+
+def test_lists_on_the_command_line(dataset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--stop", "a, b", "--stop", "[c]", "--logit-bias", "3:1,4:-2", "--logit-bias", "5:0.5"]
+    assert cli.run(["plan", dataset, *options, "--format", "json"]) == 0
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    assert settings["generation.stop"] == {"value": ["a, b", "[c]"], "origin": "--stop"}
+    assert settings["generation.logit_bias"]["value"] == [[3, 1.0], [4, -2.0], [5, 0.5]]
+    assert cli.run(["config", "show", *options]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "'a, b', '[c]'" in lines["generation.stop"]
+    assert "3:1, 4:-2, 5:0.5" in lines["generation.logit_bias"]

@@ -19,6 +19,7 @@ def fields(spec: JobSpec | None = None, **changes: Any) -> dict[str, Any]:
         "target_files": {"config.json": "1" * 64, "model.safetensors": "2" * 64},
         "tokenizer_sha256": "3" * 64,
         "dtype": "float32",
+        "model_path": "lean",
         "inputs": [FILE],
     }
     return identity_fields(spec or JobSpec(), **{**arguments, **changes})
@@ -29,7 +30,7 @@ BASE = identity_sha256(fields())
 
 def test_the_value_of_s_is_pinned() -> None:
     """Resume across versions hangs on it: change the format name when this has to change."""
-    assert BASE == "aaeecb5db1cbc9dabcd3c77255386d765e06933307116aeaf9998e7a18991a9d"
+    assert BASE == "123e73adc575970da015482d1044a4d4bd20a7fdce38851cef8e7e261dfd03bc"
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,7 @@ def test_the_value_of_s_is_pinned() -> None:
         JobSpec(models=ModelSpec(draft="none")),
         JobSpec(models=ModelSpec(target="another/name")),
         JobSpec(output="elsewhere"),
+        JobSpec(execution=ExecutionSpec(memory_fraction=0.5)),
     ],
 )
 def test_execution_and_names_are_not_in_s(spec: JobSpec) -> None:
@@ -54,6 +56,14 @@ def test_a_dataset_that_moved_is_the_same_dataset() -> None:
     [
         fields(JobSpec(generation=GenerationSpec(seed=1))),
         fields(JobSpec(generation=GenerationSpec(stop_token_ids=(1,)))),
+        fields(JobSpec(generation=GenerationSpec(min_new_tokens=1))),
+        fields(JobSpec(generation=GenerationSpec(min_p=0.1))),
+        fields(JobSpec(generation=GenerationSpec(repetition_penalty=1.1))),
+        fields(JobSpec(generation=GenerationSpec(presence_penalty=0.1))),
+        fields(JobSpec(generation=GenerationSpec(frequency_penalty=0.1))),
+        fields(JobSpec(generation=GenerationSpec(logit_bias=((1, 2.0),)))),
+        fields(JobSpec(generation=GenerationSpec(stop=("x",)))),
+        fields(JobSpec(generation=GenerationSpec(logprobs=True))),
         fields(JobSpec(input=InputSpec(prompt_column="text"))),
         fields(JobSpec(input=InputSpec(id_column="id"))),
         fields(JobSpec(input=InputSpec(limit=3))),
@@ -85,3 +95,23 @@ def test_differences_are_told_field_by_field() -> None:
 def test_a_changed_input_is_told_with_its_name() -> None:
     (line,) = diff_fields(fields(), fields(inputs=[replace(FILE, size_bytes=1)]))
     assert line == "inputs[0]: ['a.parquet', 1000, ffffffffffff, 30] → ['a.parquet', 1, ffffffffffff, 30]"
+
+
+def distribution(draft_files: dict[str, str] | None, **execution: Any) -> str:
+    generation = GenerationSpec(coupling="distribution")
+    spec = JobSpec(generation=generation, execution=ExecutionSpec.model_validate(execution))
+    return identity_sha256(fields(spec, draft_files=draft_files))
+
+
+def test_draft_and_k_are_in_s_under_distribution_coupling_only() -> None:
+    first, second = {"model.safetensors": "5" * 64}, {"model.safetensors": "6" * 64}
+    values = {distribution(first), distribution(second), distribution(None), distribution(first, speculation=3), BASE}
+    assert len(values) == 5
+    assert distribution(first, batch_size=3) == distribution(first)
+    assert identity_sha256(fields(draft_files=first)) == BASE
+
+
+def test_the_order_of_biases_is_not_in_s() -> None:
+    one = fields(JobSpec(generation=GenerationSpec(logit_bias=((1, 2.0), (3, 1.0)))))
+    other = fields(JobSpec(generation=GenerationSpec(logit_bias=((3, 1.0), (1, 2.0)))))
+    assert one == other

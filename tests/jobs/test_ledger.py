@@ -35,7 +35,9 @@ def ledger(tmp_path: Path) -> Ledger:
 
 def make_identity(seed: int = 0, shard_rows: int = 4) -> tuple[Identity, tuple[Shard, ...]]:
     spec = JobSpec(generation=GenerationSpec(seed=seed))
-    fields = identity_fields(spec, target_files={}, tokenizer_sha256="t", dtype="float32", inputs=[INPUT])
+    fields = identity_fields(
+        spec, target_files={}, tokenizer_sha256="t", dtype="float32", model_path="lean", inputs=[INPUT]
+    )
     shards = cut_shards([INPUT], shard_rows)
     digest = identity_sha256(fields)
     return Identity(S=digest, P=plan_digest(digest, shards), fields=fields), shards

@@ -215,7 +215,7 @@ def test_json_schema_is_stable(outputs: list[tuple[str, Manifest]]) -> None:
 def test_csv_has_one_row_per_output_below_a_fixed_header(outputs: list[tuple[str, Manifest]]) -> None:
     lines = list(csv.reader(io.StringIO(render(outputs, "csv"))))
     assert " ".join(lines[0]) == (
-        "output job_id identity_S plan_P target draft speculation batch_size workers device rows ok errors "
+        "output job_id identity_S plan_P target draft speculation batch_size workers device rows results ok errors "
         "prompt_tokens completion_tokens draft_tokens accepted_tokens acceptance_rate mean_accepted mean_emitted "
         "near_ties wall_seconds total_seconds output_tokens_per_second rows_per_second idle_share "
         "tokens_per_second_vs_first speedup_baseline speedup_ratio speedup_low speedup_high num_plain_rounds "

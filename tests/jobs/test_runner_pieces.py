@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from specbatch.jobs.coordinator import WorkerDied
-from specbatch.jobs.machine import count_cores, count_cuda_devices
+from specbatch.jobs.machine import count_cores, count_cuda_devices, cuda_free_bytes
 from specbatch.jobs.runner import describe_death, save_worker_log
 from specbatch.jobs.tally import RunTally
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
@@ -95,3 +95,17 @@ def test_devices_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert count_cuda_devices({}) == 2
     monkeypatch.setattr("importlib.metadata.version", lambda name: "2.13.0+cpu")
     assert count_cuda_devices({}) == 0
+
+
+def test_the_fullest_gpu_decides_how_much_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\necho "$@" > "$0.log"\necho 4096\necho 1024\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert cuda_free_bytes({"CUDA_VISIBLE_DEVICES": "1,3"}) == 1 << 30
+    assert "-i 1,3" in (tmp_path / "nvidia-smi.log").read_text()
+    tool.write_text("#!/bin/sh\necho '[N/A]'\n")
+    assert cuda_free_bytes({}) is None
+    tool.unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cuda_free_bytes({}) is None

@@ -17,8 +17,10 @@ from specbatch.jobs.settings import (
     read_job_file,
     resolve,
     set_layer,
+    to_texts,
 )
 from specbatch.schemas.errors import ErrorCode, ExitCode, SpecbatchError
+from specbatch.schemas.sampling import SamplingParams
 from specbatch.schemas.spec import JobSpec
 
 
@@ -77,6 +79,11 @@ def test_a_later_assignment_holds() -> None:
         ("generation.ignore_eos", "true", True),
         ("generation.stop_token_ids", "1, 2,3", [1, 2, 3]),
         ("generation.stop_token_ids", "[4]", [4]),
+        ("generation.logit_bias", "13:-100, 4:2.5", ["13:-100", "4:2.5"]),
+        ("generation.stop", "a, b", ["a, b"]),
+        ("generation.stop", "[/INST]", ["[/INST]"]),
+        ("generation.stop", '["a", "b,c"]', ["a", "b,c"]),
+        ("generation.coupling", "seed", "seed"),
         ("execution.speculation", "off", "off"),
         ("execution.workers", "auto", "auto"),
         ("input.prompt_column", "007", "007"),
@@ -113,6 +120,16 @@ def test_a_misspelt_variable_is_refused_with_a_suggestion() -> None:
         ({"device": "tpu"}, "execution.device is 'tpu'"),
         ({"stop_token_ids": "1,x"}, "a list of at most 64 token ids"),
         ({"stop_token_ids": ",".join("1" * 65)}, "a list of at most 64 token ids"),
+        ({"logit_bias": "1:2,3"}, "it must be a list of ID:BIAS"),
+        ({"logit_bias": "1:2,1:3"}, "generation.logit_bias is ['1:2', '1:3'] (from --logit-bias)"),
+        ({"logit_bias": "1:101"}, "each bias from -100 to 100"),
+        ({"stop": [""]}, "a list of at most 16 texts of 1 to 256 characters"),
+        ({"num_samples": 2}, "(from --num-samples); it must be 1 at temperature 0, where all samples are equal"),
+        ({"num_samples": 0, "temperature": 1.0}, "generation.num_samples is 0"),
+        ({"min_new_tokens": 200}, "min_new_tokens is 200; it must be from 0 to max_new_tokens (128)"),
+        ({"repetition_penalty": 0.0}, "generation.repetition_penalty is 0.0"),
+        ({"coupling": "lossy"}, "generation.coupling is 'lossy'"),
+        ({"memory_fraction": 1.5}, "execution.memory_fraction is 1.5"),
         ({"seed": -1}, "generation.seed is -1"),
         ({"seed": 1 << 63}, "generation.seed is 9223372036854775808"),
         ({"row_errors_ok": 1}, "execution.row_errors_ok is 1"),
@@ -178,3 +195,50 @@ def test_bad_assignments() -> None:
     assert "path=value" in refusal(set_layer, ["generation.seed"])
     assert "generation.sead is not a setting" in refusal(set_layer, ["generation.sead=1"])
     assert "'sead' is not a setting" in refusal(flag_layer, {"sead": 1})
+
+
+def test_generation_settings_reach_the_sampling_of_a_row() -> None:
+    options = {
+        "temperature": 0.5,
+        "min_new_tokens": 2,
+        "min_p": 0.1,
+        "repetition_penalty": 1.5,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5,
+        "logit_bias": "13:-100,4:2.5",
+        "stop": ["a,b", "c"],
+        "stop_token_ids": "7",
+        "logprobs": True,
+        "num_samples": 4,
+        "ignore_eos": True,
+    }
+    params = resolve([flag_layer(options)]).spec.generation.sampling_params(seed=9)
+    assert params == SamplingParams(
+        temperature=0.5,
+        min_new_tokens=2,
+        min_p=0.1,
+        repetition_penalty=1.5,
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        logit_bias=((4, 2.5), (13, -100.0)),
+        stop=("a,b", "c"),
+        stop_token_ids=(7,),
+        logprobs=True,
+        ignore_eos=True,
+        seed=9,
+    ), "one sample: each is submitted with a seed of its own"
+
+
+def test_a_value_and_its_texts_are_the_same_setting() -> None:
+    options = {"logit_bias": "13:-100,4:2.5", "stop": ["a,b", "[x]"], "stop_token_ids": "7,8", "seed": "3"}
+    spec = resolve([flag_layer(options)]).spec
+    again = {name: to_texts(OPTIONS[name], getattr(spec.generation, name)) for name in options}
+    assert again["logit_bias"] == ["4:2.5", "13:-100"]
+    assert (again["stop"], again["stop_token_ids"], again["seed"]) == (["a,b", "[x]"], ["7", "8"], ["3"])
+
+
+def test_biases_in_a_job_file() -> None:
+    text = b'generation: {logit_bias: [[13, -100], "4:2.5"], stop: ["\\n\\n", END]}'
+    generation = resolve([file_layer(text, "job.yaml")]).spec.generation
+    assert generation.logit_bias == ((4, 2.5), (13, -100.0))
+    assert generation.stop == ("\n\n", "END")

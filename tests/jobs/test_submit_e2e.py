@@ -169,6 +169,35 @@ def test_progress_is_told_in_plain_lines_and_the_progress_file(taught: tuple[Pat
     assert (progress["state"], progress["rows_done"], progress["parts_done"]) == ("complete", NUM_ROWS, 6)
 
 
+def test_every_row_has_its_samples_and_each_can_be_made_again_alone(place: Place) -> None:
+    from specbatch.schemas.spec import GenerationSpec
+    from specbatch.specdec import Engine
+
+    output = place.root / "samples"
+    options = ["--limit", "5", "--num-samples", "3", "--logprobs", "--stop", "\n", "--presence-penalty", "0.5"]
+    code, out, err = place.run(
+        "submit", str(place.dataset), "--output", str(output), "--format", "json", *TEXT_OPTIONS, *options
+    )
+    assert code == 0, err
+    counts = {"rows": 5, "results": 15, "ok": 15, "errors": 0, "errors_by_code": {}}
+    assert json.loads(out)["counts"] == counts
+    assert verify_output(str(output)).problems == ()
+    assert read_run(output, 1)["workers"][0]["rows"] == 5
+    rows = load(output).to_pylist()
+    assert [(row["row_id"], row["sample_index"]) for row in rows] == [(i, s) for i in range(5) for s in range(3)]
+    assert len({row["row_seed"] for row in rows}) == 15
+    assert len({row["completion"] for row in rows if row["row_id"] == 0}) > 1
+    generation = GenerationSpec(max_new_tokens=12, temperature=0.7, stop=("\n",), presence_penalty=0.5, logprobs=True)
+    engine = Engine.from_pretrained("code-pair/target", max_batch_size=1, speculation="off")
+    alone = engine.generate(
+        [row["prompt"] for row in rows], [generation.sampling_params(row["row_seed"]) for row in rows]
+    )
+    assert [one.text for one in alone] == [row["completion"] for row in rows]
+    assert [list(one.token_ids) for one in alone] == [row["completion_token_ids"] for row in rows]
+    for one, row in zip(alone, rows, strict=True):
+        assert row["logprobs"] == pytest.approx(one.logprobs, abs=1e-3)
+
+
 def test_a_finished_job_says_so_without_starting_anything(
     place: Place, taught: tuple[Path, dict[str, Any], str]
 ) -> None:

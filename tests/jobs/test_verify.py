@@ -39,12 +39,83 @@ def test_an_honest_output_is_sound(tmp_path: Path, k: int) -> None:
         "parts_planned": 4,
         "rows": 20,
         "rows_planned": 20,
+        "results": 20,
         "ok": 19,
         "errors": 1,
         "completion_tokens": out.manifest.commit.tokens.completion,
         "bytes": sum(part.record.bytes for part in out.parts),
     }
     assert "every input row is there exactly once" in render_verify(report)
+
+
+@pytest.mark.parametrize("logprobs", [False, True])
+def test_samples_are_rows_of_their_own(tmp_path: Path, logprobs: bool) -> None:
+    out = build(tmp_path / "out", num_samples=3, logprobs=logprobs)
+    report = verify_output(str(out.root))
+    assert report.problems == ()
+    counts = out.manifest.commit.counts
+    assert (counts.rows, counts.results, counts.ok, counts.errors) == (20, 60, 57, 3)
+    assert {name: report.checked[name] for name in ("rows", "results", "ok", "errors")} == {
+        "rows": 20,
+        "results": 60,
+        "ok": 57,
+        "errors": 3,
+    }
+    assert "60 results: 57 ok, 3 errors" in render_verify(report)
+    assert "exactly once with all its samples" in render_verify(report)
+
+
+def test_rows_are_named_across_batches_of_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that ends in the middle of a row's samples."""
+    monkeypatch.setattr("specbatch.jobs.verify_rows._BATCH_ROWS", 4)
+    out = build(tmp_path / "out", num_samples=3)
+    assert verify_output(str(out.root)).problems == ()
+    edit_column(out, "row_seed", put(10, 1))
+    (problem,) = verify_output(str(out.root)).problems
+    assert "row_seed does not follow" in problem
+    assert "(row 9)" in problem, "the eleventh result of the part that begins with row 6"
+
+
+SAMPLE_LIES: dict[str, tuple[Callable[[Output], None], str]] = {
+    "a sample twice": (lambda o: edit_column(o, "sample_index", put(1, 0)), "sample_index is not the planned one"),
+    "samples swapped": (lambda o: edit_column(o, "row_seed", swap), "row_seed does not follow"),
+    "a sample too few": (lambda o: take_rows(o, *range(17)), "holds 17 rows; 18 are planned"),
+    "logprobs too few": (lambda o: edit_column(o, "logprobs", put(0, [])), "logprobs are not one for each token"),
+    "no logprobs": (lambda o: edit_column(o, "logprobs", put(0, None)), "an ok row without logprobs"),
+    "error with logprobs": (lambda o: edit_column(o, "logprobs", put(9, [-1.0]), 0), "an error row with logprobs"),
+    "unlikely likelihood": (lambda o: edit_column(o, "logprobs", raise_first), "a logprob above 0"),
+    "no number": (lambda o: edit_column(o, "logprobs", spoil_first), "a logprob above 0"),
+    "column missing": (lambda o: drop_column(o, "logprobs"), "has 0 columns logprobs"),
+}
+
+
+def raise_first(values: list[Any]) -> None:
+    values[0][0] = 0.5
+
+
+def spoil_first(values: list[Any]) -> None:
+    values[0][0] = float("nan")
+
+
+def drop_column(output: Output, name: str) -> None:
+    rewrite_part(output, 1, pq.read_table(output.part_path(1)).drop_columns([name]))
+
+
+@pytest.mark.parametrize("name", SAMPLE_LIES)
+def test_every_lie_about_samples_and_logprobs_is_caught(tmp_path: Path, name: str) -> None:
+    out = build(tmp_path / "out", num_samples=3, logprobs=True)
+    lie, expected = SAMPLE_LIES[name]
+    lie(out)
+    report = verify_output(str(out.root))
+    assert report.state == "not sound"
+    assert any(expected in problem for problem in report.problems), report.problems
+
+
+def test_logprobs_that_nobody_asked_for(tmp_path: Path) -> None:
+    out = build(tmp_path / "out")
+    table = pq.read_table(out.part_path(1))
+    rewrite_part(out, 1, table.append_column("logprobs", pa.nulls(table.num_rows, pa.list_(pa.float32()))))
+    assert "did not ask for" in " ".join(verify_output(str(out.root)).problems)
 
 
 def test_an_output_of_errors_only_is_sound(tmp_path: Path) -> None:
@@ -181,7 +252,7 @@ LIES: dict[str, tuple[Callable[[Output], object], str]] = {
     "row too few": (lambda o: take_rows(o, 0, 1, 2, 3, 4), "holds 5 rows; 6 are planned"),
     "row too many": (lambda o: take_rows(o, 0, 1, 2, 3, 4, 5, 5), "holds 7 rows; 6 are planned"),
     "texts under other ids": (lambda o: edit_column(o, "completion_token_ids", swap), "not the number of token ids"),
-    "sample index": (lambda o: edit_column(o, "sample_index", put(0, 1)), "sample_index is not 0"),
+    "sample index": (lambda o: edit_column(o, "sample_index", put(0, 1)), "sample_index is not the planned one"),
     "row seeds swapped": (lambda o: edit_column(o, "row_seed", swap), "row_seed does not follow"),
     "unknown status": (lambda o: edit_column(o, "status", put(0, "maybe")), "neither ok nor error"),
     "error made ok": (lambda o: edit_column(o, "status", put(3, "ok"), shard=0), "an ok row without completion"),
@@ -376,7 +447,7 @@ def test_two_hundred_thousand_rows_take_seconds(output: Output) -> None:
     import io
     import time
 
-    from specbatch.jobs.verify_plan import PlannedShard
+    from specbatch.jobs.verify_plan import PartRules, PlannedShard
     from specbatch.jobs.verify_rows import check_part
 
     table = pq.read_table(output.part_path(1))
@@ -389,7 +460,8 @@ def test_two_hundred_thousand_rows_take_seconds(output: Output) -> None:
         writer.add_key_value_metadata({"specbatch": pq.read_metadata(output.part_path(1)).metadata[b"specbatch"]})
     problems: list[str] = []
     started = time.perf_counter()
-    totals = check_part(data.getvalue(), PlannedShard(1, "part", 0, num_rows), output.job.identity.P, 7, problems)
+    rules = PartRules(output.job.identity.P, job_seed=7)
+    totals = check_part(data.getvalue(), PlannedShard(1, "part", 0, num_rows), rules, problems)
     assert totals.num_rows == num_rows
     assert any("row_seed" in problem for problem in problems)
     assert time.perf_counter() - started < 5

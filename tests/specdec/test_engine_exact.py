@@ -5,55 +5,25 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from tiny import CONTEXT, VOCAB, engine, perturbed, tiny_model
+from tiny import CONTEXT, VOCAB, decoder, engine, perturbed, tiny_model
+from twin import Rows, run, tokens, twin
 
 from specbatch.schemas.sampling import SamplingParams
 from specbatch.specdec import packing, reference
-from specbatch.specdec.controller import AdaptivePolicy, RoundMeasure
-from specbatch.specdec.output import SequenceOutput
-
-Rows = list[tuple[list[int], SamplingParams]]
+from specbatch.specdec.controller import AdaptivePolicy, RoundMeasure, RoundPlan, RoundView
 
 
-def twin(model: Any, rows: Rows, eos: tuple[int, ...] = ()) -> list[tuple[tuple[int, ...], str]]:
-    outputs = [
-        reference.generate(model, ids, params, eos_ids=eos, vocab_size=VOCAB, context_length=CONTEXT)
-        for ids, params in rows
-    ]
-    return [(output.token_ids, output.finish_reason) for output in outputs]
-
-
-def run(rows: Rows, *args: Any, **kwargs: Any) -> list[SequenceOutput]:
-    outputs = engine(*args, **kwargs).generate([ids for ids, _ in rows], [params for _, params in rows])
-    for output in outputs:
-        check_bookkeeping(output)
-    return outputs
-
-
-def tokens(outputs: list[SequenceOutput]) -> list[tuple[tuple[int, ...], str]]:
-    return [(output.token_ids, output.finish_reason) for output in outputs]
-
-
-def check_bookkeeping(output: SequenceOutput) -> None:
-    """The identities that the columns promise."""
-    stats = output.stats
-    assert sum(stats.acceptance_histogram) == stats.num_spec_steps == sum(stats.draft_length_histogram)
-    assert sum(i * n for i, n in enumerate(stats.acceptance_histogram)) == stats.num_accepted_draft_tokens
-    assert sum(k * n for k, n in enumerate(stats.draft_length_histogram)) == stats.num_draft_tokens
-    ends_with_draft = (
-        stats.num_plain_steps + stats.num_spec_steps + stats.num_accepted_draft_tokens - len(output.token_ids)
-    )
-    assert ends_with_draft in (0, 1)
-    assert stats.num_plain_steps >= 1
-    if ends_with_draft:
-        assert output.finish_reason == "stop"
+@pytest.fixture(scope="module", params=["generic", "lean"])
+def path(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def expected(target: Any, rows: Rows) -> list[tuple[tuple[int, ...], str]]:
-    outputs = twin(target, rows)
+def expected(target: Any, rows: Rows, path: str) -> list[tuple[tuple[int, ...], str]]:
+    outputs = twin(target, rows, path=path)
     assert {reason for _, reason in outputs} == {"stop", "length"}, "the rows must end in both ways"
     return outputs
 
@@ -61,9 +31,9 @@ def expected(target: Any, rows: Rows) -> list[tuple[tuple[int, ...], str]]:
 @pytest.mark.parametrize("batch", [1, 3, 16])
 @pytest.mark.parametrize("k", [0, 1, 2, 3, 5, 8])
 def test_equals_the_twin_for_every_k_and_batch(
-    target: Any, draft: Any, rows: Rows, expected: Any, k: int, batch: int
+    target: Any, draft: Any, rows: Rows, expected: Any, path: str, k: int, batch: int
 ) -> None:
-    outputs = run(rows, target, draft, k=k, batch=batch)
+    outputs = run(rows, target, draft, k=k, batch=batch, path=path)
     assert tokens(outputs) == expected
     if k:
         accepted = sum(output.stats.num_accepted_draft_tokens for output in outputs)
@@ -71,32 +41,35 @@ def test_equals_the_twin_for_every_k_and_batch(
 
 
 @pytest.mark.parametrize("seed", [11, 12])
-def test_does_not_depend_on_the_draft(target: Any, rows: Rows, expected: Any, seed: int) -> None:
+def test_does_not_depend_on_the_draft(target: Any, rows: Rows, expected: Any, path: str, seed: int) -> None:
     stranger = tiny_model(seed=seed, num_hidden_layers=1)
-    assert tokens(run(rows, target, stranger, k=4)) == expected
+    assert tokens(run(rows, target, stranger, k=4, path=path)) == expected
 
 
-def test_a_draft_of_another_family(target: Any, rows: Rows, expected: Any) -> None:
-    assert tokens(run(rows, target, tiny_model("gpt2", seed=2), k=3)) == expected
+def test_a_draft_of_another_family(target: Any, rows: Rows, expected: Any, path: str) -> None:
+    subject = engine(target, target, k=3, path=path)
+    subject._batch.draft = decoder(tiny_model("gpt2", seed=2), 4)
+    outputs = subject.generate([ids for ids, _ in rows], [params for _, params in rows])
+    assert tokens(outputs) == expected
 
 
 @pytest.mark.parametrize("shuffle_seed", range(3))
 def test_does_not_depend_on_order_or_batch_mates(
-    target: Any, draft: Any, rows: Rows, expected: Any, shuffle_seed: int
+    target: Any, draft: Any, rows: Rows, expected: Any, path: str, shuffle_seed: int
 ) -> None:
     order = list(range(len(rows)))
     random.Random(shuffle_seed).shuffle(order)
     order = order[: 5 + 4 * shuffle_seed]
-    outputs = run([rows[i] for i in order], target, draft, k=3, batch=2 + shuffle_seed)
+    outputs = run([rows[i] for i in order], target, draft, k=3, batch=2 + shuffle_seed, path=path)
     assert tokens(outputs) == [expected[i] for i in order]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8, 1.5])
-def test_a_draft_that_is_the_target_is_always_accepted(target: Any, rows: Rows, temperature: float) -> None:
+def test_a_draft_that_is_the_target_is_always_accepted(target: Any, rows: Rows, path: str, temperature: float) -> None:
     rows = [
         (ids, SamplingParams(max_new_tokens=p.max_new_tokens, temperature=temperature, seed=p.seed)) for ids, p in rows
     ]
-    for output in run(rows, target, target, k=4):
+    for output in run(rows, target, target, k=4, path=path):
         assert output.stats.num_accepted_draft_tokens == output.stats.num_draft_tokens
 
 
@@ -131,19 +104,21 @@ def test_eos_ends_a_row_unless_it_is_ignored(target: Any, draft: Any) -> None:
 
 
 @pytest.mark.parametrize("k", [0, 3])
-def test_near_ties_are_decided_by_the_row_alone(target: Any, draft: Any, rows: Rows, expected: Any, k: int) -> None:
+def test_near_ties_are_decided_by_the_row_alone(
+    target: Any, draft: Any, rows: Rows, expected: Any, path: str, k: int
+) -> None:
     """With a huge epsilon every token is a near tie: the canonical evaluation alone must give the twin's text."""
-    subject = engine(target, draft, k=k, batch=5)
+    subject = engine(target, draft, k=k, batch=5, path=path)
     subject._batch.epsilon = 1e6
     outputs = subject.generate([ids for ids, _ in rows], [params for _, params in rows])
     assert tokens(outputs) == expected
     assert all(output.num_near_ties == len(output.token_ids) for output in outputs)
 
 
-def test_float32_equals_the_twin(rows: Rows) -> None:
+def test_float32_equals_the_twin(rows: Rows, path: str) -> None:
     """Where two scores nearly tie, the canonical evaluation is the twin's own arithmetic, so equality is exact."""
     model = tiny_model(seed=3, dtype=torch.float32)
-    assert tokens(run(rows, model, perturbed(model, 0.15), k=4, batch=6)) == twin(model, rows)
+    assert tokens(run(rows, model, perturbed(model, 0.15), k=4, batch=6, path=path)) == twin(model, rows, path=path)
 
 
 def test_one_params_for_many_prompts_derives_seeds(target: Any) -> None:
@@ -208,53 +183,75 @@ def test_packed_weights_give_the_tokens_of_the_unpacked_model(family: str, rows:
     assert packing.pack_linears(packed) > 8
     is_tied = oracle.lm_head.weight is oracle.get_input_embeddings().weight
     copied = oracle.lm_head.weight.nbytes if is_tied else 0
-    assert packing.weight_bytes(packed) == num_bytes - biases(oracle) + copied
+    assert packing.weight_bytes(packed) == num_bytes + copied
     assert not any(type(module) is torch.nn.Linear for module in packed.modules())
     ids = torch.tensor([rows[3][0], rows[3][0]])
     assert torch.allclose(packed(ids).logits, oracle(ids).logits, atol=1e-4)
     assert tokens(run(rows, packed, packed, k=4, batch=6)) == twin(oracle, rows)
 
 
-def biases(model: Any) -> int:
-    """Bytes of the biases of linear layers, which move into the packed layers uncounted."""
-    linears = [module for module in model.modules() if type(module) is torch.nn.Linear]
-    return sum(linear.bias.nbytes for linear in linears if linear.bias is not None)
-
-
 class ErraticPolicy:
-    """Another K every round, stretches of 0 among them, and no draft for prompts at times: the worst of controllers."""
+    """Another K for every row in every round, stretches of 0 among them, from either drafter: the worst of policies."""
 
     max_draft_length = 5
+    uses_model = True
+    is_draft_given_up = False
 
-    def __init__(self, seed: int) -> None:
-        self._generator = random.Random(seed)
+    def __init__(self, seed: int, *, uses_suffix: bool = False) -> None:
+        self._generator = np.random.default_rng(seed)
+        self.uses_suffix = uses_suffix
 
     @property
     def wants_draft(self) -> bool:
-        return self._generator.random() < 0.5
+        return bool(self._generator.random() < 0.5)
 
-    def choose(self, num_rows: int) -> int:
-        return self._generator.choice((0, 0, 0, 1, 2, 3, 5))
+    def plan(self, view: RoundView) -> RoundPlan:
+        B = len(view.room_B)
+        is_model_B = self._generator.random(B) < (0.6 if self.uses_suffix else 1.1)
+        wanted_B = self._generator.choice((0, 0, 1, 2, 3, 5), size=B)
+        if self._generator.random() < 0.3:
+            wanted_B[:] = 0
+        offered_B = np.where(is_model_B, view.draft_room_B, view.suffix_length_B)
+        return RoundPlan(np.minimum(np.minimum(wanted_B, offered_B), view.room_B), is_model_B)
 
     def observe(self, measure: RoundMeasure) -> None:
-        assert measure.num_rows > 0
-        assert measure.draft_length >= measure.proposed_B.max()
-        assert (measure.proposed_B >= measure.matched_B).all()
+        assert measure.num_rows == len(measure.draft_length_B) > 0
+        assert measure.num_scored >= measure.num_rows + measure.draft_length_B.sum()
+        assert (measure.draft_length_B >= measure.matched_B).all()
+        assert (measure.num_model_rows > 0) == (measure.num_draft_steps > 0)
+
+    def learn_times(self, score: Any, draft_step: Any) -> None:
+        raise AssertionError("asked for no profile")
 
 
+@pytest.mark.parametrize("uses_suffix", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_k_may_change_in_every_round(target: Any, draft: Any, rows: Rows, expected: Any, seed: int) -> None:
-    outputs = run(rows, target, draft, k=ErraticPolicy(seed), batch=3)
+def test_k_may_change_in_every_row_and_round(
+    target: Any, draft: Any, rows: Rows, expected: Any, path: str, seed: int, uses_suffix: bool
+) -> None:
+    policy = ErraticPolicy(seed, uses_suffix=uses_suffix)
+    outputs = run(rows, target, draft, k=policy, batch=3, path=path, has_suffix=uses_suffix)
     assert tokens(outputs) == expected
     assert sum(output.stats.num_accepted_draft_tokens for output in outputs) > 0
 
 
-def test_the_controller_does_not_change_a_token(target: Any, draft: Any, rows: Rows, expected: Any) -> None:
-    assert tokens(run(rows * 3, target, draft, k=AdaptivePolicy(6), batch=4)) == expected * 3
+def test_the_suffix_index_alone_drafts_where_there_is_no_draft_model(
+    target: Any, rows: Rows, expected: Any, path: str
+) -> None:
+    outputs = run(rows * 2, target, k=4, batch=3, path=path, has_suffix=True)
+    assert tokens(outputs) == expected * 2
+    assert sum(output.stats.num_accepted_draft_tokens for output in outputs) > 0
+
+
+def test_the_controller_does_not_change_a_token(target: Any, draft: Any, rows: Rows, expected: Any, path: str) -> None:
+    policy = AdaptivePolicy(6, has_draft=True, has_suffix=True)
+    assert tokens(run(rows * 3, target, draft, k=policy, batch=4, path=path, has_suffix=True)) == expected * 3
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_draft_that_is_the_target_stays_fully_accepted_after_catching_up(target: Any, rows: Rows, seed: int) -> None:
+def test_a_draft_that_is_the_target_stays_fully_accepted_after_catching_up(
+    target: Any, rows: Rows, path: str, seed: int
+) -> None:
     """If the draft's cache held anything wrong after stretches without drafts, some proposal would be refused."""
-    for output in run(rows, target, target, k=ErraticPolicy(seed), batch=3):
+    for output in run(rows, target, target, k=ErraticPolicy(seed), batch=3, path=path):
         assert output.stats.num_accepted_draft_tokens == output.stats.num_draft_tokens

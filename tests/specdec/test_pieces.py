@@ -1,39 +1,80 @@
-"""Small parts of the engine: prefill groups, the plain sample, the round log, inflation, the library face."""
+"""Small parts of the engine: layouts, caches, the plain sample, the round log, inflation, the library face."""
 
 from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import decoder, tiny_model
 from transformers import AutoModelForCausalLM
 
 from specbatch.schemas.errors import SpecbatchError
 from specbatch.schemas.messages import RoundBlock
 from specbatch.specdec import Engine, SamplingParams, models, reference
+from specbatch.specdec.feed import GROUP_WIDTH, Layout
 from specbatch.specdec.inflate import inflate, main, shape_of
-from specbatch.specdec.prefill import CHUNK_TOKENS, plan_prefill
+from specbatch.specdec.lean_memory import LeanMemory
+from specbatch.specdec.prefill import CHUNK_TOKENS
 from specbatch.specdec.rounds import ROUNDS_PER_BLOCK, RoundLog, is_plain_sample
 
 
-@given(st.sets(st.integers(0, 40), min_size=1), st.data())
-def test_prefill_groups_hold_every_slot_once_and_little_padding(slots: set[int], data: st.DataObject) -> None:
-    ordered = sorted(slots)
-    lengths = sorted(data.draw(st.lists(st.integers(1, 700), min_size=len(ordered), max_size=len(ordered))))
-    groups = plan_prefill(ordered, lengths)
-    seen = [(g.first_slot + i, n) for g in groups for i, n in enumerate(g.lengths)]
-    assert seen == list(zip(ordered, lengths, strict=True))
-    for group in groups:
-        padded = max(group.lengths) * len(group.lengths)
-        assert len(group.lengths) == 1 or (padded <= 512 and sum(group.lengths) >= 0.75 * padded)
-        ranges = list(group.chunks(0))
-        assert ranges[0][0] == 0
-        assert ranges[-1][1] == max(group.lengths)
-        assert all(0 < b - a <= CHUNK_TOKENS for a, b in ranges)
-        assert [b for _, b in ranges[:-1]] == [a for a, _ in ranges[1:]]
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 40)), min_size=1, max_size=12), st.data())
+def test_a_layout_holds_every_token_once_at_its_place(shapes: list[tuple[int, int]], data: st.DataObject) -> None:
+    """Slots with gaps, segments short, long and empty: what attention gathers and scatters must be the flat tokens."""
+    gaps = data.draw(st.lists(st.integers(1, 2), min_size=len(shapes), max_size=len(shapes)))
+    slot = np.cumsum(gaps) - 1
+    start, count = (np.array(column) for column in zip(*shapes, strict=True))
+    if not count.any():
+        return
+    layout = Layout(slot, start, count)
+    tokens = [(int(s), int(b) + j) for s, b, c in zip(slot, start, count, strict=True) for j in range(c)]
+    assert list(zip(layout.slot_M.tolist(), layout.position_M.tolist(), strict=True)) == tokens
+    feed = layout.feed(torch.arange(len(tokens)))
+    seen = []
+    for group in feed.groups:
+        assert group.end > group.begin == len(seen)
+        assert group.width <= GROUP_WIDTH or group.num_rows == 1
+        padded = feed.token_M[group.begin : group.end][group.gather_BT].flatten()[group.scatter_G].tolist()
+        positions = group.position_BT.flatten()[group.scatter_G].tolist()
+        slots = (group.scatter_G // group.width + group.first_slot).tolist()
+        assert list(zip(slots, positions, strict=True)) == [tokens[token] for token in padded]
+        assert group.num_keys == max(positions) + 1
+        assert group.is_dense == (group.num_rows * group.width == len(padded))
+        seen += padded
+    assert seen == list(range(len(tokens)))
+
+
+@pytest.mark.parametrize("path", ["generic", "lean"])
+def test_caches_keep_what_fits_when_they_change_shape(path: str) -> None:
+    layout = Layout(np.arange(3), np.zeros(3, dtype=np.int64), np.array([4, 9, 2]))
+    decoder_of = decoder(tiny_model(), 3, path)
+    decoder_of.run(layout.feed(torch.arange(15)), None)
+    subject = decoder_of.cache
+    before, num_bytes = held(subject, 1, 9), subject.num_bytes
+    subject.resize(5, 20)
+    assert subject.num_bytes == num_bytes // (3 * 16) * (5 * 20)
+    assert all(torch.equal(a, b) for a, b in zip(held(subject, 1, 9), before, strict=True))
+    subject.copy(1, 4, 9)
+    assert all(torch.equal(a, b) for a, b in zip(held(subject, 4, 9), before, strict=True))
+    subject.clear(1)
+    assert not any(memory.any() for memory in held(subject, 1, 20))
+    subject.resize(2, 8)
+    assert held(subject, 1, 20)[0].shape[0] == 8
+
+
+def held(cache: Any, slot: int, num_positions: int) -> list[torch.Tensor]:
+    """Copies of what a cache of either path holds of a slot."""
+    if isinstance(cache, LeanMemory):
+        memories = [*cache.keys, *cache.values]
+    else:
+        memories = [memory for layer in cache.layers for memory in (layer.keys, layer.values)]
+    return [memory[slot, :num_positions].clone() for memory in memories]
 
 
 def test_plain_rounds_are_about_two_percent_and_never_bunched() -> None:
@@ -116,7 +157,7 @@ def test_a_prompt_longer_than_a_chunk_equals_the_twin() -> None:
     assert 2 * CHUNK_TOKENS < len(long) < 2000
     params = SamplingParams(max_new_tokens=12, temperature=0.8, seed=4, ignore_eos=True)
     outputs = subject.generate([long, "import os"], [params, params])
-    model = subject._batch.target.model
+    model = AutoModelForCausalLM.from_pretrained(models.locate_model("code-pair/target").path, dtype=torch.float32)
     for output, prompt_ids in zip(outputs, (long, subject.tokenizer.encode("import os")), strict=True):
         twin = reference.generate(
             model, prompt_ids, params, vocab_size=subject.tokenizer.vocab_size, context_length=subject.context_length

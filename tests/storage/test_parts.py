@@ -263,3 +263,64 @@ def test_every_flipped_footer_byte_is_survived(tmp_path: Path) -> None:
         except SpecbatchError as error:
             outcomes.add(error.code)
     assert outcomes <= {PartMeta, ErrorCode.JOB_INTEGRITY}
+
+
+def samples_of(*rows: RowResult, num_samples: int = 3) -> tuple[RowResult, ...]:
+    return tuple(
+        dataclasses.replace(row, sample_index=sample, row_seed=row.row_seed + sample)
+        for row in rows
+        for sample in range(num_samples)
+    )
+
+
+def sample_meta(results: tuple[RowResult, ...]) -> PartMeta:
+    return meta_for(results, row_start=7, row_stop=10)
+
+
+def test_every_sample_is_a_row_beside_its_input(tmp_path: Path) -> None:
+    results = samples_of(*RESULTS)
+    rows = pa.table(ODD_COLUMNS)
+    meta = write_part(tmp_path / "part", rows, results, sample_meta(results), num_samples=3)
+    assert (meta.stats.num_rows, meta.stats.num_results, meta.stats.num_ok) == (3, 9, 6)
+    assert read_part_meta(tmp_path / "part") == meta
+    back = pq.ParquetFile(tmp_path / "part").read()
+    assert back.column("row_id").to_pylist() == [7, 7, 7, 8, 8, 8, 9, 9, 9]
+    assert back.column("sample_index").to_pylist() == [0, 1, 2] * 3
+    for name in ODD_COLUMNS:
+        values = [value for value in rows.column(name).to_pylist() for _ in range(3)]
+        assert back.schema.field(name) == rows.schema.field(name), name
+        assert back.column(name).to_pylist() == values, name
+
+
+def test_samples_that_are_not_the_planned_ones_are_a_fault_of_ours(tmp_path: Path) -> None:
+    rows = pa.table({"prompt": ["a", "b", "c"]})
+    results = samples_of(*RESULTS)
+    for wrong in (results[:-1], (results[1], results[0], *results[2:]), RESULTS):
+        with pytest.raises(AssertionError):
+            write_part(tmp_path / "part", rows, wrong, sample_meta(wrong), num_samples=3)
+
+
+def test_a_part_that_lacks_samples_is_not_sound(tmp_path: Path) -> None:
+    results = samples_of(*RESULTS)
+    meta = sample_meta(results)
+    write_part(tmp_path / "part", pa.table({"prompt": ["a", "b", "c"]}), results, meta, num_samples=3)
+    data = (tmp_path / "part").read_bytes()
+    (tmp_path / "part").write_bytes(data.replace(b'"num_results":9', b'"num_results":8'))
+    assert "holds 9 rows" in not_sound(tmp_path / "part")
+    (tmp_path / "part").write_bytes(data.replace(b'"num_rows":3', b'"num_rows":9'))
+    assert "holds 9 rows" in not_sound(tmp_path / "part")
+
+
+def test_logprobs_are_a_column_where_they_were_asked_for(tmp_path: Path) -> None:
+    results = tuple(
+        row if row.error_code else dataclasses.replace(row, logprobs=(-0.5, -1.25, -2.0, 0.0, float("-inf")))
+        for row in RESULTS
+    )
+    rows = pa.table({"prompt": ["a", None, "c"]})
+    meta = write_part(tmp_path / "part", rows, results, meta_for(results), with_logprobs=True)
+    assert read_part_meta(tmp_path / "part") == meta
+    table = pq.read_table(tmp_path / "part")
+    assert tuple(table.schema.names) == ("prompt", *RESULT_COLUMNS, "logprobs")
+    assert str(table.schema.field("logprobs").type) == "list<element: float not null>"
+    given = [-0.5, -1.25, -2.0, 0.0, float("-inf")]
+    assert table.column("logprobs").to_pylist() == [given, None, given]

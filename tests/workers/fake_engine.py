@@ -42,7 +42,8 @@ class FakeEngine:
         self.starved: list[tuple[int, tuple[Hashable, ...]]] = []
         self.log: list[Hashable] = []
         self.fail_on: bytes | None = None
-        self._batch_size = config.batch_size
+        assert config.batch_size != "auto"
+        self.max_batch_size = config.batch_size
         self._step_seconds = step_seconds
         self._queue: deque[_Row] = deque()
         self._active: list[_Row] = []
@@ -61,7 +62,7 @@ class FakeEngine:
         self._queue.append(_Row(key, tuple(prompt_ids), params, min(len(prompt_ids), params.max_new_tokens)))
 
     def step(self) -> list[SequenceOutput]:
-        while self._queue and len(self._active) < self._batch_size:
+        while self._queue and len(self._active) < self.max_batch_size:
             self._active.append(self._queue.popleft())
             self.log.append(self._active[-1].key)
         if not self._active:
@@ -69,7 +70,7 @@ class FakeEngine:
                 self._blocks.append(RoundBlock(num_plain_rounds=self._num_rounds))
                 self._num_rounds = 0
             return []
-        if len(self._active) < self._batch_size:
+        if len(self._active) < self.max_batch_size:
             self.starved.append((len(self._active), tuple(row.key for row in self._active)))
         time.sleep(self._step_seconds)
         self._num_rounds += 1
@@ -92,6 +93,7 @@ class FakeEngine:
             finish_reason="length",
             stats=SpecCounters(num_plain_steps=len(token_ids)),
             min_margin=1.0,
+            logprobs=tuple(-float(token) for token in token_ids) if row.params.logprobs else None,
             num_near_ties=1,
         )
         if bytes(row.prompt_ids) == b"numeric":
@@ -99,6 +101,7 @@ class FakeEngine:
                 output,
                 text=None,
                 token_ids=(),
+                logprobs=None,
                 finish_reason="error",
                 error_code="ROW_NUMERIC",
                 error_message="not finite",

@@ -12,9 +12,19 @@ def encode(text: str) -> list[int]:
     return [ord(letter) for letter in text if letter != "\0"]
 
 
-def prepare(column: pa.Array | pa.ChunkedArray, first_row_id: int = 0) -> list[PreparedRow | RowResult]:
+def prepare(
+    column: pa.Array | pa.ChunkedArray, first_row_id: int = 0, num_samples: int = 1
+) -> list[PreparedRow | RowResult]:
     table = pa.table({"other": [0] * len(column), "text": column})
-    return prepare_rows(table, first_row_id, prompt_column="text", job_seed=7, encode=encode, context_length=8)
+    return prepare_rows(
+        table,
+        first_row_id,
+        prompt_column="text",
+        job_seed=7,
+        encode=encode,
+        context_length=8,
+        num_samples=num_samples,
+    )
 
 
 def code_of(row: PreparedRow | RowResult) -> str | None:
@@ -86,3 +96,12 @@ def test_chunks_and_slices_keep_the_order() -> None:
     rows = prepare(column)
     assert [row.row_id for row in rows] == [0, 1, 2, 3]
     assert [row.prompt_ids for row in rows if isinstance(row, PreparedRow)] == [(97,), (98,), (99,)]
+
+
+def test_the_samples_of_a_row_share_its_prompt_and_have_their_own_seeds() -> None:
+    rows = prepare(pa.array(["ab", None]), first_row_id=40, num_samples=3)
+    assert rows[:3] == [PreparedRow(40, (97, 98), row_seed(7, 40, sample), sample) for sample in range(3)]
+    for sample, row in enumerate(rows[3:]):
+        assert isinstance(row, RowResult)
+        assert (row.row_id, row.sample_index, row.row_seed) == (41, sample, row_seed(7, 41, sample))
+        assert (row.status, row.error_code) == ("error", "ROW_PROMPT_NULL")

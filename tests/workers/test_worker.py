@@ -19,6 +19,7 @@ from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.messages import Lease, WorkerConfig
 from specbatch.schemas.plan import Segment, Shard, part_name
 from specbatch.schemas.seeds import row_seed
+from specbatch.schemas.spec import GenerationSpec
 from specbatch.schemas.stats import PartStats
 from specbatch.storage.parts import read_part_meta
 from specbatch.workers.worker import Worker
@@ -135,6 +136,48 @@ def test_error_rows_stand_among_the_others(tmp_path: Path) -> None:
         assert (row["completion"], row["completion_token_ids"], row["min_margin"]) == (None, None, None)
         assert (row["num_prompt_tokens"], row["num_completion_tokens"], row["num_plain_steps"]) == (0, 0, 0)
     assert news.receipts[0].stats.errors_by_code == tuple(sorted((code, 1) for code in codes if code))
+
+
+def test_samples_of_a_row_are_submitted_one_after_another_and_stand_side_by_side(tmp_path: Path) -> None:
+    prompts = [*PROMPTS[:9], None, "numeric"]
+    generation = GenerationSpec(max_new_tokens=32, temperature=1.0, num_samples=3, logprobs=True)
+    shards = cut([write_dataset(tmp_path / "in.parquet", prompts)], 4)
+    bench = Bench(make_config(tmp_path / "out", generation=generation))
+    news = run_shards(bench.worker, shards)
+    rows = [row for shard in range(3) for row in read_part(tmp_path / "out", shard)]
+    assert [(row["row_id"], row["sample_index"]) for row in rows] == [(i, s) for i in range(11) for s in range(3)]
+    assert [row["row_seed"] for row in rows] == [row_seed(0, i, s) for i in range(11) for s in range(3)]
+    assert [row["prompt"] for row in rows] == [prompt for prompt in prompts for _ in range(3)]
+    assert [row["error_code"] for row in rows[27:]] == ["ROW_PROMPT_NULL"] * 3 + ["ROW_NUMERIC"] * 3
+    for row in rows[:27]:
+        assert row["logprobs"] == [-float(token) for token in row["completion_token_ids"]]
+    assert [row["logprobs"] for row in rows[27:]] == [None] * 6
+    (engine,) = bench.engines
+    submitted = [(0, p) for p in range(12)] + [(1, p) for p in range(12)] + [(2, p) for p in (0, 1, 2, 6, 7, 8)]
+    assert engine.log == submitted
+    assert {(receipt.num_rows, receipt.stats.num_results) for receipt in news.receipts} == {(4, 12), (3, 9)}
+    assert news.last is not None
+    assert (news.last.progress.num_rows_done, news.last.progress.num_errors) == (11, 6)
+
+
+def test_the_engine_says_how_many_rows_it_wants(tmp_path: Path) -> None:
+    """A batch that grows while decoding (a draft was given up) is filled; the configured one is only the first."""
+    shards = cut([write_dataset(tmp_path / "in.parquet", ["x" * 20] * 60)], 6)
+    bench = Bench(make_config(tmp_path / "out", batch_size=2), step_seconds=0.002)
+    bench.worker.ready()
+    (engine,) = bench.engines
+    for shard in shards:
+        bench.worker.assign(Lease(shard, 1))
+    while len(engine.log) < 2:
+        time.sleep(0.001)
+    engine.max_batch_size = 24
+    most = 0
+    while most < 24 and engine.num_active:
+        most = max(most, engine.num_active)
+        time.sleep(0.001)
+    poll_until(bench.worker, len(shards))
+    bench.worker.stop()
+    assert most == 24
 
 
 def test_a_shard_of_error_rows_only_and_one_without_rows(tmp_path: Path) -> None:

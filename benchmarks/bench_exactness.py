@@ -1,0 +1,266 @@
+"""How often rounding could change the text of the bundled pair, how often it does, and what preventing it costs.
+
+The prompts are those of examples/prompts.parquet; row i has seed i. Texts are compared between batch shapes, with
+near-tie arbitration and with its threshold set to 0. Logits are taken from the engine's own rounds and compared where
+both runs stand behind the same prefix.
+
+OMP_NUM_THREADS=1 python benchmarks/bench_exactness.py --markdown benchmarks/results/exactness_<date>.md
+
+Shape letters: B rows, N scored positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from unittest import mock
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import transformers
+
+import specbatch
+from specbatch.specdec import Engine, SamplingParams, SequenceOutput, decoding, prefill
+from specbatch.specdec.accept import IntArray
+from specbatch.specdec.batch import Batch
+from specbatch.specdec.settling import Proposals, Settled, settle_and_commit
+
+ROOT = Path(__file__).resolve().parents[1]
+TEMPERATURES = (0.0, 0.7)
+NUM_DRAFTS = 4
+QUANTILE = 0.999
+
+Logits = dict[tuple[int, int], np.ndarray[Any, np.dtype[np.float32]]]
+"""(row, index in the completion) -> float32 [V], raw logits that the token was drawn from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What one pass over some rows gave, and what it took: wall seconds, and those of canonical evaluation."""
+
+    outputs: list[SequenceOutput]
+    seconds: float
+    canonical_seconds: float
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(output.token_ids) for output in self.outputs)
+
+    @property
+    def num_near_ties(self) -> int:
+        return sum(output.num_near_ties for output in self.outputs)
+
+
+class Rows:
+    """Prompts of the example file; row i has seed i."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self.prompts: list[str] = pq.read_table(ROOT / "examples" / "prompts.parquet")["prompt"].to_pylist()
+        self.num_tokens = num_tokens
+
+    def decode(self, engine: Engine, rows: Sequence[int], temperature: float, *, has_arbitration: bool = True) -> Pass:
+        """Decode some rows; without arbitration every draw counts as it comes out of the batch."""
+        batch = engine._batch
+        params = [
+            SamplingParams(max_new_tokens=self.num_tokens, temperature=temperature, seed=row, ignore_eos=True)
+            for row in rows
+        ]
+        spent: list[float] = []
+        decide = batch.canonical_token
+
+        def timed(slot: int, token_J: IntArray) -> tuple[int, float]:
+            began = time.perf_counter()
+            token = decide(slot, token_J)
+            spent.append(time.perf_counter() - began)
+            return token
+
+        epsilon = batch.epsilon if has_arbitration else 0.0
+        with mock.patch.object(batch, "canonical_token", timed), mock.patch.object(batch, "epsilon", epsilon):
+            started = time.perf_counter()
+            outputs = engine.generate([self.prompts[row] for row in rows], params)
+            return Pass(outputs, time.perf_counter() - started, sum(spent))
+
+
+def load(
+    max_batch_size: int, speculation: int | Literal["off"], dtype: str, path: Literal["auto", "generic"] = "auto"
+) -> Engine:
+    """The bundled pair in one batch shape."""
+    return Engine.from_pretrained(
+        "code-pair/target",
+        None if speculation == "off" else "code-pair/draft-taught",
+        max_batch_size=max_batch_size,
+        speculation=speculation,
+        device="cpu",
+        dtype=dtype,
+        model_path=path,
+        num_threads=torch.get_num_threads(),
+    )
+
+
+def num_differing(one: Sequence[SequenceOutput], other: Sequence[SequenceOutput]) -> int:
+    """Rows whose token ids are not the same."""
+    return sum(a.token_ids != b.token_ids for a, b in zip(one, other, strict=True))
+
+
+def at_most(events: int, trials: int) -> str:
+    """A share; for none at all what it is below with 95 % confidence (the rule of three)."""
+    return f"{events} of {trials}" + (f" (below {300 / trials:.1f} %)" if events == 0 else f" ({events / trials:.1%})")
+
+
+def near_tie_lines(rows: Rows, num_rows: int, num_alone: int) -> Iterator[str]:
+    """Near ties, their cost, and what batch shape does to float32 text with and without arbitration."""
+    alone, together = load(1, "off", "float32"), load(16, NUM_DRAFTS, "float32")
+    for temperature in TEMPERATURES:
+        settled = rows.decode(together, range(num_rows), temperature)
+        loose = rows.decode(together, range(num_rows), temperature, has_arbitration=False)
+        settled_alone = rows.decode(alone, range(num_alone), temperature)
+        # A row alone in the batch that met no near tie goes through the same arithmetic without arbitration.
+        loose_alone = list(settled_alone.outputs)
+        touched = [row for row in range(num_alone) if loose_alone[row].num_near_ties]
+        again = rows.decode(alone, touched, temperature, has_arbitration=False)
+        for row, output in zip(touched, again.outputs, strict=True):
+            loose_alone[row] = output
+        rate = settled.num_near_ties / settled.num_tokens * 1e4
+        yield (
+            f"| {temperature} | {settled.num_tokens} | {settled.num_near_ties} | {rate:.2f} "
+            f"| {settled.canonical_seconds / settled.seconds:.2%} "
+            f"| {at_most(num_differing(loose.outputs[:num_alone], loose_alone), num_alone)} "
+            f"| {at_most(num_differing(settled.outputs[:num_alone], settled_alone.outputs), num_alone)} |"
+        )
+
+
+def half_precision_lines(rows: Rows, num_rows: int) -> Iterator[str]:
+    """Rows whose bfloat16 text changes with the batch shape."""
+    alone, together = load(1, "off", "bfloat16"), load(8, NUM_DRAFTS, "bfloat16")
+    for temperature in TEMPERATURES:
+        one = rows.decode(alone, range(num_rows), temperature)
+        other = rows.decode(together, range(num_rows), temperature)
+        yield f"| {temperature} | {rows.num_tokens} | {at_most(num_differing(one.outputs, other.outputs), num_rows)} |"
+
+
+@contextmanager
+def recorded(logits: Logits) -> Iterator[None]:
+    """Keep the logits behind every token that is committed inside."""
+
+    def record(batch: Batch, row_B: IntArray, proposals: Proposals, logits_NV: torch.Tensor) -> Settled:
+        slots = batch.slots
+        keys = [slots.request(int(slot)).key for slot in row_B]
+        index_B = slots.length_S[row_B] - slots.prompt_length_S[row_B]
+        count_B = proposals.draft_length_B + 1
+        first_B = np.cumsum(count_B) - count_B
+        settled = settle_and_commit(batch, row_B, proposals, logits_NV)
+        for b, key in enumerate(keys):
+            for j in range(int(settled.verdict.num_committed_B[b])):
+                assert isinstance(key, int)
+                logits[key, int(index_B[b]) + j] = logits_NV[int(first_B[b]) + j].float().numpy().copy()
+        return settled
+
+    with (
+        mock.patch.object(decoding, "settle_and_commit", record),
+        mock.patch.object(prefill, "settle_and_commit", record),
+    ):
+        yield
+
+
+def logit_lines(rows: Rows, num_rows: int) -> Iterator[str]:
+    """How far logits move when only the batch shape changes."""
+
+    def run(make: Callable[[], Engine]) -> tuple[Logits, list[SequenceOutput]]:
+        logits: Logits = {}
+        with recorded(logits):
+            return logits, rows.decode(make(), range(num_rows), 0.7).outputs
+
+    for dtype in ("float32", "bfloat16"):
+        reference, texts = run(lambda dtype=dtype: load(1, "off", dtype))  # type: ignore[misc]
+        shapes: list[tuple[str, Callable[[], Engine]]] = [
+            (f"1 row, K = {NUM_DRAFTS}", lambda dtype=dtype: load(1, NUM_DRAFTS, dtype)),  # type: ignore[misc]
+            ("16 rows, plain", lambda dtype=dtype: load(16, "off", dtype)),  # type: ignore[misc]
+            (f"16 rows, K = {NUM_DRAFTS}", lambda dtype=dtype: load(16, NUM_DRAFTS, dtype)),  # type: ignore[misc]
+        ]
+        if dtype == "float32":
+            shapes.append(("1 row, plain, generic path", lambda: load(1, "off", "float32", "generic")))
+        for name, make in shapes:
+            other, other_texts = run(make)
+            moved, gaps = [], []
+            for row, (a, b) in enumerate(zip(texts, other_texts, strict=True)):
+                for index in range(len(a.token_ids)):
+                    if a.token_ids[:index] != b.token_ids[:index]:
+                        break
+                    one_V, other_V = reference[row, index], other[row, index]
+                    moved.append(np.abs(one_V - other_V))
+                    best = np.argsort(one_V)[-2:]
+                    gaps.append(abs(float(np.diff(one_V[best])[0] - np.diff(other_V[best])[0])))
+            flat = np.concatenate(moved)
+            yield (
+                f"| {dtype} | {name} | {len(gaps)} | {np.median(flat):.1e} | {np.quantile(flat, QUANTILE):.1e} "
+                f"| {flat.max():.1e} | {max(gaps):.1e} |"
+            )
+
+
+def main() -> None:
+    """Measure, print the tables, and write them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rows", type=int, default=320, help="rows of the near-tie count")
+    parser.add_argument("--rows-alone", type=int, default=160, help="of these, rows decoded one by one as well")
+    parser.add_argument("--half-rows", type=int, default=128, help="rows in bfloat16")
+    parser.add_argument("--logit-rows", type=int, default=32, help="rows whose logits are compared")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of every completion")
+    parser.add_argument("--markdown", type=Path, help="file for the result")
+    arguments = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    transformers.utils.logging.disable_progress_bar()
+    rows = Rows(arguments.tokens)
+    lines = [
+        f"Bundled pair, CPU, `lean` path, {arguments.tokens} tokens per row. A share of 0 is given with the bound that "
+        "it is below with 95 % confidence.",
+        "",
+        f"float32. Near ties and the share of wall time that deciding them took: 16 rows in flight, K = {NUM_DRAFTS}, "
+        f"{arguments.rows} rows. Rows whose tokens differ between that and 1 row in flight without a draft: the first "
+        f"{arguments.rows_alone}.",
+        "",
+        "| T | tokens | near ties | per 10,000 tokens | share of time | differ without arbitration | differ with it |",
+        "|---|---|---|---|---|---|---|",
+        *near_tie_lines(rows, arguments.rows, arguments.rows_alone),
+        "",
+        f"bfloat16, no arbitration. Rows whose tokens differ between 1 row in flight without a draft and 8 rows, "
+        f"K = {NUM_DRAFTS}.",
+        "",
+        "| T | tokens per row | differ |",
+        "|---|---|---|",
+        *half_precision_lines(rows, arguments.half_rows),
+        "",
+        f"Change of the target's raw logits against 1 row in flight without a draft, T = 0.7, {arguments.logit_rows} "
+        "rows, behind equal prefixes. The last column is the gap between the two likeliest tokens.",
+        "",
+        "| dtype | shape | positions | median | 99.9 % | largest | largest change of the gap |",
+        "|---|---|---|---|---|---|---|",
+        *logit_lines(rows, arguments.logit_rows),
+        "",
+        f"Command: `OMP_NUM_THREADS={torch.get_num_threads()} python {' '.join(sys.argv)}`. "
+        f"Date: {datetime.date.today()}.",
+        f"Hardware: {processor()}, {len(os.sched_getaffinity(0))} cores. Versions: specbatch {specbatch.__version__}, "
+        f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}.",
+    ]
+    print("\n".join(lines))
+    if arguments.markdown:
+        arguments.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def processor() -> str:
+    """The processor's name."""
+    names = [x for x in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if x.startswith("model name")]
+    return names[0].split(":")[1].strip() if names else platform.machine()
+
+
+if __name__ == "__main__":
+    main()

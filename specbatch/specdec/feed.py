@@ -1,0 +1,193 @@
+"""Ragged tokens for one forward: what both model paths are fed.
+
+A forward takes tokens of several slots at once, a different number from each. Products of weights see one flat row of
+tokens, so nothing is paid for padding there. Attention needs rows and columns: segments that are short are padded to a
+common width and attend in one call, every long one (a piece of a prompt) attends alone.
+
+Keys and values are read where they lie, so a group covers consecutive slots; a slot in between that is not fed has a
+segment of no tokens.
+
+Shape letters: M tokens of the forward, R segments, G tokens of one group, B rows of a group, T its width, P positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+IntArray = NDArray[np.int64]
+
+GROUP_WIDTH = 16
+"""Segments up to this length are padded to one another; it also bounds how far padding stands beyond a row's end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Segments that attend in one call, in consecutive slots.
+
+    Attributes:
+        begin, end: the group's range in the flat tokens.
+        first_slot, num_rows, width: slots ``first_slot`` .. ``first_slot + B``, T queries each.
+        num_keys: keys that are read of every slot.
+        gather_BT: int64 flat token of every query; padding repeats a token of the group.
+        scatter_G: int64 place in B * T of every token of the group.
+        position_BT: int64 position of every query, padding too.
+        is_dense: no padding anywhere.
+    """
+
+    begin: int
+    end: int
+    first_slot: int
+    num_rows: int
+    width: int
+    num_keys: int
+    gather_BT: Tensor
+    scatter_G: Tensor
+    position_BT: Tensor
+    is_dense: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """One forward. ``token_M``, ``slot_M`` and ``position_M`` are int64 on the model's device."""
+
+    token_M: Tensor
+    slot_M: Tensor
+    position_M: Tensor
+    groups: tuple[Group, ...]
+
+
+class KeyValueMemory(Protocol):
+    """Keys and values of all slots of one model."""
+
+    max_positions: int
+
+    def copy(self, source: int, destination: int, num_positions: int) -> None: ...
+    def clear(self, slot: int) -> None: ...
+    def resize(self, num_slots: int, max_positions: int) -> None: ...
+    @property
+    def num_bytes(self) -> int: ...
+
+
+class Decoder(Protocol):
+    """One resident model: the face that both model paths have.
+
+    Attributes:
+        path: ``lean`` or ``generic``.
+        context_length: positions that the model knows.
+        vocab_size: real vocabulary; logits are cut to it.
+    """
+
+    path: str
+    context_length: int
+    vocab_size: int
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def cache(self) -> KeyValueMemory: ...
+    @property
+    def weight_bytes(self) -> int: ...
+
+    def run(self, feed: Feed, keep_N: IntArray | None) -> Tensor:
+        """Logits [N, V] at the flat tokens ``keep_N``, ascending (None: at all), in the model's dtype."""
+
+    def canonical_logits(self, token_T: Tensor) -> Tensor:
+        """Logits [V] behind one whole prefix, evaluated alone, so that every run gets the same bits."""
+
+
+class Layout:
+    """Where the tokens of a forward stand: pure, on the host. The order of the flat tokens is that of the segments.
+
+    Args:
+        slot_R: ascending slots. start_R: position of each segment's first token. count_R: its tokens; 0 is allowed
+            for slots that stand between others.
+    """
+
+    def __init__(self, slot_R: IntArray, start_R: IntArray, count_R: IntArray) -> None:
+        self._slot_R, self._start_R, self._count_R = slot_R, start_R, count_R
+        self.num_tokens = int(count_R.sum())
+        offset_R = np.cumsum(count_R) - count_R
+        self.slot_M = np.repeat(slot_R, count_R)
+        self.position_M = np.arange(self.num_tokens) + np.repeat(start_R - offset_R, count_R)
+        self._offset_R = offset_R
+        self._runs = self._split()
+
+    def feed(self, token_M: Tensor) -> Feed:
+        """Bring everything to the device of ``token_M`` in one transfer."""
+        arrays: list[IntArray] = [self.slot_M, self.position_M]
+        shapes = []
+        for run in self._runs:
+            gather_BT, scatter_G, position_BT = self._pad(run)
+            shapes.append((len(run), gather_BT.shape[1]))
+            arrays += [gather_BT.ravel(), scatter_G, position_BT.ravel()]
+        sent = iter(_send(arrays, token_M.device))
+        slot_M, position_M = next(sent), next(sent)
+        groups = []
+        for run, shape in zip(self._runs, shapes, strict=True):
+            gather, scatter, position = next(sent), next(sent), next(sent)
+            groups.append(self._group(run, shape, gather.view(shape), scatter, position.view(shape)))
+        return Feed(token_M, slot_M, position_M, tuple(groups))
+
+    def _split(self) -> list[range]:
+        """Runs of segments that attend together: short ones in consecutive slots; a long one alone."""
+        runs: list[range] = []
+        is_short_R = self._count_R <= GROUP_WIDTH
+        for r in range(len(self._slot_R)):
+            last = runs[-1].stop - 1 if runs else -1
+            if runs and is_short_R[r] and is_short_R[last] and self._slot_R[r] == self._slot_R[last] + 1:
+                runs[-1] = range(runs[-1].start, r + 1)
+            elif self._count_R[r] > 0:
+                runs.append(range(r, r + 1))
+        return [_trimmed(run, self._count_R) for run in runs]
+
+    def _pad(self, run: range) -> tuple[IntArray, IntArray, IntArray]:
+        rows = slice(run.start, run.stop)
+        count_B = self._count_R[rows]
+        begin, width = int(self._offset_R[run.start]), int(count_B.max())
+        column_T = np.arange(width)
+        gather_BT = (self._offset_R[rows] - begin)[:, None] + np.minimum(column_T, np.maximum(count_B - 1, 0)[:, None])
+        gather_BT = np.minimum(gather_BT, int(count_B.sum()) - 1)
+        position_BT = self._start_R[rows][:, None] + column_T
+        scatter_G = np.nonzero((column_T < count_B[:, None]).ravel())[0]
+        return gather_BT, scatter_G, position_BT
+
+    def _group(self, run: range, shape: tuple[int, int], gather: Tensor, scatter: Tensor, position: Tensor) -> Group:
+        rows = slice(run.start, run.stop)
+        count_B, start_B = self._count_R[rows], self._start_R[rows]
+        begin = int(self._offset_R[run.start])
+        num_tokens = int(count_B.sum())
+        return Group(
+            begin=begin,
+            end=begin + num_tokens,
+            first_slot=int(self._slot_R[run.start]),
+            num_rows=shape[0],
+            width=shape[1],
+            num_keys=int((start_B + count_B)[count_B > 0].max()),
+            gather_BT=gather,
+            scatter_G=scatter,
+            position_BT=position,
+            is_dense=num_tokens == shape[0] * shape[1],
+        )
+
+
+def _trimmed(run: range, count_R: IntArray) -> range:
+    """Without segments of no tokens at the end; a run never begins with one."""
+    stop = run.stop
+    while count_R[stop - 1] == 0:
+        stop -= 1
+    return range(run.start, stop)
+
+
+def _send(arrays: Sequence[IntArray], device: torch.device) -> list[Tensor]:
+    """Host arrays to the device as views of one tensor: one transfer instead of many."""
+    flat = torch.from_numpy(np.concatenate(arrays)).to(device, non_blocking=True)
+    return list(torch.split(flat, [len(array) for array in arrays]))

@@ -1,0 +1,220 @@
+"""The lean model path: a decoder of our own for the Llama family, on the weights of the loaded module.
+
+Eager modules spend about a millisecond per layer and step around their matrix products. Here a layer is four products
+(query, key and value in one; gate and up in one) and a dozen small operations on a flat row of tokens without padding.
+The unmodified module stays the oracle: logits must agree and tokens be equal.
+
+Shape letters: M tokens of the forward, E hidden width, Q query heads, H key-value heads, D head width, R = Q / H,
+B rows and T queries of an attention group, P positions, N kept tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from specbatch.specdec import families, packing
+from specbatch.specdec.feed import Feed, Group, IntArray
+from specbatch.specdec.lean_memory import LeanMemory
+from specbatch.specdec.threads import single_threaded
+
+
+class LeanLayer(nn.Module):
+    """One layer's weights, fused."""
+
+    def __init__(self, layer: Any, window: int | None) -> None:
+        super().__init__()
+        attention, mlp = layer.self_attn, layer.mlp
+        self.input_norm, self.mlp_norm = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+        self.qkv = _fused(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.out = attention.o_proj
+        self.gate_up = _fused(mlp.gate_proj, mlp.up_proj)
+        self.down = mlp.down_proj
+        query_norm, key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+        self.query_norm = None if query_norm is None else query_norm.weight
+        self.key_norm = None if key_norm is None else key_norm.weight
+        self.scaling = float(attention.scaling)
+        self.window = window
+
+
+class LeanDecoder(nn.Module):
+    """A decoder of the Llama family with its slot memory; takes over the weights of ``model``.
+
+    Args:
+        model: a loaded causal language model for which ``families.model_path`` says so; it must not be used afterwards.
+        num_slots, max_positions: shape of the key-value memory.
+        context_length: positions that the model knows; what stands beyond belongs to drafts that are ignored.
+        vocab_size: real vocabulary; padding rows behind it are cut off.
+    """
+
+    path = "lean"
+
+    def __init__(self, model: Any, *, num_slots: int, max_positions: int, context_length: int, vocab_size: int) -> None:
+        super().__init__()
+        config = model.config
+        self.context_length, self.vocab_size = context_length, vocab_size
+        self.embedding = model.get_input_embeddings().weight
+        windows = families.layer_windows(config)
+        is_by_layer = families.FAMILIES[config.model_type].windows == "by_layer"
+        kinds = config.layer_types if is_by_layer else ["full_attention"] * config.num_hidden_layers
+        self.layers: Any = nn.ModuleList(
+            LeanLayer(layer, windows[kind]) for layer, kind in zip(model.model.layers, kinds, strict=True)
+        )
+        self.norm, self.epsilon = model.model.norm.weight, float(config.rms_norm_eps)
+        self.head = _linear(model.get_output_embeddings().weight[:vocab_size], None)
+        self.num_heads = int(config.num_attention_heads)
+        self.num_kv_heads = int(config.num_key_value_heads)
+        self.head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        self.rotary = model.model.rotary_emb
+        if packing.can_pack(self.embedding.device, self.embedding.dtype):
+            packing.pack_linears(self)
+        self.cache = LeanMemory(
+            len(self.layers), num_slots, max_positions, (self.num_kv_heads, self.head_dim), self.dtype, self.device
+        )
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.embedding.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.embedding.dtype
+        return dtype
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights, shared ones counted once."""
+        return packing.weight_bytes(self)
+
+    @torch.inference_mode()
+    def run(self, feed: Feed, keep_N: IntArray | None) -> Tensor:
+        """See ``feed.Decoder``."""
+        flat_M = feed.slot_M * self.cache.max_positions + feed.position_M
+        masks = self._masks(feed)
+        x_ME = functional.embedding(feed.token_M, self.embedding)
+        cos_M1D, sin_M1D = self._rotary(x_ME, feed.position_M.clamp(max=self.context_length - 1))
+        last = len(self.layers) - 1
+        for number, layer in enumerate(self.layers):
+            query_MQD, key_MHD, value_MHD = self._project(layer, x_ME, cos_M1D, sin_M1D)
+            self.cache.write(number, flat_M, key_MHD, value_MHD)
+            attended = [
+                self._attend(layer, group, mask, query_MQD[group.begin : group.end], number)
+                for group, mask in zip(feed.groups, masks[layer.window], strict=True)
+            ]
+            out_ME = attended[0] if len(attended) == 1 else torch.cat(attended)
+            if number == last and keep_N is not None:
+                # Behind the last layer's attention only the kept tokens are worth computing.
+                index_N = torch.from_numpy(keep_N).to(self.device, non_blocking=True)
+                x_ME, out_ME = x_ME[index_N], out_ME[index_N]
+            x_ME = self._finish(layer, x_ME, out_ME)
+        return self._logits(x_ME)
+
+    @torch.inference_mode()
+    def canonical_logits(self, token_T: Tensor) -> Tensor:
+        """See ``feed.Decoder``: no cache, and one thread on CPU; the shapes depend on the prefix only."""
+        with single_threaded(self.device):
+            T = token_T.shape[0]
+            position_T = torch.arange(T, device=self.device)
+            x_ME = functional.embedding(token_T, self.embedding)
+            cos_M1D, sin_M1D = self._rotary(x_ME, position_T)
+            for layer in self.layers:
+                query_MQD, key_MHD, value_MHD = self._project(layer, x_ME, cos_M1D, sin_M1D)
+                mask = visibility(position_T.unsqueeze(0), T, layer.window, self.dtype)
+                keys, values = (states.transpose(0, 1).unsqueeze(0) for states in (key_MHD, value_MHD))
+                out_ME = self._attention(layer, query_MQD.unsqueeze(0), keys, values, mask)[0]
+                x_ME = self._finish(layer, x_ME, out_ME)
+            return self._logits(x_ME[-1:])[0]
+
+    def _rotary(self, x_ME: Tensor, position_M: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine [M, 1, D] from the module's own code; the sine's first half is negated."""
+        cos_1MD, sin_1MD = self.rotary(x_ME, position_M.unsqueeze(0))
+        half = self.head_dim // 2
+        sin_MD = torch.cat((-sin_1MD[0, :, :half], sin_1MD[0, :, half:]), dim=-1)
+        return cos_1MD[0].unsqueeze(1), sin_MD.unsqueeze(1)
+
+    def _masks(self, feed: Feed) -> dict[int | None, list[Tensor]]:
+        """Masks [B, 1, T, P] of every group, by the windows that layers have."""
+        windows = {layer.window for layer in self.layers}
+        return {
+            window: [visibility(group.position_BT, group.num_keys, window, self.dtype) for group in feed.groups]
+            for window in windows
+        }
+
+    def _project(self, layer: Any, x_ME: Tensor, cos_M1D: Tensor, sin_M1D: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries [M, Q, D] and keys [M, H, D], and values [M, H, D]."""
+        normed_ME = functional.rms_norm(x_ME, x_ME.shape[-1:], layer.input_norm, self.epsilon)
+        states = layer.qkv(normed_ME).view(x_ME.shape[0], -1, self.head_dim)
+        Q, H = self.num_heads, self.num_kv_heads
+        both = states[:, : Q + H]
+        if layer.query_norm is not None:
+            query = functional.rms_norm(states[:, :Q], (self.head_dim,), layer.query_norm, self.epsilon)
+            key = functional.rms_norm(states[:, Q : Q + H], (self.head_dim,), layer.key_norm, self.epsilon)
+            both = torch.cat((query, key), dim=1)
+        # Half-rotation: (a, b) -> (a cos - b sin, b cos + a sin); the first half's sign is in the sine.
+        half = self.head_dim // 2
+        swapped = torch.cat((both[..., half:], both[..., :half]), dim=-1)
+        rotated = torch.addcmul(both * cos_M1D, swapped, sin_M1D)
+        return rotated[:, :Q], rotated[:, Q:], states[:, Q + H :]
+
+    def _attend(self, layer: Any, group: Group, mask: Tensor, query_GQD: Tensor, number: int) -> Tensor:
+        """Attention of one group over its slots, [G, Q * D]."""
+        keys, values = self.cache.read(number, group.first_slot, group.num_rows, group.num_keys)
+        if not group.is_dense:
+            query_GQD = query_GQD[group.gather_BT.flatten()]
+        query_BTQD = query_GQD.view(group.num_rows, group.width, self.num_heads, self.head_dim)
+        out: Tensor = self._attention(layer, query_BTQD, keys, values, mask).flatten(0, 1)
+        return out if group.is_dense else out[group.scatter_G]
+
+    def _attention(
+        self, layer: Any, query_BTQD: Tensor, key_BHPD: Tensor, value_BHPD: Tensor, mask_B1TP: Tensor
+    ) -> Tensor:
+        """[B, T, Q * D]; the query heads of a group become further queries, so that keys are read where they lie."""
+        B, T, Q, D = query_BTQD.shape
+        H = self.num_kv_heads
+        query = query_BTQD.view(B, T, H, Q // H, D).permute(0, 2, 3, 1, 4).reshape(B, H, Q // H * T, D)
+        if T > 1 and Q > H:
+            mask_B1TP = mask_B1TP.repeat(1, 1, Q // H, 1)
+        out = functional.scaled_dot_product_attention(
+            query, key_BHPD, value_BHPD, attn_mask=mask_B1TP, scale=layer.scaling
+        )
+        return out.view(B, H, Q // H, T, D).permute(0, 3, 1, 2, 4).reshape(B, T, Q * D)
+
+    def _finish(self, layer: Any, x_ME: Tensor, out_ME: Tensor) -> Tensor:
+        """Output product, then the MLP, each with its residual."""
+        x_ME = x_ME + layer.out(out_ME)
+        normed_ME = functional.rms_norm(x_ME, x_ME.shape[-1:], layer.mlp_norm, self.epsilon)
+        gate, up = layer.gate_up(normed_ME).chunk(2, dim=-1)
+        down_ME: Tensor = layer.down(functional.silu(gate) * up)
+        return x_ME + down_ME
+
+    def _logits(self, x_NE: Tensor) -> Tensor:
+        logits_NV: Tensor = self.head(functional.rms_norm(x_NE, x_NE.shape[-1:], self.norm, self.epsilon))
+        return logits_NV
+
+
+def visibility(position_BT: Tensor, num_keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """Mask [B, 1, T, P], 0 or -inf: a query at position p sees the keys 0..p, or the last ``window`` of them."""
+    key_P = torch.arange(num_keys, device=position_BT.device)
+    is_hidden = key_P > position_BT.unsqueeze(-1)
+    if window is not None:
+        is_hidden |= key_P <= position_BT.unsqueeze(-1) - window
+    mask = torch.zeros(is_hidden.shape, dtype=dtype, device=position_BT.device)
+    return mask.masked_fill_(is_hidden, -torch.inf).unsqueeze(1)
+
+
+def _fused(*linears: nn.Linear) -> nn.Linear:
+    """One product for several over the same input."""
+    bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
+    return _linear(torch.cat([linear.weight for linear in linears]), bias)
+
+
+def _linear(weight_OI: Tensor, bias_O: Tensor | None) -> nn.Linear:
+    linear = nn.Linear(weight_OI.shape[1], weight_OI.shape[0], bias=bias_O is not None, device="meta")
+    linear.weight = nn.Parameter(weight_OI, requires_grad=False)
+    if bias_O is not None:
+        linear.bias = nn.Parameter(bias_O, requires_grad=False)
+    return linear

@@ -1,0 +1,131 @@
+"""From names to a resident pair: check, plan memory, load, and choose the model path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from specbatch.specdec import families, models
+from specbatch.specdec.batch import POSITIONS_STEP
+from specbatch.specdec.controller import Policy, make_policy
+from specbatch.specdec.feed import Decoder
+from specbatch.specdec.generic import GenericDecoder
+from specbatch.specdec.host import host_available_bytes
+from specbatch.specdec.lean import LeanDecoder
+from specbatch.specdec.memory import MemoryPlan, plan_memory
+from specbatch.specdec.packing import can_pack, pack_linears
+from specbatch.specdec.runner import ModelRunner, load_model
+from specbatch.specdec.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A loaded pair and what was decided about it."""
+
+    target: Decoder
+    draft: Decoder | None
+    tokenizer: Tokenizer
+    eos_ids: tuple[int, ...]
+    policy: Policy
+    max_batch_size: int
+    grown_batch_size: int
+    max_sequence_tokens: int
+    max_kv_tokens: int
+
+
+def load_pair(
+    target: str,
+    draft: str | None,
+    *,
+    max_batch_size: int | Literal["auto"],
+    speculation: int | Literal["auto", "off"],
+    device: str,
+    dtype: str,
+    memory_fraction: float,
+    model_path: Literal["auto", "generic"],
+    num_threads: int | None,
+    max_sequence_tokens: int | None,
+) -> Pair:
+    """Load target and draft; the arguments are those of ``Engine.from_pretrained``.
+
+    Raises:
+        SpecbatchError: the codes of the model checks, JOB_MEMORY, JOB_MODEL_LOAD.
+    """
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    where = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    target_folder = models.locate_model(target)
+    draft_folder = models.locate_model(draft) if draft is not None and speculation not in ("off", 0) else None
+    if draft_folder is not None:
+        models.check_pair(target_folder, draft_folder)
+    dtype_name = models.resolve_dtype(dtype, where.type, target_folder)
+    plan = plan_memory(
+        target_folder,
+        draft_folder,
+        dtype=dtype_name,
+        device=where.type,
+        available_bytes=free_bytes(where),
+        memory_fraction=memory_fraction,
+        batch_size=max_batch_size,
+        speculation=speculation,
+    )
+    if not plan.uses_draft:
+        draft_folder = None
+    tokenizer = Tokenizer.from_folder(target_folder.path)
+    context = models.context_length(target_folder)
+
+    def decoder(folder: models.ModelFolder) -> Decoder:
+        return load_decoder(
+            folder, getattr(torch, dtype_name), where, plan.batch_size, tokenizer.vocab_size, model_path=model_path
+        )
+
+    return Pair(
+        target=decoder(target_folder),
+        draft=decoder(draft_folder) if draft_folder is not None else None,
+        tokenizer=tokenizer,
+        eos_ids=models.eos_token_ids(target_folder.path),
+        policy=make_policy(speculation, has_draft=draft_folder is not None, uses_suffix=True),
+        max_batch_size=plan.batch_size,
+        grown_batch_size=_grown(plan, max_batch_size),
+        # The target's context alone decides lengths: a draft with a shorter one stops proposing there, no more.
+        max_sequence_tokens=min(context, max_sequence_tokens or context),
+        max_kv_tokens=plan.kv_token_budget,
+    )
+
+
+def load_decoder(
+    folder: models.ModelFolder,
+    dtype: torch.dtype,
+    device: torch.device,
+    num_slots: int,
+    vocab_size: int,
+    *,
+    model_path: Literal["auto", "generic"] = "auto",
+) -> Decoder:
+    """One model by the lean path where its family has one, else by the generic path."""
+    model = load_model(folder.path, dtype, device)
+    sizes = {
+        "num_slots": num_slots,
+        "max_positions": POSITIONS_STEP,
+        "context_length": models.context_length(folder),
+        "vocab_size": vocab_size,
+    }
+    if model_path == "auto" and families.model_path(folder.config) == "lean":
+        return LeanDecoder(model, **sizes)
+    if can_pack(device, dtype):
+        pack_linears(model)
+    return GenericDecoder(ModelRunner(model, **sizes))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free for models and rows, by the device's own figures."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return host_available_bytes()
+
+
+def _grown(plan: MemoryPlan, max_batch_size: int | Literal["auto"]) -> int:
+    """Rows in flight once the draft's memory is free; a number that the user gave is kept."""
+    return plan.without_draft.batch_size if max_batch_size == "auto" else plan.batch_size

@@ -1,0 +1,49 @@
+"""When memory runs out in mid-job: fewer rows at a time, and the job goes on with the same text.
+
+Rows that must go return to the queue with what they have said. A forward that failed has committed nothing, so nothing
+has to be undone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+
+from specbatch.schemas.errors import ErrorCode
+from specbatch.specdec.admission import shrink
+from specbatch.specdec.batch import Batch
+from specbatch.specdec.output import SequenceOutput
+from specbatch.specdec.slots import Request
+
+_MESSAGES = ("can't allocate memory", "not enough memory", "out of memory", "could not create a memory object")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out; on CPU torch says so only in words."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(message in text for message in _MESSAGES)
+
+
+def relieve(batch: Batch, queue: deque[Request]) -> list[SequenceOutput]:
+    """Halve the slots; the row that does not fit even alone becomes an error row, which is returned."""
+    slots = batch.slots
+    refused: list[SequenceOutput] = []
+    if slots.num_slots == 1:
+        message = "memory ran out with this row alone in flight; it is too long for this device"
+        refused = [batch.fail(slot, ErrorCode.ROW_MEMORY, message) for slot in range(slots.num_active)]
+    num_slots = max(slots.num_slots // 2, 1)
+    shrink(batch, queue, num_slots)
+    batch.resize(num_slots, slots.max_positions)
+    if batch.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return refused
+
+
+def drop_rows(batch: Batch) -> None:
+    """Forget every row in flight."""
+    for slot in range(batch.slots.num_active - 1, -1, -1):
+        if batch.slots.requests[slot] is not None:
+            batch.preempt(slot)

@@ -1,0 +1,255 @@
+"""The winner of the noisy scores at each position: among all tokens, or among those that truncation keeps.
+
+``sampling`` says what a draw and a stable draw are, and why there is an exact and a fast way.
+
+Shape letters: N positions, M and L some of them, V vocabulary, W sorted prefix, C candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from specbatch.specdec import noise
+from specbatch.specdec.sampling_tensors import Positions, SamplingTensors
+from specbatch.specdec.transform import MIN_TEMPERATURE, KeptSet, Limits, is_surely_kept, keep
+
+NUM_CANDIDATES = 8
+"""Candidates that are scored exactly; more than this many within 1e-12 of the winner would be a near tie anyway."""
+
+_PREFIX_WIDTHS = (64, 512, 4096)
+"""Sorted prefixes that are tried on a CPU before the whole vocabulary is sorted."""
+
+RELATIVE_ROUNDING = 2.0**-22
+"""Bound on what rounding to float32 adds to the difference of two scores, relative to the larger."""
+
+_NOISE_ROUNDING = 2 * noise.GUMBEL_FLOAT32_ERROR + 144 * 2.0**-24
+"""The same in temperatures: error of the float32 noise itself, and of its product, which is below 23 temperatures."""
+
+_CHUNK_ELEMENTS = 1 << 17
+"""Scores that are made at a time on a CPU: the temporaries stay in its cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Positions that are drawn together.
+
+    Attributes:
+        logits_NV: changed logits, float64 where the draw is exact, else float32.
+        temperature_N, key_N: of the noise.
+        limits: truncation; its epsilon is that of the near-tie test.
+        is_truncated_N: bool, of the row.
+        is_tested: near ties are looked for, that is, epsilon is above 0.
+    """
+
+    logits_NV: Tensor
+    temperature_N: Tensor
+    key_N: Tensor
+    limits: Limits
+    is_truncated_N: Tensor
+    is_tested: bool
+
+    @property
+    def is_exact(self) -> bool:
+        return self.logits_NV.dtype == torch.float64
+
+    def select(self, chosen_M: Tensor) -> Scene:
+        return replace(
+            self,
+            logits_NV=self.logits_NV[chosen_M],
+            temperature_N=self.temperature_N[chosen_M],
+            key_N=self.key_N[chosen_M],
+            is_truncated_N=self.is_truncated_N[chosen_M],
+            limits=self.limits.select(chosen_M),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Winner:
+    """int64 token, float64 lead and score, and whether no perturbation can change the token."""
+
+    token_N: Tensor
+    margin_N: Tensor
+    best_N: Tensor
+    is_stable_N: Tensor
+
+    def put_(self, place_M: Tensor, other: Winner) -> None:
+        """Overwrite some positions."""
+        self.token_N.index_copy_(0, place_M, other.token_N)
+        self.margin_N.index_copy_(0, place_M, other.margin_N)
+        self.best_N.index_copy_(0, place_M, other.best_N)
+        self.is_stable_N.index_copy_(0, place_M, other.is_stable_N)
+
+
+def near_tie_epsilon(positions: Positions, sampling: SamplingTensors, epsilon: float) -> Tensor:
+    if sampling.has_penalties:
+        return sampling.gain_B[positions.row_N] * epsilon
+    return torch.full(positions.row_N.shape, epsilon, dtype=torch.float64, device=positions.row_N.device)
+
+
+def make_scene(changed_NV: Tensor, positions: Positions, sampling: SamplingTensors, epsilon: float) -> Scene:
+    row_N = positions.row_N
+    temperature_N, epsilon_N = sampling.temperature_B[row_N], near_tie_epsilon(positions, sampling, epsilon)
+    has_rounding = sampling.has_changes and changed_NV.dtype == torch.float32
+    if has_rounding and epsilon > 0:
+        # Tokens further below the best than the noise reaches (26 temperatures) decide nothing.
+        epsilon_N = epsilon_N + RELATIVE_ROUNDING * (changed_NV.amax(dim=-1).abs() + 32 * temperature_N)
+    limits = Limits(
+        temperature_N=temperature_N.clamp(min=MIN_TEMPERATURE),
+        top_k_N=sampling.top_k_B[row_N],
+        top_p_N=sampling.top_p_B[row_N],
+        log_min_p_N=sampling.log_min_p_B[row_N],
+        epsilon_N=epsilon_N,
+    )
+    key_N = noise.keys(sampling.seed_B[row_N], positions.index_N)
+    return Scene(changed_NV, temperature_N, key_N, limits, sampling.is_truncated_B[row_N], epsilon > 0)
+
+
+def draw_among_all(scene: Scene) -> Winner:
+    """The draw where nothing is truncated: every token gets its noise."""
+    score_NV = _noisy_scores(scene)
+    epsilon_N = scene.limits.epsilon_N if scene.is_tested else None
+    if scene.is_exact:
+        candidate_NC = _candidates(score_NV)
+        score_NC = _exact_scores(scene, candidate_NC, scene.logits_NV.gather(-1, candidate_NC))
+        return first_of(score_NC, epsilon_N, 0.0, candidate_NC)[0]
+    if epsilon_N is not None:
+        epsilon_N = epsilon_N + scene.temperature_N * _NOISE_ROUNDING
+    return first_of(score_NV, epsilon_N, RELATIVE_ROUNDING)[0]
+
+
+def _noisy_scores(scene: Scene) -> Tensor:
+    """Scores in the dtype of the logits, right to ``_NOISE_ROUNDING`` temperatures in float32."""
+    logits_NV = scene.logits_NV
+    N, V = logits_NV.shape
+    token_V = torch.arange(V, dtype=torch.int32, device=logits_NV.device)
+    temperature_N1 = scene.temperature_N.to(logits_NV.dtype).unsqueeze(-1)
+    make = noise.gumbel_fast if scene.is_exact else noise.gumbel_float32
+    score_NV = torch.empty_like(logits_NV)
+    num_rows = max(_CHUNK_ELEMENTS // V, 1) if logits_NV.device.type == "cpu" else N
+    for start in range(0, N, num_rows):
+        part = slice(start, start + num_rows)
+        noise_NV = make(noise.hash_tokens(scene.key_N[part], token_V))
+        torch.addcmul(logits_NV[part], noise_NV, temperature_N1[part], out=score_NV[part])
+    return score_NV
+
+
+def _candidates(score_NV: Tensor) -> Tensor:
+    """Ids of the best scores, ascending, so that the first maximum is the lowest id.
+
+    Where more tokens tie for the best place than are taken, ``topk`` may leave out the lowest id: it takes the last
+    place.
+    """
+    candidate_NC = score_NV.topk(min(NUM_CANDIDATES, score_NV.shape[-1]), dim=-1).indices
+    lowest_N = score_NV.max(dim=-1).indices
+    is_taken_N = (candidate_NC == lowest_N.unsqueeze(-1)).any(dim=-1)
+    candidate_NC[:, -1] = torch.where(is_taken_N, candidate_NC[:, -1], lowest_N)
+    return candidate_NC.sort(dim=-1).values
+
+
+def _exact_scores(scene: Scene, candidate_NC: Tensor, value_NC: Tensor) -> Tensor:
+    noise_NC = noise.gumbel(noise.hash_tokens(scene.key_N, candidate_NC))
+    scaled_NC = noise_NC * scene.temperature_N.unsqueeze(-1)
+    return value_NC + scaled_NC
+
+
+def first_of(
+    score_NC: Tensor, epsilon_N: Tensor | None, rounding: float, token_NC: Tensor | None = None
+) -> tuple[Winner, Tensor]:
+    """The first of the best scores, its lead, and whether it leads by epsilon and what rounding may have added.
+
+    Args:
+        score_NC: overwritten. epsilon_N: None asks for any lead at all.
+        rounding: error of two scores together, relative to the larger.
+        token_NC: ids of the columns, ascending; None where they are the ids.
+
+    Returns:
+        the winner and its column.
+    """
+    best_N, place_N = score_NC.max(dim=-1)
+    second_N = score_NC.scatter_(-1, place_N.unsqueeze(-1), -torch.inf).amax(dim=-1).to(torch.float64)
+    best_N = best_N.to(torch.float64)
+    margin_N = best_N - second_N
+    if epsilon_N is None:
+        is_stable_N = margin_N > 0
+    else:
+        if rounding:
+            epsilon_N = epsilon_N + rounding * torch.maximum(best_N.abs(), second_N.abs())
+        is_stable_N = margin_N >= epsilon_N
+    token_N = place_N if token_NC is None else token_NC.gather(-1, place_N.unsqueeze(-1)).squeeze(-1)
+    return Winner(token_N, margin_N, best_N, is_stable_N), place_N
+
+
+def _kept_sets(scene: Scene, sampling: SamplingTensors) -> Iterator[tuple[Tensor | None, Scene, KeptSet]]:
+    """What truncation keeps: first for all positions (place None), then again for those that need a longer prefix.
+
+    A CPU leaves out the rows that truncate nothing and tries short prefixes; elsewhere everything is sorted at once,
+    because to see whether a prefix was long enough means to wait for the device.
+    """
+    V, place_M = scene.logits_NV.shape[1], None
+    widths = [V]
+    if scene.logits_NV.device.type == "cpu":
+        widths = [*(width for width in _PREFIX_WIDTHS if sampling.max_top_k < width < V), V]
+        if sampling.has_untruncated:
+            place_M = scene.is_truncated_N.nonzero().squeeze(-1)
+    for width in widths:
+        part = scene if place_M is None else scene.select(place_M)
+        kept = keep(part.logits_NV, part.limits, width=width, has_top_p=sampling.has_top_p)
+        yield place_M, part, kept
+        if width < V:
+            late_L = (~kept.is_covered_N).nonzero().squeeze(-1)
+            place_M = late_L if place_M is None else place_M[late_L]
+            if not len(place_M):
+                return
+
+
+def draw_among_kept(scene: Scene, sampling: SamplingTensors) -> Winner:
+    """The draw where truncation leaves few tokens: only they get noise."""
+    is_mixed = sampling.has_untruncated and scene.logits_NV.device.type == "cpu"
+    winner = draw_among_all(scene) if is_mixed else None
+    for place_M, part, kept in _kept_sets(scene, sampling):
+        found = _draw_of_prefix(part, kept)
+        if place_M is None:
+            winner = found
+        elif winner is not None:
+            winner.put_(place_M, found)
+    assert winner is not None
+    return winner
+
+
+def borders(scene: Scene, sampling: SamplingTensors) -> Tensor:
+    """float64 [N] logits at or above which a token is kept."""
+    border_N = torch.full_like(scene.temperature_N, -torch.inf)
+    for place_M, _, kept in _kept_sets(scene, sampling):
+        border_N = kept.border_N if place_M is None else border_N.index_copy(0, place_M, kept.border_N)
+    return border_N
+
+
+def _draw_of_prefix(scene: Scene, kept: KeptSet) -> Winner:
+    """The draw among the tokens of a sorted prefix, in float64; exactly where the logits are."""
+    loose_N1, limits = kept.loose_N.unsqueeze(-1), scene.limits
+    noise_NW = noise.gumbel_fast(noise.hash_tokens(scene.key_N, kept.token_NW))
+    score_NW = kept.value_NW + noise_NW * scene.temperature_N.unsqueeze(-1)
+    score_NW = torch.where(kept.value_NW < loose_N1, -torch.inf, score_NW)
+    best_NC, column_NC = score_NW.topk(min(NUM_CANDIDATES, score_NW.shape[1]), dim=-1)
+    token_NC, order_NC = kept.token_NW.gather(-1, column_NC).sort(dim=-1)
+    value_NC = kept.value_NW.gather(-1, column_NC).gather(-1, order_NC)
+    score_NC = _exact_scores(scene, token_NC, value_NC) if scene.is_exact else best_NC.gather(-1, order_NC)
+    score_NC = torch.where(value_NC < loose_N1, -torch.inf, score_NC)
+    winner, place_N = first_of(score_NC, limits.epsilon_N if scene.is_tested else None, 0.0, token_NC)
+    if scene.is_tested:
+        value_N = value_NC.gather(-1, place_N.unsqueeze(-1)).squeeze(-1)
+        is_stable_N = winner.is_stable_N & is_surely_kept(kept, value_N, limits)
+        nominal_NW = torch.where(kept.value_NW < kept.border_N.unsqueeze(-1), -torch.inf, score_NW)
+        token_N = kept.token_NW.gather(-1, nominal_NW.max(dim=-1, keepdim=True).indices).squeeze(-1)
+        winner = replace(winner, token_N=token_N, is_stable_N=is_stable_N)
+    if scene.logits_NV.device.type != "cpu":
+        # Rows at temperature 0 are among these, and more tokens than there are candidates may tie for their best.
+        V = scene.logits_NV.shape[1]
+        is_best_NW = (kept.value_NW == kept.value_NW[:, :1]) & (scene.temperature_N == 0).unsqueeze(-1)
+        lowest_N = torch.where(is_best_NW, kept.token_NW, V).amin(dim=-1)
+        winner = replace(winner, token_N=torch.where(lowest_N < V, lowest_N, winner.token_N))
+    return replace(winner, best_N=torch.where(torch.isfinite(kept.value_NW[:, 0]), winner.best_N, torch.nan))
