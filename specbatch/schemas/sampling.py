@@ -189,9 +189,10 @@ def _check_tokens(params: SamplingParams) -> None:
 def _check_strings(params: SamplingParams) -> None:
     is_valid = isinstance(params.stop, tuple) and len(params.stop) <= MAX_STOP_STRINGS
     if not is_valid or any(
-        not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_CHARACTERS for text in params.stop
+        not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_CHARACTERS or _has_half_characters(text)
+        for text in params.stop
     ):
-        rule = f"at most {MAX_STOP_STRINGS} strings of 1 to {MAX_STOP_CHARACTERS} characters"
+        rule = f"at most {MAX_STOP_STRINGS} strings of 1 to {MAX_STOP_CHARACTERS} whole characters"
         raise _refuse("stop", params.stop, rule)
 
 
@@ -214,3 +215,8 @@ def _check_conflicts(params: SamplingParams) -> None:
         if allowed & banned:
             rule = f"free of banned tokens {sorted(allowed & banned)}"
             raise _refuse("allowed_token_ids", params.allowed_token_ids, rule)
+
+
+def _has_half_characters(text: str) -> bool:
+    """Lone surrogates: no completion can ever hold one."""
+    return any("\ud800" <= character <= "\udfff" for character in text)

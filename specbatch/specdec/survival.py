@@ -121,7 +121,7 @@ class ModelSurvival:
         rate_K = np.clip(self.job_rates(), _RATE_BOUND, 1 - _RATE_BOUND)
         shift_K = deviations / np.sqrt(self._reached_K * rate_K * (1 - rate_K) + 1)
         odds_BK = self._expected_BK / (1 - self._expected_BK) * np.exp(shift_K)
-        survival_BK: FloatArray = np.cumprod(odds_BK / (1 + odds_BK), axis=1)
+        survival_BK: FloatArray = np.cumprod(odds_BK / (1 + odds_BK), axis=1, dtype=np.float64)
         return survival_BK
 
     def add(self, measure: RoundMeasure) -> None:
@@ -194,7 +194,8 @@ class SuffixSurvival:
             rate_C = (self._accepted_CK[:, position] + weight * rate_C) / (self._reached_CK[:, position] + weight)
             weight = _LIKE_THE_ONE_BEFORE_ROWS
             rate_CK[:, position] = rate_C
-        survival_BK: FloatArray = np.cumprod(rate_CK, axis=1)[self._bucket(match_B)] * (match_B > 0)[:, None]
+        survival_CK: FloatArray = np.cumprod(rate_CK, axis=1, dtype=np.float64)
+        survival_BK: FloatArray = np.where((match_B > 0)[:, None], survival_CK[self._bucket(match_B)], 0.0)
         return survival_BK
 
     def add(self, measure: RoundMeasure) -> None:
