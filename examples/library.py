@@ -24,9 +24,9 @@ def complete(engine: Engine) -> list[SequenceOutput]:
     sampled = SamplingParams(max_new_tokens=48, temperature=0.7, top_p=0.95, seed=3)
     greedy = SamplingParams(max_new_tokens=48, stop=("\n\n",), logprobs=True)
     both = SamplingParams(max_new_tokens=24, temperature=0.7, seed=5, num_samples=2)
-    prompts = ["def add(a, b):\n", [17, 4, 99], "class Stack:\n"]
+    prompts: list[str | list[int]] = ["def add(a, b):\n", "def read(path):\n", [17, 4, 99]]
     outputs = engine.generate(prompts, [sampled, greedy, both])
-    titles = ["sampled", "token ids, greedy, ends at a blank line", "first sample", "second sample"]
+    titles = ["sampled", "greedy, ends at a blank line", "token ids, first sample", "token ids, second sample"]
     for title, output in zip(titles, outputs, strict=True):
         stats = output.stats
         print(

@@ -10,37 +10,66 @@ B rows and T queries of an attention group, P positions, N kept tokens, V vocabu
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from specbatch.specdec import families, packing
+from specbatch.specdec import families
 from specbatch.specdec.feed import Feed, Group, IntArray
 from specbatch.specdec.lean_memory import LeanMemory
+from specbatch.specdec.packing import Product
 from specbatch.specdec.threads import single_threaded
 
 
-class LeanLayer(nn.Module):
-    """One layer's weights, fused."""
+@dataclass(frozen=True, slots=True)
+class LeanLayer:
+    """One layer's weights, fused; plain values, because finding things in modules takes as long as a small product."""
 
-    def __init__(self, layer: Any, window: int | None) -> None:
-        super().__init__()
+    input_norm: Tensor
+    qkv: Product
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    out: Product
+    mlp_norm: Tensor
+    gate_up: Product
+    down: Product
+    scaling: float
+    window: int | None
+
+    @staticmethod
+    def of(layer: Any, window: int | None) -> LeanLayer:
+        """Take the weights of a module of the Llama family."""
         attention, mlp = layer.self_attn, layer.mlp
-        self.input_norm, self.mlp_norm = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-        self.qkv = _fused(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.out = attention.o_proj
-        self.gate_up = _fused(mlp.gate_proj, mlp.up_proj)
-        self.down = mlp.down_proj
         query_norm, key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
-        self.query_norm = None if query_norm is None else query_norm.weight
-        self.key_norm = None if key_norm is None else key_norm.weight
-        self.scaling = float(attention.scaling)
-        self.window = window
+        return LeanLayer(
+            input_norm=layer.input_layernorm.weight,
+            qkv=_fused(attention.q_proj, attention.k_proj, attention.v_proj),
+            query_norm=None if query_norm is None else query_norm.weight,
+            key_norm=None if key_norm is None else key_norm.weight,
+            out=_fused(attention.o_proj),
+            mlp_norm=layer.post_attention_layernorm.weight,
+            gate_up=_fused(mlp.gate_proj, mlp.up_proj),
+            down=_fused(mlp.down_proj),
+            scaling=float(attention.scaling),
+            window=window,
+        )
+
+    @property
+    def products(self) -> tuple[Product, ...]:
+        """The layer's matrix products."""
+        return (self.qkv, self.out, self.gate_up, self.down)
+
+    @property
+    def norms(self) -> tuple[Tensor, ...]:
+        """The layer's norm weights."""
+        all_norms = (self.input_norm, self.query_norm, self.key_norm, self.mlp_norm)
+        return tuple(norm for norm in all_norms if norm is not None)
 
 
-class LeanDecoder(nn.Module):
+class LeanDecoder:
     """A decoder of the Llama family with its slot memory; takes over the weights of ``model``.
 
     Args:
@@ -53,24 +82,21 @@ class LeanDecoder(nn.Module):
     path = "lean"
 
     def __init__(self, model: Any, *, num_slots: int, max_positions: int, context_length: int, vocab_size: int) -> None:
-        super().__init__()
         config = model.config
         self.context_length, self.vocab_size = context_length, vocab_size
         self.embedding = model.get_input_embeddings().weight
         windows = families.layer_windows(config)
         is_by_layer = families.FAMILIES[config.model_type].windows == "by_layer"
         kinds = config.layer_types if is_by_layer else ["full_attention"] * config.num_hidden_layers
-        self.layers: Any = nn.ModuleList(
-            LeanLayer(layer, windows[kind]) for layer, kind in zip(model.model.layers, kinds, strict=True)
-        )
+        self.layers = [
+            LeanLayer.of(layer, windows[kind]) for layer, kind in zip(model.model.layers, kinds, strict=True)
+        ]
         self.norm, self.epsilon = model.model.norm.weight, float(config.rms_norm_eps)
-        self.head = _linear(model.get_output_embeddings().weight[:vocab_size], None)
+        self.head = Product(model.get_output_embeddings().weight[:vocab_size], None)
         self.num_heads = int(config.num_attention_heads)
         self.num_kv_heads = int(config.num_key_value_heads)
         self.head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         self.rotary = model.model.rotary_emb
-        if packing.can_pack(self.embedding.device, self.embedding.dtype):
-            packing.pack_linears(self)
         self.cache = LeanMemory(
             len(self.layers), num_slots, max_positions, (self.num_kv_heads, self.head_dim), self.dtype, self.device
         )
@@ -87,8 +113,16 @@ class LeanDecoder(nn.Module):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of weights, shared ones counted once."""
-        return packing.weight_bytes(self)
+        """Bytes of weights; an embedding that is the head's weight too is held twice where products are packed."""
+        is_shared = self.head.weight is not None and self.head.weight.data_ptr() == self.embedding.data_ptr()
+        norms = [self.norm, *(norm for layer in self.layers for norm in layer.norms)]
+        products = sum(product.num_bytes for product in self.products) - is_shared * self.head.num_bytes
+        return int(self.embedding.nbytes + products + sum(norm.nbytes for norm in norms))
+
+    @property
+    def products(self) -> tuple[Product, ...]:
+        """All matrix products of a forward, in order."""
+        return (*(product for layer in self.layers for product in layer.products), self.head)
 
     @torch.inference_mode()
     def run(self, feed: Feed, keep_N: IntArray | None) -> Tensor:
@@ -144,7 +178,9 @@ class LeanDecoder(nn.Module):
             for window in windows
         }
 
-    def _project(self, layer: Any, x_ME: Tensor, cos_M1D: Tensor, sin_M1D: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(
+        self, layer: LeanLayer, x_ME: Tensor, cos_M1D: Tensor, sin_M1D: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries [M, Q, D] and keys [M, H, D], and values [M, H, D]."""
         normed_ME = functional.rms_norm(x_ME, x_ME.shape[-1:], layer.input_norm, self.epsilon)
         states = layer.qkv(normed_ME).view(x_ME.shape[0], -1, self.head_dim)
@@ -160,7 +196,7 @@ class LeanDecoder(nn.Module):
         rotated = torch.addcmul(both * cos_M1D, swapped, sin_M1D)
         return rotated[:, :Q], rotated[:, Q:], states[:, Q + H :]
 
-    def _attend(self, layer: Any, group: Group, mask: Tensor, query_GQD: Tensor, number: int) -> Tensor:
+    def _attend(self, layer: LeanLayer, group: Group, mask: Tensor, query_GQD: Tensor, number: int) -> Tensor:
         """Attention of one group over its slots, [G, Q * D]."""
         keys, values = self.cache.read(number, group.first_slot, group.num_rows, group.num_keys)
         if not group.is_dense:
@@ -170,7 +206,7 @@ class LeanDecoder(nn.Module):
         return out if group.is_dense else out[group.scatter_G]
 
     def _attention(
-        self, layer: Any, query_BTQD: Tensor, key_BHPD: Tensor, value_BHPD: Tensor, mask_B1TP: Tensor
+        self, layer: LeanLayer, query_BTQD: Tensor, key_BHPD: Tensor, value_BHPD: Tensor, mask_B1TP: Tensor
     ) -> Tensor:
         """[B, T, Q * D]; the query heads of a group become further queries, so that keys are read where they lie."""
         B, T, Q, D = query_BTQD.shape
@@ -183,7 +219,7 @@ class LeanDecoder(nn.Module):
         )
         return out.view(B, H, Q // H, T, D).permute(0, 3, 1, 2, 4).reshape(B, T, Q * D)
 
-    def _finish(self, layer: Any, x_ME: Tensor, out_ME: Tensor) -> Tensor:
+    def _finish(self, layer: LeanLayer, x_ME: Tensor, out_ME: Tensor) -> Tensor:
         """Output product, then the MLP, each with its residual."""
         x_ME = x_ME + layer.out(out_ME)
         normed_ME = functional.rms_norm(x_ME, x_ME.shape[-1:], layer.mlp_norm, self.epsilon)
@@ -206,15 +242,7 @@ def visibility(position_BT: Tensor, num_keys: int, window: int | None, dtype: to
     return mask.masked_fill_(is_hidden, -torch.inf).unsqueeze(1)
 
 
-def _fused(*linears: nn.Linear) -> nn.Linear:
+def _fused(*linears: nn.Linear) -> Product:
     """One product for several over the same input."""
     bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
-    return _linear(torch.cat([linear.weight for linear in linears]), bias)
-
-
-def _linear(weight_OI: Tensor, bias_O: Tensor | None) -> nn.Linear:
-    linear = nn.Linear(weight_OI.shape[1], weight_OI.shape[0], bias=bias_O is not None, device="meta")
-    linear.weight = nn.Parameter(weight_OI, requires_grad=False)
-    if bias_O is not None:
-        linear.bias = nn.Parameter(bias_O, requires_grad=False)
-    return linear
+    return Product(torch.cat([linear.weight for linear in linears]), bias)

@@ -4,7 +4,7 @@ With a handful of rows, ``torch.nn.functional.linear`` in float32 repacks the we
 product of 8 rows takes about 0.6 of the time and one of 40 rows 0.8 (``python benchmarks/bench_linears.py``). The
 modules of the model are replaced one by one and its code is left alone; the unpacked model is the oracle in the tests.
 
-Shape letters: I inputs, O outputs.
+Shape letters: M rows, I inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 _TYPICAL_ROWS = 16
@@ -42,6 +43,31 @@ class PackedLinear(nn.Module):
         rows = x.reshape(-1, self.in_features)
         out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._packed, self._bias, "none", [], "")
         return out.view(*x.shape[:-1], self.out_features)
+
+
+class Product:
+    """x W^T + b for flat rows, without the ways of a module; packed where this torch packs.
+
+    Attributes:
+        weight: [O, I], None where it is packed. num_bytes: of weight and bias.
+    """
+
+    __slots__ = ("_bias", "_packed", "in_features", "num_bytes", "out_features", "weight")
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+        self.out_features, self.in_features = weight_OI.shape
+        self.num_bytes = weight_OI.nbytes + (0 if bias_O is None else bias_O.nbytes)
+        self._bias = None if bias_O is None else bias_O.detach()
+        is_packed = can_pack(weight_OI.device, weight_OI.dtype)
+        self._packed = pack(weight_OI) if is_packed else None
+        self.weight = None if is_packed else weight_OI.detach()
+
+    def __call__(self, x_MI: Tensor) -> Tensor:
+        """[M, I] to [M, O]."""
+        if self.weight is not None:
+            return functional.linear(x_MI, self.weight, self._bias)
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x_MI, self._packed, self._bias, "none", [], "")
+        return out
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:

@@ -24,7 +24,8 @@ from specbatch.schemas.sampling import SamplingParams, check_vocabulary
         ("logit_bias", dict.fromkeys(range(2000), 1.0)), ("banned_token_ids", (-1,)),
         ("banned_token_ids", (1.0,)), ("allowed_token_ids", ()), ("allowed_token_ids", (True,)),
         ("forced_token_ids", tuple(range(5000))), ("stop", ("",)), ("stop", ""), ("stop", (3,)),
-        ("stop", tuple("abcdefghijklmnopqrstuvwxyz")), ("stop", ("x" * 300,)), ("stop", ("a\ud800",)), ("num_samples", 0),
+        ("stop", tuple("abcdefghijklmnopqrstuvwxyz")), ("stop", ("x" * 300,)),
+        ("stop", ("a\ud800",)), ("num_samples", 0),
         ("num_samples", 10**6), ("min_new_tokens", -1),
     ],
 )  # fmt: skip
