@@ -2,12 +2,14 @@
 
     python benchmarks/bench_overhead.py            # --rows 1,8 --caps 8 for less
 
-First table: a plain step of the engine at several rows in flight, against the linear layers of the same loaded target
-run alone, one after the other, on as many rows. Second table: for each cap the K that pure arithmetic would choose, the
-same for all rows of a full batch, and the gain over plain decoding that it gives. A round is taken to cost the target's
-products on cap × (K + 1) rows and K times the draft's on cap rows, and nothing else; how many drafts a round accepts is
-measured on the benchmark's own prompts. The bound is that of the draft model alone: the suffix index, whose drafts
-cost next to nothing, and a K of its own for each row can pass it.
+First table: a plain step of the engine at several rows in flight, against the matrix products of the same loaded target
+run alone, one after the other, on as many rows: those with weights, and attention's two on as many keys.
+
+Second table: for each cap the K that pure arithmetic would choose, the same for all rows of a full batch, and the gain
+over plain decoding that it gives. A round is taken to cost the target's products on cap * (K + 1) rows and K times the
+draft's on cap rows, and nothing else; how many drafts a round accepts is measured on the benchmark's own prompts. The
+bound is that of the draft model alone: the suffix index, whose drafts cost next to nothing, and a K of its own for each
+row can pass it.
 """
 
 from __future__ import annotations
@@ -20,12 +22,13 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch.nn import functional
 from workload import ROOT, load_rows
 
 from specbatch.jobs.machine import count_cores, describe_hardware
@@ -33,42 +36,51 @@ from specbatch.schemas.sampling import SamplingParams
 from specbatch.schemas.stats import SpecCounters, accepted_by_position, proposed_by_position
 from specbatch.specdec import Engine
 from specbatch.specdec.inflate import inflate
+from specbatch.specdec.packing import Product
 
 TAUGHT = "code-pair/draft-taught"
 MOST_OVERHEAD = 1.3
 MAX_K = 6
 GRID = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 256, 320, 384, 448)
-WARM_STEPS, TIMED_STEPS = 4, 24
+PROMPT_TOKENS, WARM_STEPS, TIMED_STEPS = 32, 4, 24
+MEAN_KEYS = PROMPT_TOKENS + WARM_STEPS + TIMED_STEPS // 2
 
 
-def linears_of(runner: object, depth: int = 4) -> list[nn.Module]:
-    """The linear layers, packed or not, of whatever module hangs below an object of the engine."""
-    if isinstance(runner, nn.Module):
-        return [module for module in runner.modules() if hasattr(module, "in_features") and hasattr(module, "forward")]
-    if depth == 0 or not hasattr(runner, "__dict__"):
-        return []
-    found = (linears_of(value, depth - 1) for value in vars(runner).values())
-    return next((linears for linears in found if linears), [])
-
-
-def loaded_linears(runner: object) -> list[nn.Module]:
-    """``linears_of`` a runner that must have some: an empty list would make every figure here a lie."""
-    linears = linears_of(runner)
-    if not linears:
-        raise SystemExit("the engine holds no linear layers where this benchmark looks for them")
-    return linears
+def products_of(decoder: Any) -> Sequence[Product]:
+    """The products with weights of a model on the lean path."""
+    if decoder.path != "lean":
+        raise SystemExit("the engine decodes this model by the generic path; there are no products to time alone")
+    products: Sequence[Product] = decoder.products
+    return products
 
 
 @torch.inference_mode()
-def product_seconds(linears: list[nn.Module], rows: int, repeats: int) -> float:
-    """Median seconds of all layers one after the other; each reads its own weights, so none stays in cache."""
-    widths = {int(linear.in_features) for linear in linears}  # type: ignore[arg-type]
+def product_seconds(products: Sequence[Product], rows: int, repeats: int) -> float:
+    """Median seconds of all products one after the other; each reads its own weights, so none stays in cache."""
+    widths = {product.in_features for product in products}
     inputs = {width: torch.randn(rows, width) for width in widths}
     seconds = []
     for repeat in range(repeats + 1):
         started = time.perf_counter()
-        for linear in linears:
-            linear(inputs[linear.in_features])  # type: ignore[index]
+        for product in products:
+            product(inputs[product.in_features])
+        if repeat:
+            seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+@torch.inference_mode()
+def attention_seconds(decoder: Any, rows: int, num_keys: int, repeats: int) -> float:
+    """Median seconds of the two products of attention in all layers, on keys and values where they lie."""
+    heads, width = decoder.num_heads // decoder.num_kv_heads, decoder.head_dim
+    query = torch.randn(rows, decoder.num_kv_heads, heads, width)
+    mask = torch.zeros(rows, 1, 1, num_keys)
+    seconds = []
+    for repeat in range(repeats + 1):
+        started = time.perf_counter()
+        for layer in range(len(decoder.layers)):
+            keys, values = decoder.cache.read(layer, 0, rows, num_keys)
+            functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
         if repeat:
             seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
@@ -78,7 +90,7 @@ def step_seconds(engine: Engine, rows: int) -> float:
     """Median seconds of a plain step with all rows in flight and none in prefill."""
     params = SamplingParams(max_new_tokens=2 * (WARM_STEPS + TIMED_STEPS), ignore_eos=True)
     for row in range(rows):
-        engine.submit(row, [5 + (7 * row + i) % 500 for i in range(32)], params)
+        engine.submit(row, [5 + (7 * row + i) % 500 for i in range(PROMPT_TOKENS)], params)
     seconds: list[float] = []
     steps = 0
     while len(seconds) < TIMED_STEPS:
@@ -132,15 +144,17 @@ def render(document: dict[str, Any]) -> str:
         + ", ".join(f"{name} {version}" for name, version in versions.items())
         + ".",
         "",
-        f"| rows | matrix products, ms | engine step, ms | ratio (target ≤ {MOST_OVERHEAD}) |",
-        "| --- | --- | --- | --- |",
+        f"| rows | products with weights, ms | attention, ms | engine step, ms | step / all products (target ≤ "
+        f"{MOST_OVERHEAD}) | step / products with weights |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for step in document["steps"]:
-        ratio = step["step_seconds"] / step["product_seconds"]
+        ratio = step["step_seconds"] / (step["product_seconds"] + step["attention_seconds"])
         verdict = "met" if ratio <= MOST_OVERHEAD else "**over**"
         lines.append(
-            f"| {step['rows']} | {step['product_seconds'] * 1e3:.1f} | {step['step_seconds'] * 1e3:.1f} "
-            f"| {ratio:.2f}, {verdict} |"
+            f"| {step['rows']} | {step['product_seconds'] * 1e3:.1f} | {step['attention_seconds'] * 1e3:.1f} "
+            f"| {step['step_seconds'] * 1e3:.1f} | {ratio:.2f}, {verdict} "
+            f"| {step['step_seconds'] / step['product_seconds']:.2f} |"
         )
     survives = ", ".join(f"{value:.2f}" for value in document["survival"])
     lines += [
@@ -176,18 +190,26 @@ def main(arguments: list[str] | None = None) -> int:
         inflate("code-pair/target", target, options.parameters)
         for rows in (int(value) for value in options.rows.split(",")):
             engine = Engine.from_pretrained(target, max_batch_size=rows, speculation="off")
-            linears = loaded_linears(engine._batch.target)
+            decoder = engine._batch.target
+            products = products_of(decoder)
             # Before and after the steps: a machine that slows down meanwhile shows on both sides.
-            before = product_seconds(linears, rows, options.repeats)
+            before = product_seconds(products, rows, options.repeats)
             seconds = step_seconds(engine, rows)
-            after = product_seconds(linears, rows, options.repeats)
-            steps.append({"rows": rows, "product_seconds": (before + after) / 2, "step_seconds": seconds})
+            after = product_seconds(products, rows, options.repeats)
+            steps.append(
+                {
+                    "rows": rows,
+                    "product_seconds": (before + after) / 2,
+                    "attention_seconds": attention_seconds(decoder, rows, MEAN_KEYS, options.repeats),
+                    "step_seconds": seconds,
+                }
+            )
         caps = [int(value) for value in options.caps.split(",")]
         grid = [rows for rows in GRID if rows <= max(caps) * (MAX_K + 1)]
         pair = Engine.from_pretrained(target, TAUGHT, max_batch_size=8, speculation=MAX_K)
         of_target, of_draft = (
-            {rows: product_seconds(linears, rows, options.repeats) for rows in grid}
-            for linears in (loaded_linears(pair._batch.target), loaded_linears(pair._batch.draft))
+            {rows: product_seconds(products, rows, options.repeats) for rows in grid}
+            for products in (products_of(pair._batch.target), products_of(pair._batch.draft))
         )
         survives = survival(target, options.survival_rows, options.seed)
     document = {
