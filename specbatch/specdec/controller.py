@@ -13,10 +13,11 @@ from typing import Literal
 import numpy as np
 
 from specbatch.specdec.controller_auto import AdaptivePolicy
-from specbatch.specdec.controller_types import Policy, RoundMeasure, RoundPlan, RoundView
+from specbatch.specdec.controller_types import OWN_MATCH, Policy, RoundMeasure, RoundPlan, RoundView
 
 __all__ = [
     "MAX_AUTO_DRAFT_LENGTH",
+    "OWN_MATCH",
     "AdaptivePolicy",
     "FixedPolicy",
     "Policy",

@@ -11,6 +11,9 @@ from typing import Protocol
 
 from specbatch.specdec.accept import BoolArray, IntArray
 
+OWN_MATCH = 32
+"""Added to the length of a match in the row's own text; no match is longer than this."""
+
 
 @dataclass(frozen=True, slots=True)
 class RoundView:
@@ -23,7 +26,8 @@ class RoundView:
             without it.
         reached_BK, accepted_BK: how often the row's proposals of the draft model at a position were reached (all before
             them accepted) and accepted, over the row's life.
-        match_B: length of the context that the suffix index found again, 0 for none.
+        match_B: length of the context that the suffix index found again, 0 for none; ``OWN_MATCH`` more where it was
+            found in the row's own text, whose continuations are right more often.
         suffix_length_B: drafts that the suffix index offers.
         num_waiting: rows queued behind these; 0 at the tail of a job.
     """

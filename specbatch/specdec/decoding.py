@@ -14,7 +14,7 @@ from torch import Tensor
 
 from specbatch.specdec.accept import IntArray
 from specbatch.specdec.batch import Batch
-from specbatch.specdec.controller import RoundMeasure, RoundPlan, RoundView
+from specbatch.specdec.controller import OWN_MATCH, RoundMeasure, RoundPlan, RoundView
 from specbatch.specdec.coupling import propose_token
 from specbatch.specdec.drafters.suffix import Proposal
 from specbatch.specdec.feed import Decoder
@@ -66,7 +66,7 @@ def decode_round(batch: Batch, round_number: int, num_waiting: int) -> RoundResu
             draft_length_B=settled.verdict.num_proposed_B,
             matched_B=settled.verdict.num_accepted_B,
             is_model_B=plan.is_model_B,
-            match_B=np.zeros(len(row_B), dtype=np.int64) if looked_up is None else looked_up.match_B,
+            match_B=kind_of_match(looked_up, len(row_B)),
         )
     )
     return RoundResult(settled.finished, int(settled.verdict.num_committed_B.sum()), is_plain)
@@ -95,10 +95,18 @@ def view(batch: Batch, row_B: IntArray, looked_up: Proposal | None, num_waiting:
         lacking_B=length_B - slots.draft_kv_S[row_B],
         reached_BK=slots.reached_SK[row_B],
         accepted_BK=slots.agreed_SK[row_B],
-        match_B=none_B if looked_up is None else looked_up.match_B,
+        match_B=kind_of_match(looked_up, len(row_B)),
         suffix_length_B=none_B if looked_up is None else looked_up.length_B,
         num_waiting=num_waiting,
     )
+
+
+def kind_of_match(looked_up: Proposal | None, num_rows: int) -> IntArray:
+    """Lengths of the matches as the policy tells them apart, int64 [B]."""
+    if looked_up is None:
+        return np.zeros(num_rows, dtype=np.int64)
+    kind_B: IntArray = looked_up.match_B + OWN_MATCH * looked_up.is_own_B
+    return kind_B
 
 
 def catch_up(batch: Batch, row_B: IntArray, plan: RoundPlan) -> int:

@@ -51,7 +51,7 @@ class Engine:
         max_kv_tokens: positions that the slots may have in all; None is without bound.
         coupling: ``seed`` gives the target's own keyed draws, ``distribution`` only its law.
         grown_batch_size: rows in flight once the draft has been given up.
-        has_suffix: index all text for drafts. has_profile: measure the models before the first row.
+        has_suffix: index all text for drafts. has_profile: measure the models now, for the policy to begin with.
     """
 
     def __init__(
@@ -91,7 +91,8 @@ class Engine:
         )
         self._rounds = RoundLog()
         self._round_number = 0
-        self._is_profile_due = has_profile
+        if has_profile:
+            policy.learn_times(*profile(self._batch, max_batch_size))
 
     @classmethod
     def from_pretrained(
@@ -264,11 +265,8 @@ class Engine:
         )
 
     def _prepare(self) -> None:
-        """What is done between rounds: the profile before the first, and giving up a draft that does not pay."""
+        """What is done between rounds: giving up a draft that does not pay."""
         batch = self._batch
-        if self._is_profile_due:
-            self._is_profile_due = False
-            batch.policy.learn_times(*profile(batch, self.max_batch_size))
         if batch.draft is not None and batch.policy.is_draft_given_up:
             batch.drop_draft()
             if self._grown_batch_size > self.max_batch_size:

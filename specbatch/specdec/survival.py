@@ -19,7 +19,7 @@ import math
 import numpy as np
 
 from specbatch.specdec.accept import IntArray
-from specbatch.specdec.controller_types import RoundMeasure, RoundView
+from specbatch.specdec.controller_types import OWN_MATCH, RoundMeasure, RoundView
 from specbatch.specdec.step_times import FloatArray
 
 # Rounds fade so that about this many rows' drafts count: few enough to follow, enough to know a rate to 2 %.
@@ -42,9 +42,11 @@ _FIRST_SPREAD_WEIGHT = 20.0
 _LEAST_SPREAD, _MOST_SPREAD = 0.02, 4.0
 _SPREAD_ROUNDS = 200.0
 _RATE_BOUND = 0.005
-# Smallest match length of each bucket, and how often its drafts are right until it is known.
-_BUCKET_START = np.array([1, 2, 3, 4, 6, 9, 17])
-_BUCKET_PRIOR = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
+# Smallest match length of each bucket, in other rows' text and in the row's own, and how often its drafts are right
+# until it is known (``benchmarks/bench_suffix.py``).
+_LENGTH_START = np.array([1, 2, 3, 4, 6, 9, 17])
+_BUCKET_START = np.concatenate((_LENGTH_START, _LENGTH_START + OWN_MATCH))
+_BUCKET_PRIOR = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8])
 _BUCKET_PRIOR_ROWS = 2.0
 _BUCKET_WINDOW_ROWS = 300.0
 # A bucket forgets with time too, so that one that did not pay is looked at again.
