@@ -2,8 +2,9 @@
 
 In a job that speculates, a hash of the round number makes a few rounds plain. They are drawn without looking at
 time or acceptance, so plain and speculative rounds meet the same rows, the same batch and the same machine, and the
-quotient of their throughputs estimates what speculation brought. Consecutive rounds resemble each other (the
-same rows, the same noise of the machine), so the interval resamples whole blocks of rounds, never single rounds.
+quotient of their throughputs estimates what speculation brought. Rounds that also read prompts are left out.
+Consecutive rounds resemble each other (the same rows, the same noise of the machine), so the interval resamples whole
+blocks of rounds, never single rounds.
 """
 
 from __future__ import annotations

@@ -37,9 +37,12 @@ def build_timeline(runs: Sequence[RunRecord]) -> list[dict[str, float]]:
         for bucket in range(first, last + 1):
             overlap = min(stop, (bucket + 1) * width) - max(start, bucket * width)
             share = overlap / (stop - start)
-            tokens[bucket] += share * (block.num_spec_tokens + block.num_plain_tokens)
-            rounds[bucket] += share * (block.num_spec_rounds + block.num_plain_rounds)
-            spec_rounds[bucket] += share * block.num_spec_rounds
+            compared_rounds = block.num_spec_rounds + block.num_plain_rounds
+            tokens[bucket] += share * (block.num_spec_tokens + block.num_plain_tokens + block.num_mixed_tokens)
+            rounds[bucket] += share * (compared_rounds + block.num_mixed_rounds)
+            # Mixed rounds speculate as the others about them do.
+            spec_share = block.num_spec_rounds / compared_rounds if compared_rounds else 0.0
+            spec_rounds[bucket] += share * (block.num_spec_rounds + spec_share * block.num_mixed_rounds)
     return [
         {
             "seconds": round((bucket + 1) * width, 3),
@@ -59,7 +62,7 @@ def _place(runs: Sequence[RunRecord]) -> list[tuple[float, float, BlockRecord]]:
         for worker in run.workers:
             for block in worker.blocks:
                 stop = offset + block.at_seconds
-                start = max(offset, stop - block.spec_seconds - block.plain_seconds)
+                start = max(offset, stop - block.spec_seconds - block.plain_seconds - block.mixed_seconds)
                 if start < stop:
                     placed.append((start, stop, block))
         offset += run.total_seconds

@@ -99,7 +99,8 @@ class RoundBlock:
     """Sums over a run of consecutive rounds: the raw material of throughput over time and of the speed-up.
 
     Plain rounds here are those drawn by the hash of the round number in a job that may speculate; spec rounds are all
-    others, whatever K was chosen. Without speculation every round is plain and ``num_spec_rounds`` is 0.
+    others, whatever K was chosen. Without speculation every round is plain and ``num_spec_rounds`` is 0. Mixed rounds
+    are those in whose forward prompts were read too; they count for throughput and are compared with nothing.
     """
 
     num_spec_rounds: int = 0
@@ -108,6 +109,9 @@ class RoundBlock:
     plain_seconds: float = 0.0
     num_spec_tokens: int = 0
     num_plain_tokens: int = 0
+    num_mixed_rounds: int = 0
+    mixed_seconds: float = 0.0
+    num_mixed_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,9 @@ class BlockRecord(_Document):
     plain_seconds: float
     num_spec_tokens: int
     num_plain_tokens: int
+    num_mixed_rounds: int = 0
+    mixed_seconds: float = 0.0
+    num_mixed_tokens: int = 0
 
 
 class WorkerRecord(_Document):

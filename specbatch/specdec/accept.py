@@ -23,7 +23,7 @@ Shape letters: B rows, K drafts, T = K + 1 scored positions, S stop ids.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,10 @@ class Commit:
     is_cut_B: BoolArray
     is_exhausted_B: BoolArray
     has_ended_B: BoolArray
+
+    def of(self, is_chosen_B: BoolArray) -> Commit:
+        """The same of some rows."""
+        return Commit(*(getattr(self, entry.name)[is_chosen_B] for entry in fields(self)))
 
 
 def accept(draft_BK: IntArray, draft_length_B: IntArray, target_BT: IntArray) -> IntArray:

@@ -179,8 +179,8 @@ class AdaptivePolicy:
 
     def _costs(self, view: RoundView) -> Costs:
         B = len(view.room_B)
-        most = B * (self.max_draft_length + 1)
-        score = self._score.between(B, most) + (self._other.between(B, most) if self._other.is_known else 0.0)
+        least, most = B + view.num_riding, B * (self.max_draft_length + 1) + view.num_riding
+        score = self._score.between(least, most) + (self._other.between(least, most) if self._other.is_known else 0.0)
         draft_step = self._draft_step.between(0, B) if self._draft_step.is_known else None
         return Costs(score=score, draft_step=draft_step, catch_up_B=self._catch_up_seconds(view) / _CATCH_UP_ROUNDS)
 

@@ -30,6 +30,7 @@ class RoundView:
             found in the row's own text, whose continuations are right more often.
         suffix_length_B: drafts that the suffix index offers.
         num_waiting: rows queued behind these; 0 at the tail of a job.
+        num_riding: tokens of prompts that the target reads in the same forward.
     """
 
     room_B: IntArray
@@ -40,6 +41,7 @@ class RoundView:
     match_B: IntArray
     suffix_length_B: IntArray
     num_waiting: int
+    num_riding: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class RoundMeasure:
     """What one round cost and gave.
 
     Attributes:
-        num_rows: rows in flight. num_scored: tokens that the target scored, the sum of each row's drafts and one.
+        num_rows: rows in flight. num_scored: tokens of the target's forward: each row's drafts and one, and prompts.
         num_draft_steps: forwards of the draft model, the largest K of its rows. num_model_rows: how many those are.
         propose_seconds, score_seconds: the two models. other_seconds: what surrounds them.
         catch_up_seconds, num_catch_up_tokens: feeding the draft model what it had missed; a price of coming back to it,

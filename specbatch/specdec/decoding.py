@@ -19,7 +19,7 @@ from specbatch.specdec.coupling import propose_token
 from specbatch.specdec.drafters.suffix import Proposal
 from specbatch.specdec.feed import Decoder
 from specbatch.specdec.output import SequenceOutput
-from specbatch.specdec.prefill import feed_draft
+from specbatch.specdec.prefill import Chunk, feed_draft, follow_chunk
 from specbatch.specdec.rounds import is_plain_sample
 from specbatch.specdec.sampling import draw_draft, transformed_logits
 from specbatch.specdec.settling import Proposals, settle_and_commit
@@ -30,46 +30,75 @@ _STEADY_LACK = 2
 
 @dataclass(frozen=True, slots=True)
 class RoundResult:
-    """What a round did: rows that ended, tokens committed, and whether it was decoded plainly."""
+    """What a round did: rows that ended, tokens committed, whether it was plain, whether prompts rode along."""
 
     finished: list[SequenceOutput]
     num_tokens: int
     is_plain: bool
+    is_mixed: bool
 
 
-def decode_round(batch: Batch, round_number: int, num_waiting: int) -> RoundResult | None:
-    """Move every row that decodes on by at least one token; None if there is none."""
+def may_ride(batch: Batch, round_number: int) -> bool:
+    """Whether prompts may share the round's forward: some row decodes, and the round measures nothing else."""
+    is_measured = batch.policy.max_draft_length > 0 and is_plain_sample(round_number)
+    return bool(batch.slots.is_begun_S[: batch.slots.num_active].any()) and not is_measured
+
+
+def decode_round(batch: Batch, round_number: int, num_waiting: int, chunk: Chunk | None) -> RoundResult | None:
+    """Move every row that decodes on by at least one token; None if there is none.
+
+    Args:
+        chunk: prompt tokens of pending rows that ride along.
+    """
     row_B = batch.slots.rows(begun=True)
     if not len(row_B):
         return None
     started, before = time.perf_counter(), batch.clock.seconds
+    num_riding = 0 if chunk is None else chunk.num_tokens
     is_plain = not batch.policy.max_draft_length or is_plain_sample(round_number)
     looked_up = None if is_plain else look_up(batch, row_B)
-    plan = _plain_plan(len(row_B)) if is_plain else batch.policy.plan(view(batch, row_B, looked_up, num_waiting))
+    if is_plain:
+        plan = _plain_plan(len(row_B))
+    else:
+        plan = batch.policy.plan(view(batch, row_B, looked_up, num_waiting, num_riding))
     num_caught_up = catch_up(batch, row_B, plan)
     proposals = propose(batch, row_B, plan, looked_up)
-    logits_NV = score(batch, row_B, proposals)
-    settled = settle_and_commit(batch, row_B, proposals, logits_NV)
+    caught_up_seconds = (batch.clock.seconds - before).prefill
+    logits_NV = score(batch, row_B, proposals, chunk)
     spent = batch.clock.seconds - before
+    if chunk is None:
+        settled = settle_and_commit(batch, row_B, proposals, logits_NV)
+        verdict = settled.verdict
+    else:
+        follow_chunk(batch, chunk)
+        all_B = np.sort(np.concatenate((row_B, chunk.done)))
+        settled = settle_and_commit(batch, all_B, proposals.among(row_B, all_B), logits_NV)
+        verdict = settled.verdict.of(np.isin(all_B, row_B))
+    feeding_seconds = (batch.clock.seconds - before).prefill - caught_up_seconds
     model_length_B = plan.draft_length_B[plan.is_model_B]
     batch.policy.observe(
         RoundMeasure(
             num_rows=len(row_B),
-            num_scored=len(row_B) + int(plan.draft_length_B.sum()),
+            num_scored=len(row_B) + int(plan.draft_length_B.sum()) + num_riding,
             num_draft_steps=int(model_length_B.max(initial=0)),
             num_model_rows=int((model_length_B > 0).sum()),
             propose_seconds=spent.propose,
             score_seconds=spent.score,
-            other_seconds=time.perf_counter() - started - spent.propose - spent.score - spent.prefill,
-            catch_up_seconds=spent.prefill,
+            other_seconds=time.perf_counter()
+            - started
+            - spent.propose
+            - spent.score
+            - caught_up_seconds
+            - feeding_seconds,
+            catch_up_seconds=caught_up_seconds,
             num_catch_up_tokens=num_caught_up,
-            draft_length_B=settled.verdict.num_proposed_B,
-            matched_B=settled.verdict.num_accepted_B,
+            draft_length_B=verdict.num_proposed_B,
+            matched_B=verdict.num_accepted_B,
             is_model_B=plan.is_model_B,
             match_B=kind_of_match(looked_up, len(row_B)),
         )
     )
-    return RoundResult(settled.finished, int(settled.verdict.num_committed_B.sum()), is_plain)
+    return RoundResult(settled.finished, int(settled.verdict.num_committed_B.sum()), is_plain, num_riding > 0)
 
 
 def look_up(batch: Batch, row_B: IntArray) -> Proposal | None:
@@ -80,7 +109,7 @@ def look_up(batch: Batch, row_B: IntArray) -> Proposal | None:
         return batch.suffix.propose(row_B, batch.policy.max_draft_length)
 
 
-def view(batch: Batch, row_B: IntArray, looked_up: Proposal | None, num_waiting: int) -> RoundView:
+def view(batch: Batch, row_B: IntArray, looked_up: Proposal | None, num_waiting: int, num_riding: int) -> RoundView:
     """The round as the policy sees it. A row has no use for drafts beyond the tokens that it may still say."""
     slots = batch.slots
     none_B = np.zeros(len(row_B), dtype=np.int64)
@@ -98,6 +127,7 @@ def view(batch: Batch, row_B: IntArray, looked_up: Proposal | None, num_waiting:
         match_B=kind_of_match(looked_up, len(row_B)),
         suffix_length_B=none_B if looked_up is None else looked_up.length_B,
         num_waiting=num_waiting,
+        num_riding=num_riding,
     )
 
 
@@ -173,18 +203,41 @@ def _run_draft(
     return q_logits
 
 
-def score(batch: Batch, row_B: IntArray, proposals: Proposals) -> Tensor:
-    """The target's logits [N, V] behind the last committed token of each row and behind each of its drafts."""
+def score(batch: Batch, row_B: IntArray, proposals: Proposals, chunk: Chunk | None) -> Tensor:
+    """The target's logits [N, V] behind the last committed token of each row and behind each of its drafts.
+
+    Where a chunk of prompts rides along, logits behind every prompt that ends in it are among them, slots in order.
+    """
     slots, (B, K) = batch.slots, proposals.draft_BK.shape
-    count_B = proposals.draft_length_B + 1
     with batch.clock.timed("score"):
         length_B = slots.length_S[row_B]
         last_B1 = batch.tensor(slots.token_SP[row_B, length_B - 1]).unsqueeze(1)
-        first_B = np.cumsum(count_B) - count_B
-        row_N = np.repeat(np.arange(B), count_B)
-        place_N = row_N * (K + 1) + np.arange(len(row_N)) - first_B[row_N]
-        token_N = torch.cat((last_B1, proposals.draft_BK), dim=1).flatten()[batch.tensor(place_N)]
-        return batch.target.run(batch.layout(row_B, length_B - 1, count_B).feed(token_N), None)
+        own_X = torch.cat((last_B1, proposals.draft_BK), dim=1).flatten()
+        count_B, start_B = proposals.draft_length_B + 1, length_B - 1
+        if chunk is None:
+            layout = batch.layout(row_B, start_B, count_B)
+            return batch.target.run(layout.feed(own_X[batch.tensor(_places(count_B, K))]), None)
+        all_B = np.concatenate((row_B, chunk.row_B))
+        order = np.argsort(all_B)
+        all_count_B = np.concatenate((count_B, chunk.count_B))
+        layout = batch.layout(all_B[order], np.concatenate((start_B, chunk.start_B))[order], all_count_B[order])
+        # Each token is one of the round's own, or stands in the prompts, behind those in one flat tensor.
+        prompt_M = slots.token_SP[layout.slot_M, layout.position_M]
+        is_own_M = np.repeat(np.isin(all_B[order], row_B), all_count_B[order])
+        place_M = B * (K + 1) + np.arange(layout.num_tokens)
+        place_M[is_own_M] = _places(count_B, K)
+        token_M = torch.cat((own_X, batch.tensor(prompt_M)))[batch.tensor(place_M)]
+        is_kept_M = is_own_M.copy()
+        is_kept_M[(np.cumsum(all_count_B[order]) - 1)[np.isin(all_B[order], chunk.done)]] = True
+        return batch.target.run(layout.feed(token_M), np.flatnonzero(is_kept_M))
+
+
+def _places(count_B: IntArray, K: int) -> IntArray:
+    """Places in [B, K + 1] of each row's first ``count_B`` entries, flat."""
+    first_B = np.cumsum(count_B) - count_B
+    row_N = np.repeat(np.arange(len(count_B)), count_B)
+    place_N: IntArray = row_N * (K + 1) + np.arange(len(row_N)) - first_B[row_N]
+    return place_N
 
 
 def _plain_plan(num_rows: int) -> RoundPlan:

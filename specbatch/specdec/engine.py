@@ -23,14 +23,15 @@ from specbatch.specdec import loading, overload
 from specbatch.specdec.admission import admit, make_room
 from specbatch.specdec.batch import Batch
 from specbatch.specdec.controller import Policy
-from specbatch.specdec.decoding import decode_round
+from specbatch.specdec.decoding import decode_round, may_ride
 from specbatch.specdec.drafters.suffix import SuffixIndex
 from specbatch.specdec.feed import Decoder
 from specbatch.specdec.host import resident_bytes
 from specbatch.specdec.output import SequenceOutput
-from specbatch.specdec.prefill import prefill
+from specbatch.specdec.prefill import plan_chunk, read_chunk
 from specbatch.specdec.profile import profile
 from specbatch.specdec.rounds import RoundLog
+from specbatch.specdec.selftest import SelfTest
 from specbatch.specdec.slots import Request
 from specbatch.specdec.stops import StopMatcher
 from specbatch.specdec.tokenizer import Tokenizer
@@ -89,6 +90,7 @@ class Engine:
             max_kv_tokens=max_kv_tokens,
             has_ratio_test=coupling == "distribution",
         )
+        self._selftest = SelfTest(target)
         self._rounds = RoundLog()
         self._round_number = 0
         if has_profile:
@@ -195,6 +197,9 @@ class Engine:
         """One round over all rows in flight; returns those that ended. Does nothing when there are none.
 
         Where memory runs out, half of the rows go back to the queue and the rest goes on.
+
+        Raises:
+            SpecbatchError: JOB_DEVICE; a row's logits were not finite and the device fails its self-test.
         """
         batch = self._batch
         if self._queue or batch.slots.num_active:
@@ -279,14 +284,27 @@ class Engine:
         batch = self._batch
         self._finished += admit(batch, self._queue, self.max_batch_size)
         self._finished += make_room(batch, self._queue)
-        self._finished += prefill(batch)
+        chunk = plan_chunk(batch)
+        if chunk is not None and not may_ride(batch, self._round_number):
+            self._finished += self._trusted(read_chunk(batch, chunk))
+            chunk = None
         started = time.perf_counter()
-        result = decode_round(batch, self._round_number, len(self._queue))
+        result = decode_round(batch, self._round_number, len(self._queue), chunk)
         if result is not None:
-            seconds = time.perf_counter() - started
-            self._rounds.add(is_plain=result.is_plain, seconds=seconds, num_tokens=result.num_tokens)
+            self._rounds.add(
+                is_plain=result.is_plain,
+                is_mixed=result.is_mixed,
+                seconds=time.perf_counter() - started,
+                num_tokens=result.num_tokens,
+            )
             self._round_number += 1
-            self._finished += result.finished
+            self._finished += self._trusted(result.finished)
+
+    def _trusted(self, outputs: list[SequenceOutput]) -> list[SequenceOutput]:
+        """Behind a row whose logits were not finite the device must prove itself, or nothing more is given out."""
+        if any(output.error_code == ErrorCode.ROW_NUMERIC for output in outputs):
+            self._selftest.check()
+        return outputs
 
     def _request(self, key: Hashable, prompt_ids: Sequence[int], params: SamplingParams) -> Request:
         ids = tuple(int(token) for token in prompt_ids)

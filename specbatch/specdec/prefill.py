@@ -1,7 +1,9 @@
 """Prefill: pending rows read their prompts in chunks, packed without padding, for target and draft together.
 
-One chunk per step, so that rows that decode never wait for a long prompt, and rows of all lengths share a chunk. The
-row whose prompt ends in the chunk says its first token: a plain step.
+One chunk per step, so that rows that decode never wait for a long prompt, and rows of all lengths share a chunk. It
+rides along in the forward that scores the step's round, which saves a pass over the weights; where no row decodes, or
+the round is one of those that measure plain decoding, it is fed alone. The row whose prompt ends in the chunk says its
+first token: a plain step.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from specbatch.specdec.accept import IntArray
+from specbatch.specdec.accept import BoolArray, IntArray
 from specbatch.specdec.batch import Batch
 from specbatch.specdec.feed import Decoder
 from specbatch.specdec.output import SequenceOutput
@@ -23,32 +25,75 @@ CHUNK_TOKENS = 512
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens that some pending rows are fed, in ascending slots: ``count_B`` from ``start_B`` on."""
+    """Tokens that some pending rows are fed, in ascending slots: ``count_B`` from ``start_B`` on.
+
+    Attributes:
+        is_done_B: the row's prompt ends in the chunk, so that its first token is drawn.
+    """
 
     row_B: IntArray
     start_B: IntArray
     count_B: IntArray
+    is_done_B: BoolArray
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.count_B.sum())
+
+    @property
+    def done(self) -> IntArray:
+        """Slots of the rows whose prompt ends in the chunk."""
+        return self.row_B[self.is_done_B]
 
 
-def prefill(batch: Batch) -> list[SequenceOutput]:
-    """Feed pending rows one chunk; returns the rows that ended with their first token."""
-    pending = batch.slots.rows(begun=False)
+def plan_chunk(batch: Batch) -> Chunk | None:
+    """What pending rows are fed in this step, beginnings that are held elsewhere copied first; None if none is pending.
+
+    The oldest rows come first; rows that begin like one that is being read wait for it, and copy.
+    """
+    slots = batch.slots
+    pending = slots.rows(begun=False)
     if not len(pending):
-        return []
+        return None
+    by_age = sorted((int(slot) for slot in pending), key=slots.opened.__getitem__)
+    chosen: list[int] = []
+    for slot in by_age:
+        known = slots.token_SP[slot, : slots.length_S[slot] - 1]
+        own = int(slots.target_kv_S[slot])
+        sharing = plan_sharing(slot, own, known, slots.token_SP, slots.target_kv_S, slots.length_S, chosen)
+        if sharing is not None and sharing.must_wait:
+            continue
+        if sharing is not None:
+            batch.share(sharing.source, slot, sharing.num_tokens)
+        chosen.append(slot)
+    count = _within(slots.length_S[chosen] - slots.target_kv_S[chosen], CHUNK_TOKENS)
+    row_B = np.array(chosen, dtype=np.int64)[count > 0]
+    count_B = count[count > 0]
+    order = np.argsort(row_B)
+    row_B, count_B = row_B[order], count_B[order]
+    start_B = slots.target_kv_S[row_B]
+    return Chunk(row_B, start_B, count_B, start_B + count_B == slots.length_S[row_B])
+
+
+def read_chunk(batch: Batch, chunk: Chunk) -> list[SequenceOutput]:
+    """Feed a chunk in a forward of its own; returns the rows that ended with their first token."""
     with batch.clock.timed("prefill"):
-        chunk = _plan_chunk(batch, pending)
         layout = batch.layout(chunk.row_B, chunk.start_B, chunk.count_B)
-        length_B = batch.slots.length_S[chunk.row_B]
-        is_done_B = chunk.start_B + chunk.count_B == length_B
-        keep_N = (np.cumsum(chunk.count_B) - 1)[is_done_B]
+        keep_N = (np.cumsum(chunk.count_B) - 1)[chunk.is_done_B]
         logits_NV = batch.target.run(batch.feed(layout), keep_N)
-        batch.slots.target_kv_S[chunk.row_B] += chunk.count_B
-        if batch.draft is not None and batch.policy.wants_draft:
-            feed_draft(batch, batch.draft, chunk.row_B, chunk.start_B + chunk.count_B)
-        done = chunk.row_B[is_done_B]
-        if not len(done):
-            return []
+    follow_chunk(batch, chunk)
+    done = chunk.done
+    if not len(done):
+        return []
     return settle_and_commit(batch, done, Proposals.none(len(done), batch.device), logits_NV).finished
+
+
+def follow_chunk(batch: Batch, chunk: Chunk) -> None:
+    """Behind the target's forward: book what it has read, and let the draft read it too, if it is in use."""
+    batch.slots.target_kv_S[chunk.row_B] += chunk.count_B
+    if batch.draft is not None and batch.policy.wants_draft:
+        with batch.clock.timed("prefill"):
+            feed_draft(batch, batch.draft, chunk.row_B, chunk.start_B + chunk.count_B)
 
 
 def feed_draft(batch: Batch, draft: Decoder, row_B: IntArray, end_B: IntArray) -> int:
@@ -69,29 +114,6 @@ def feed_draft(batch: Batch, draft: Decoder, row_B: IntArray, end_B: IntArray) -
         draft.run(batch.feed(layout), np.zeros(0, dtype=np.int64))
         slots.draft_kv_S[row_B] += count_B
         num_fed += int(count_B.sum())
-
-
-def _plan_chunk(batch: Batch, pending: IntArray) -> Chunk:
-    """The oldest rows first; rows that begin like one that is being read wait for it, and copy."""
-    slots = batch.slots
-    by_age = sorted((int(slot) for slot in pending), key=slots.opened.__getitem__)
-    chosen: list[int] = []
-    for slot in by_age:
-        known = slots.token_SP[slot, : slots.length_S[slot] - 1]
-        own = int(slots.target_kv_S[slot])
-        sharing = plan_sharing(slot, own, known, slots.token_SP, slots.target_kv_S, slots.length_S, chosen)
-        if sharing is not None and sharing.must_wait:
-            continue
-        if sharing is not None:
-            batch.share(sharing.source, slot, sharing.num_tokens)
-        chosen.append(slot)
-    lacking = slots.length_S[chosen] - slots.target_kv_S[chosen]
-    count = _within(lacking, CHUNK_TOKENS)
-    row_B = np.array(chosen, dtype=np.int64)[count > 0]
-    count_B = count[count > 0]
-    order = np.argsort(row_B)
-    row_B, count_B = row_B[order], count_B[order]
-    return Chunk(row_B, slots.target_kv_S[row_B], count_B)
 
 
 def _within(wanted_B: IntArray, budget: int) -> IntArray:

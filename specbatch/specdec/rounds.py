@@ -2,7 +2,8 @@
 
 In a job that speculates, about one round in fifty is decoded plainly, drawn by a hash of the round's number and by
 nothing that the job does: so the plain rounds are a fair sample of the same rows at the same batch, and the speed-up in
-the report is a measurement. The text does not change: it does not depend on K.
+the report is a measurement. The text does not change: it does not depend on K. Rounds whose forward also reads prompts
+cost more for it; they are logged apart, and those drawn as plain never do.
 """
 
 from __future__ import annotations
@@ -32,10 +33,17 @@ class RoundLog:
         self._done: list[RoundBlock] = []
         self._open = RoundBlock()
 
-    def add(self, *, is_plain: bool, seconds: float, num_tokens: int) -> None:
-        """Log one round with the tokens that it committed."""
+    def add(self, *, is_plain: bool, is_mixed: bool, seconds: float, num_tokens: int) -> None:
+        """Log one round with the tokens that it committed; one with prompts in it is compared with nothing."""
         block = self._open
-        if is_plain:
+        if is_mixed:
+            block = replace(
+                block,
+                num_mixed_rounds=block.num_mixed_rounds + 1,
+                mixed_seconds=block.mixed_seconds + seconds,
+                num_mixed_tokens=block.num_mixed_tokens + num_tokens,
+            )
+        elif is_plain:
             block = replace(
                 block,
                 num_plain_rounds=block.num_plain_rounds + 1,
@@ -50,7 +58,7 @@ class RoundLog:
                 num_spec_tokens=block.num_spec_tokens + num_tokens,
             )
         self._open = block
-        if block.num_plain_rounds + block.num_spec_rounds >= ROUNDS_PER_BLOCK:
+        if block.num_plain_rounds + block.num_spec_rounds + block.num_mixed_rounds >= ROUNDS_PER_BLOCK:
             self.flush()
 
     def flush(self) -> None:

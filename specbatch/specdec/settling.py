@@ -42,6 +42,19 @@ class Proposals:
         empty = torch.empty((num_rows, 0), dtype=torch.int64, device=device)
         return Proposals(empty, np.zeros(num_rows, dtype=np.int64), np.zeros(num_rows, dtype=np.bool_))
 
+    def among(self, row_B: IntArray, all_B: IntArray) -> Proposals:
+        """The same among more rows, which decode plainly; ``all_B`` holds ``row_B``, both ascend."""
+        place_B = np.searchsorted(all_B, row_B)
+        draft_length_B, is_model_B = np.zeros(len(all_B), dtype=np.int64), np.zeros(len(all_B), dtype=np.bool_)
+        draft_length_B[place_B], is_model_B[place_B] = self.draft_length_B, self.is_model_B
+        place = torch.from_numpy(place_B).to(self.draft_BK.device, non_blocking=True)
+
+        def spread(values: Tensor) -> Tensor:
+            return values.new_zeros(len(all_B), values.shape[1]).index_copy_(0, place, values)
+
+        q_logits = [spread(values) for values in self.q_logits]
+        return Proposals(spread(self.draft_BK), draft_length_B, is_model_B, q_logits)
+
 
 @dataclass(frozen=True, slots=True)
 class Settled:

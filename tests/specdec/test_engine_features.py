@@ -306,6 +306,22 @@ def second_token_law(model: Any, prompt: list[int], temperature: float) -> torch
         return first @ second
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_behind_a_broken_row_the_device_must_prove_itself(target: Any, path: str) -> None:
+    """Damaged weights break their own rows only; a device that computes otherwise than at start ends the engine."""
+    broken = perturbed(target, 0.0)
+    with torch.no_grad():
+        broken.get_input_embeddings().weight[20] = torch.nan
+    subject = engine(broken, batch=2, path=path)
+    outputs = subject.generate([[3, 20], [3, 4]], SamplingParams(max_new_tokens=3, banned_token_ids=(20,)))
+    assert [output.error_code for output in outputs] == ["ROW_NUMERIC", None]
+    decoder = subject._batch.target
+    honest = decoder.canonical_logits
+    decoder.canonical_logits = lambda token_T: honest(token_T) * (1 + 1e-12)  # type: ignore[method-assign]
+    with pytest.raises(SpecbatchError, match="JOB_DEVICE"):
+        subject.generate([[3, 20]], SamplingParams(max_new_tokens=3))
+
+
 def test_ids_outside_the_vocabulary_are_refused_by_name(target: Any) -> None:
     with pytest.raises(SpecbatchError, match="banned_token_ids"):
         engine(target).submit(0, [1], SamplingParams(banned_token_ids=(VOCAB,)))

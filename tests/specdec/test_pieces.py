@@ -87,11 +87,12 @@ def test_plain_rounds_are_about_two_percent_and_never_bunched() -> None:
 def test_round_log_loses_nothing() -> None:
     log = RoundLog()
     for number in range(3 * ROUNDS_PER_BLOCK + 5):
-        log.add(is_plain=number % 7 == 0, seconds=0.5, num_tokens=number)
+        log.add(is_plain=number % 7 == 0, is_mixed=number % 5 == 0, seconds=0.5, num_tokens=number)
     assert len(log.take()) == 3
     log.flush()
     (rest,) = log.take()
-    assert rest.num_plain_rounds + rest.num_spec_rounds == 5
+    assert rest.num_plain_rounds + rest.num_spec_rounds + rest.num_mixed_rounds == 5
+    assert rest.mixed_seconds == 0.5 * rest.num_mixed_rounds > 0
     log.flush()
     assert log.take() == ()
     assert rest != RoundBlock()
