@@ -29,6 +29,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 import specbatch
+from specbatch.jobs.machine import describe_hardware
 from specbatch.specdec import coupling, noise
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -251,18 +252,12 @@ def main() -> None:
     lines += [
         "",
         f"Command: `python {' '.join(sys.argv)}`. Date: {datetime.date.today()}.",
-        f"Hardware: {processor()}, {len(os.sched_getaffinity(0))} cores. Versions: specbatch {specbatch.__version__}, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}.",
+        f"Hardware: {describe_hardware()['cpu']}, {len(os.sched_getaffinity(0))} cores. "
+        f"Versions: specbatch {specbatch.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}.",
     ]
     print("\n".join(lines))
     if arguments.markdown:
         arguments.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def processor() -> str:
-    """The processor's name."""
-    names = [x for x in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if x.startswith("model name")]
-    return names[0].split(":")[1].strip() if names else platform.machine()
 
 
 if __name__ == "__main__":

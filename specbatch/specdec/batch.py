@@ -128,10 +128,13 @@ class Batch:
             slots.draft_kv_S[destination] = num_drafted
 
     def resize(self, num_slots: int, max_positions: int) -> None:
-        """Give slots and caches another shape."""
-        self.slots.resize(num_slots, max_positions)
+        """Give slots and caches another shape.
+
+        The slot table comes last: where memory runs out on the way it still says what every layer can be brought to.
+        """
         for decoder in self.decoders:
             decoder.cache.resize(num_slots, max_positions)
+        self.slots.resize(num_slots, max_positions)
 
     def compact(self) -> None:
         """Move the last rows into closed slots, so that attention reads as few slots as there are rows."""
@@ -180,7 +183,7 @@ class Batch:
             token_ids=token_ids,
             finish_reason="stop" if is_stopped else "length",
             stats=slots.counters(slot),
-            min_margin=float(slots.margin_S[slot]),
+            min_margin=float(slots.margin_S[slot]) if np.isfinite(slots.margin_S[slot]) else None,
             num_near_ties=int(slots.near_ties_S[slot]),
             logprobs=logprobs,
         )

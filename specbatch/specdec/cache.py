@@ -138,6 +138,8 @@ class SlotCache(Cache):  # type: ignore[misc]
 
 
 def _reshaped(memory_SPHD: Tensor, num_slots: int, max_positions: int) -> Tensor:
+    if memory_SPHD.shape[:2] == (num_slots, max_positions):
+        return memory_SPHD
     reshaped = memory_SPHD.new_zeros(num_slots, max_positions, *memory_SPHD.shape[2:])
     slots, positions = min(num_slots, memory_SPHD.shape[0]), min(max_positions, memory_SPHD.shape[1])
     reshaped[:slots, :positions] = memory_SPHD[:slots, :positions]

@@ -63,9 +63,8 @@ def decode_round(batch: Batch, round_number: int, num_waiting: int, chunk: Chunk
         plan = batch.policy.plan(view(batch, row_B, looked_up, num_waiting, num_riding))
     num_caught_up = catch_up(batch, row_B, plan)
     proposals = propose(batch, row_B, plan, looked_up)
-    caught_up_seconds = (batch.clock.seconds - before).prefill
+    catch_up_seconds = (batch.clock.seconds - before).prefill
     logits_NV = score(batch, row_B, proposals, chunk)
-    spent = batch.clock.seconds - before
     if chunk is None:
         settled = settle_and_commit(batch, row_B, proposals, logits_NV)
         verdict = settled.verdict
@@ -74,7 +73,7 @@ def decode_round(batch: Batch, round_number: int, num_waiting: int, chunk: Chunk
         all_B = np.sort(np.concatenate((row_B, chunk.done)))
         settled = settle_and_commit(batch, all_B, proposals.among(row_B, all_B), logits_NV)
         verdict = settled.verdict.of(np.isin(all_B, row_B))
-    feeding_seconds = (batch.clock.seconds - before).prefill - caught_up_seconds
+    elapsed, spent = time.perf_counter() - started, batch.clock.seconds - before
     model_length_B = plan.draft_length_B[plan.is_model_B]
     batch.policy.observe(
         RoundMeasure(
@@ -84,13 +83,8 @@ def decode_round(batch: Batch, round_number: int, num_waiting: int, chunk: Chunk
             num_model_rows=int((model_length_B > 0).sum()),
             propose_seconds=spent.propose,
             score_seconds=spent.score,
-            other_seconds=time.perf_counter()
-            - started
-            - spent.propose
-            - spent.score
-            - caught_up_seconds
-            - feeding_seconds,
-            catch_up_seconds=caught_up_seconds,
+            other_seconds=elapsed - spent.propose - spent.score - spent.prefill,
+            catch_up_seconds=catch_up_seconds,
             num_catch_up_tokens=num_caught_up,
             draft_length_B=verdict.num_proposed_B,
             matched_B=verdict.num_accepted_B,

@@ -185,11 +185,15 @@ class Engine:
         return [outputs[index] for index in range(len(requests))]
 
     def submit(self, key: Hashable, prompt_ids: Sequence[int], params: SamplingParams) -> None:
-        """Queue one sequence; ``step`` returns it under ``key`` when it has ended. ``num_samples`` must be 1.
+        """Queue one sequence; ``step`` returns it under ``key`` when it has ended.
 
         Raises:
-            SpecbatchError: ROW_PROMPT_EMPTY, ROW_TOO_LONG.
+            SpecbatchError: ROW_PROMPT_EMPTY, ROW_TOO_LONG; JOB_CONFIG for several samples, each of which needs a key.
         """
+        if params.num_samples != 1:
+            raise SpecbatchError(
+                ErrorCode.JOB_CONFIG, f"num_samples is {params.num_samples}; submit every sample under a key of its own"
+            )
         self._queue.append(self._request(key, prompt_ids, params))
 
     @torch.inference_mode()
@@ -243,11 +247,6 @@ class Engine:
     def model_path(self) -> str:
         """``lean`` or ``generic``: which code runs the target; part of what decides its rounding."""
         return self._batch.target.path
-
-    @property
-    def has_draft(self) -> bool:
-        """False without a draft, and once it has been given up."""
-        return self._batch.draft is not None
 
     def take_blocks(self) -> tuple[RoundBlock, ...]:
         """Sums over rounds since the last call."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from specbatch.specdec import families
+from specbatch.specdec.attention import visibility_mask
 from specbatch.specdec.feed import Feed, Group, IntArray
 from specbatch.specdec.lean_memory import LeanMemory
 from specbatch.specdec.packing import Product
@@ -157,7 +158,7 @@ class LeanDecoder:
             cos_M1D, sin_M1D = self._rotary(x_ME, position_T)
             for layer in self.layers:
                 query_MQD, key_MHD, value_MHD = self._project(layer, x_ME, cos_M1D, sin_M1D)
-                mask = visibility(position_T.unsqueeze(0), T, layer.window, self.dtype)
+                mask = visibility_mask(position_T.unsqueeze(0), T, self.dtype, layer.window)
                 keys, values = (states.transpose(0, 1).unsqueeze(0) for states in (key_MHD, value_MHD))
                 out_ME = self._attention(layer, query_MQD.unsqueeze(0), keys, values, mask)[0]
                 x_ME = self._finish(layer, x_ME, out_ME)
@@ -174,7 +175,7 @@ class LeanDecoder:
         """Masks [B, 1, T, P] of every group, by the windows that layers have."""
         windows = {layer.window for layer in self.layers}
         return {
-            window: [visibility(group.position_BT, group.num_keys, window, self.dtype) for group in feed.groups]
+            window: [visibility_mask(group.position_BT, group.num_keys, self.dtype, window) for group in feed.groups]
             for window in windows
         }
 
@@ -230,16 +231,6 @@ class LeanDecoder:
     def _logits(self, x_NE: Tensor) -> Tensor:
         logits_NV: Tensor = self.head(functional.rms_norm(x_NE, x_NE.shape[-1:], self.norm, self.epsilon))
         return logits_NV
-
-
-def visibility(position_BT: Tensor, num_keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """Mask [B, 1, T, P], 0 or -inf: a query at position p sees the keys 0..p, or the last ``window`` of them."""
-    key_P = torch.arange(num_keys, device=position_BT.device)
-    is_hidden = key_P > position_BT.unsqueeze(-1)
-    if window is not None:
-        is_hidden |= key_P <= position_BT.unsqueeze(-1) - window
-    mask = torch.zeros(is_hidden.shape, dtype=dtype, device=position_BT.device)
-    return mask.masked_fill_(is_hidden, -torch.inf).unsqueeze(1)
 
 
 def _fused(*linears: nn.Linear) -> Product:

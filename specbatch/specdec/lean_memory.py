@@ -54,6 +54,8 @@ class LeanMemory:
         """Give the memory another shape, keeping what fits; layer by layer, so that little is held twice."""
         for memories in (self.keys, self.values):
             for layer, old in enumerate(memories):
+                if old.shape[:2] == (num_slots, max_positions):
+                    continue
                 new = old.new_zeros(num_slots, max_positions, *old.shape[2:])
                 slots, positions = min(num_slots, old.shape[0]), min(max_positions, old.shape[1])
                 new[:slots, :positions] = old[:slots, :positions]

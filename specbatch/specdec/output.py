@@ -18,7 +18,8 @@ class SequenceOutput:
         key: what the caller gave to ``submit``.
         text: completion without the stop id or stop string; None for an error.
         token_ids: completion with the stop id or the tokens of the stop string; empty for an error.
-        min_margin: smallest gap between the best and second-best noisy score, in logits; None for an error.
+        min_margin: smallest gap between the best and second-best noisy score, in logits; None for an error, and under
+            the ``distribution`` coupling, which compares none.
         num_near_ties: tokens that were decided by canonical evaluation.
         logprobs: log-softmax of the target's raw logits at each of ``token_ids``, where they were asked for.
     """

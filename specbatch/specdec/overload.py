@@ -13,7 +13,7 @@ import torch
 from specbatch.schemas.errors import ErrorCode
 from specbatch.specdec.admission import shrink
 from specbatch.specdec.batch import Batch
-from specbatch.specdec.output import SequenceOutput
+from specbatch.specdec.output import SequenceOutput, error_output
 from specbatch.specdec.slots import Request
 
 _MESSAGES = ("can't allocate memory", "not enough memory", "out of memory", "could not create a memory object")
@@ -28,12 +28,18 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def relieve(batch: Batch, queue: deque[Request]) -> list[SequenceOutput]:
-    """Halve the slots; the row that does not fit even alone becomes an error row, which is returned."""
+    """Halve the slots; the row that does not fit even alone becomes an error row, which is returned.
+
+    With one slot left that is the row in it or, where not even its slot could be had, the next one of the queue.
+    """
     slots = batch.slots
     refused: list[SequenceOutput] = []
-    if slots.num_slots == 1:
-        message = "memory ran out with this row alone in flight; it is too long for this device"
-        refused = [batch.fail(slot, ErrorCode.ROW_MEMORY, message) for slot in range(slots.num_active)]
+    message = "memory ran out with this row alone in flight; it is too long for this device"
+    if slots.num_slots == 1 and slots.num_active:
+        refused.append(batch.fail(0, ErrorCode.ROW_MEMORY, message))
+    elif slots.num_slots == 1 and queue:
+        request = queue.popleft()
+        refused.append(error_output(request.key, len(request.prompt_ids), ErrorCode.ROW_MEMORY, message))
     num_slots = max(slots.num_slots // 2, 1)
     shrink(batch, queue, num_slots)
     batch.resize(num_slots, slots.max_positions)

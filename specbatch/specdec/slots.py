@@ -163,6 +163,7 @@ class SlotTable:
     def close(self, slot: int) -> None:
         """Forget the row of a slot, not what the caches hold."""
         self.requests[slot] = None
+        self.is_begun_S[slot] = False
         while self.num_active and self.requests[self.num_active - 1] is None:
             self.num_active -= 1
         self.version += 1

@@ -221,6 +221,32 @@ def test_memory_that_does_not_do_for_one_row_is_that_rows_error(target: Any, pat
     assert [output.error_code for output in outputs] == [None, "ROW_MEMORY", None]
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_memory_that_fails_while_slots_grow_leaves_every_layer_as_it_was(target: Any, draft: Any, path: str) -> None:
+    """The caches of the target have grown when the draft's cannot: both must come back to one shape."""
+    subject = engine(target, draft, k=2, batch=4, path=path)
+    cache = subject._batch.draft.cache  # type: ignore[union-attr]
+    resize = cache.resize
+
+    def scarce(num_slots: int, max_positions: int) -> None:
+        if max_positions > 2 * STEP:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+        resize(num_slots, max_positions)
+
+    cache.resize = scarce  # type: ignore[method-assign]
+    rows: Rows = [([n, 5], SamplingParams(max_new_tokens=20, temperature=1.0, seed=n)) for n in range(6)]
+    mixed = [*rows[:3], ([3] * 90, SamplingParams(max_new_tokens=4)), *rows[3:]]
+    outputs = subject.generate([ids for ids, _ in mixed], [params for _, params in mixed])
+    assert [output.error_code for output in outputs] == [None] * 3 + ["ROW_MEMORY"] + [None] * 3
+    expected = full_twin(target, rows, path=path)
+    assert tokens(outputs[:3] + outputs[4:]) == [(twin.token_ids, twin.finish_reason) for twin in expected]
+
+
+def test_several_samples_need_several_keys(target: Any) -> None:
+    with pytest.raises(SpecbatchError, match="num_samples"):
+        engine(target).submit(0, [1], SamplingParams(temperature=1.0, num_samples=2))
+
+
 def test_other_errors_are_not_taken_for_want_of_memory(target: Any) -> None:
     subject = engine(target)
 
