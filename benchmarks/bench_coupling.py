@@ -253,7 +253,8 @@ def main() -> None:
         "",
         f"Command: `python {' '.join(sys.argv)}`. Date: {datetime.date.today()}.",
         f"Hardware: {describe_hardware()['cpu']}, {len(os.sched_getaffinity(0))} cores. "
-        f"Versions: specbatch {specbatch.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}.",
+        f"Versions: specbatch {specbatch.__version__}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}, Python {platform.python_version()}.",
     ]
     print("\n".join(lines))
     if arguments.markdown:

@@ -250,7 +250,8 @@ def main() -> None:
         f"Command: `OMP_NUM_THREADS={torch.get_num_threads()} python {' '.join(sys.argv)}`. "
         f"Date: {datetime.date.today()}.",
         f"Hardware: {describe_hardware()['cpu']}, {len(os.sched_getaffinity(0))} cores. "
-        f"Versions: specbatch {specbatch.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}.",
+        f"Versions: specbatch {specbatch.__version__}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}, Python {platform.python_version()}.",
     ]
     print("\n".join(lines))
     if arguments.markdown:
