@@ -295,6 +295,14 @@ def test_the_distribution_coupling_accepts_all_of_a_draft_that_is_the_target(tar
         assert output.stats.num_accepted_draft_tokens == output.stats.num_draft_tokens
 
 
+def test_margins_belong_to_the_seed_coupling(target: Any, draft: Any, rows: Rows) -> None:
+    """The ratio test has no second-best score to be close to; a margin there would be made up."""
+    under_seed = run(rows, target, draft, k=2, path="lean")
+    under_distribution = run(rows, target, draft, k=2, path="lean", coupling="distribution")
+    assert any(output.min_margin is not None for output in under_seed)
+    assert all(output.min_margin is None for output in under_distribution)
+
+
 def test_the_distribution_coupling_has_the_law_of_the_target(target: Any) -> None:
     """Second token of a completion, over 4,000 rows, against the exact law; with a draft that is often refused.
 
