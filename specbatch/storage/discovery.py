@@ -1,4 +1,4 @@
-"""Which files a dataset argument names: a file, a folder, or a glob of local paths."""
+"""Which files a dataset argument names: a file, a folder, or a glob, local or on S3."""
 
 from __future__ import annotations
 
@@ -9,85 +9,144 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.storage.store import local_path
+from specbatch.storage.store import is_s3, local_path
 
-_JOB_FOLDER = "_specbatch"
+JOB_FOLDER = "_specbatch"
 _SUFFIX = ".parquet"
 
 
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """One file of a dataset: ``name`` is relative to the dataset argument, ``path`` is absolute."""
+    """One file of a dataset.
+
+    Attributes:
+        name: relative to the dataset argument.
+        path: absolute, or a URI.
+        etag: of an object, its version when it was found; None of local files.
+        num_bytes: of an object, the size of that version.
+    """
 
     name: str
-    path: Path
+    path: str
+    etag: str | None = None
+    num_bytes: int | None = None
 
 
 def find_files(datasets: Sequence[str]) -> list[FoundFile]:
     """The files of all dataset arguments, in the order of the arguments and sorted by name within each.
 
     A folder stands for the ``*.parquet`` files in it and below. Names that begin with ``_`` or ``.`` and folders that
-    hold a ``_specbatch/`` (outputs of specbatch) are skipped in folders and globs.
+    hold a ``_specbatch/`` (outputs of specbatch) are skipped in folders and globs. ``key=value`` folders are folders
+    like others: they give no column.
 
     Raises:
         SpecbatchError: ``JOB_URI_INVALID``, ``JOB_INPUT_MISSING`` (no such path), ``JOB_INPUT_EMPTY`` (nothing in
-            it), ``JOB_COLUMN_RESERVED`` (it is an output of specbatch), ``JOB_CONFIG`` (a file named twice).
+            it), ``JOB_COLUMN_RESERVED`` (it is an output of specbatch), ``JOB_CONFIG`` (a file named twice); for S3
+            also ``JOB_STORE_LOST``, ``JOB_STORE_DENIED``.
     """
     if not datasets:
         raise SpecbatchError(ErrorCode.JOB_INPUT_EMPTY, "no dataset given; name a Parquet file, a folder or a glob")
     files = [file for dataset in datasets for file in _find(dataset)]
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for file in files:
-        if not str(file.path).isprintable():
+        if not file.path.isprintable():
             raise SpecbatchError(
                 ErrorCode.JOB_URI_INVALID,
-                f"the name of dataset file {str(file.path)!a} is not printable text; rename the file",
+                f"the name of dataset file {file.path!a} is not printable text; rename the file",
             )
-        resolved = file.path.resolve()
-        if resolved in seen:
+        place = file.path if is_s3(file.path) else os.path.realpath(file.path)
+        if place in seen:
             raise SpecbatchError(
                 ErrorCode.JOB_CONFIG, f"the datasets name {file.path} twice; each row may be decoded once only"
             )
-        seen.add(resolved)
+        seen.add(place)
     return files
 
 
+def is_data_file(name: str) -> bool:
+    """Whether a file's name is one that a folder is searched for."""
+    return name.lower().endswith(_SUFFIX) and not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether the name of a file or folder takes it out of folders and globs."""
+    return name.startswith(("_", "."))
+
+
+def check_pattern(pattern: str, segments: Sequence[str]) -> None:
+    """Check that ``**`` stands alone between slashes.
+
+    Raises:
+        SpecbatchError: ``JOB_URI_INVALID``.
+    """
+    for segment in segments:
+        if "**" in segment and segment != "**":
+            raise SpecbatchError(
+                ErrorCode.JOB_URI_INVALID, f"dataset {pattern!a}: ** must be a whole folder, as in data/**/*.parquet"
+            )
+
+
+def missing(what: str) -> SpecbatchError:
+    """The dataset names nothing."""
+    return SpecbatchError(ErrorCode.JOB_INPUT_MISSING, f"dataset {what} does not exist; check the path")
+
+
+def no_files(folder: str) -> SpecbatchError:
+    """The dataset is a folder without data."""
+    return SpecbatchError(
+        ErrorCode.JOB_INPUT_EMPTY, f"dataset {folder} holds no *{_SUFFIX} file; give a folder or a glob that does"
+    )
+
+
+def no_match(pattern: str) -> SpecbatchError:
+    """The dataset is a pattern that fits nothing."""
+    return SpecbatchError(ErrorCode.JOB_INPUT_EMPTY, f"dataset {pattern} matches no file; check the pattern")
+
+
+def is_output(folder: str) -> SpecbatchError:
+    """The dataset is an output of a job."""
+    return SpecbatchError(
+        ErrorCode.JOB_COLUMN_RESERVED,
+        f"dataset {folder} is an output of specbatch, whose result columns are reserved; "
+        "write the columns that you want to a new Parquet file and submit that",
+    )
+
+
 def _find(dataset: str) -> list[FoundFile]:
+    if is_s3(dataset):
+        from specbatch.storage.discovery_s3 import find_on_s3
+
+        return find_on_s3(dataset)
     path = local_path(dataset, "dataset")
     if path.is_dir():
         return _find_in_folder(path)
     if path.exists():
-        return [FoundFile(path.name, path)]
+        return [FoundFile(path.name, str(path))]
     if glob.has_magic(dataset):
         return _find_by_glob(path)
-    raise SpecbatchError(ErrorCode.JOB_INPUT_MISSING, f"dataset {path} does not exist; check the path")
+    raise missing(str(path))
 
 
 def _find_in_folder(folder: Path) -> list[FoundFile]:
-    if (folder / _JOB_FOLDER).is_dir():
-        raise SpecbatchError(
-            ErrorCode.JOB_COLUMN_RESERVED,
-            f"dataset {folder} is an output of specbatch, whose result columns are reserved; "
-            "write the columns that you want to a new Parquet file and submit that",
-        )
+    if (folder / JOB_FOLDER).is_dir():
+        raise is_output(str(folder))
     names = sorted(path.relative_to(folder) for path in _walk(folder))
     if not names:
-        raise SpecbatchError(
-            ErrorCode.JOB_INPUT_EMPTY, f"dataset {folder} holds no *{_SUFFIX} file; give a folder or a glob that does"
-        )
-    return [FoundFile(name.as_posix(), folder / name) for name in names]
+        raise no_files(str(folder))
+    return [FoundFile(name.as_posix(), str(folder / name)) for name in names]
 
 
 def _walk(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
-        kept = [name for name in folders if not _is_hidden(name) and not (Path(parent) / name / _JOB_FOLDER).is_dir()]
+        kept = [name for name in folders if not is_hidden(name) and not (Path(parent) / name / JOB_FOLDER).is_dir()]
         folders[:] = kept
         for name in names:
-            if name.lower().endswith(_SUFFIX) and not _is_hidden(name):
+            if is_data_file(name):
                 yield Path(parent) / name
 
 
 def _find_by_glob(pattern: Path) -> list[FoundFile]:
+    check_pattern(str(pattern), pattern.parts)
     plain = 0
     while not glob.has_magic(pattern.parts[plain]):
         plain += 1
@@ -96,14 +155,10 @@ def _find_by_glob(pattern: Path) -> list[FoundFile]:
     matches = (path.relative_to(base) for path in base.glob(str(wildcards)) if path.is_file())
     names = sorted(name for name in matches if not _is_skipped(base, name))
     if not names:
-        raise SpecbatchError(ErrorCode.JOB_INPUT_EMPTY, f"dataset {pattern} matches no file; check the pattern")
-    return [FoundFile(name.as_posix(), base / name) for name in names]
+        raise no_match(str(pattern))
+    return [FoundFile(name.as_posix(), str(base / name)) for name in names]
 
 
 def _is_skipped(base: Path, name: Path) -> bool:
     inner_folders = [base / folder for folder in name.parents if folder != Path()]
-    return any(map(_is_hidden, name.parts)) or any((folder / _JOB_FOLDER).is_dir() for folder in inner_folders)
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(("_", "."))
+    return any(map(is_hidden, name.parts)) or any((folder / JOB_FOLDER).is_dir() for folder in inner_folders)

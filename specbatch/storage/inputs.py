@@ -1,64 +1,78 @@
-"""Reading the dataset: pin every file by its footer, check the columns, read runs of rows.
+"""Reading the dataset, local or on S3: pin every file by its footer, check the columns, read runs of rows.
 
 A file is pinned by its size and the digest of its footer, which names every column chunk's place and statistics. A
 worker refuses a file whose pin no longer fits; damage inside the pages is caught by their checksums where the
-writer made any.
+writer made any. An open object stays one version: a read of another one is refused.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.plan import InputFile, Segment
 from specbatch.schemas.rows import RESERVED_COLUMNS
 from specbatch.storage.discovery import FoundFile, find_files
-from specbatch.storage.footer import Footer, NotParquet, extension_columns, open_parquet, read_footer
+from specbatch.storage.footer import extensions_in, open_parquet, read_footer, stored_schema
+from specbatch.storage.footer_facts import NotParquet, OverLimit, Unsupported, read_facts
+from specbatch.storage.row_reader import KeptReaders, RowReader
+from specbatch.storage.store import NotFound, is_s3
 
-_NUM_FOOTER_READERS = 8
-_BATCH_ROWS = 4096
+_NUM_FOOTER_READERS = 16
+
+_kept = KeptReaders()
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def discover(datasets: Sequence[str]) -> tuple[InputFile, ...]:
-    """Find and pin every input file, in the order that numbers the rows.
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """A pinned dataset.
+
+    Attributes:
+        files: in the order that numbers the rows; files without rows are among them.
+        schema: what all files share, with the column order of the first.
+    """
+
+    files: tuple[InputFile, ...]
+    schema: pa.Schema
+
+
+def read_inputs(datasets: Sequence[str]) -> Inputs:
+    """Find, pin and check every input file. Each footer is read once, many at a time.
 
     Raises:
-        SpecbatchError: what ``find_files`` raises, and ``JOB_INPUT_CORRUPT`` or ``JOB_INPUT_EXTENSION``
-            for the first file that cannot be used.
+        SpecbatchError: what ``find_files`` raises; for the first file that cannot be used ``JOB_INPUT_CORRUPT``,
+            ``JOB_INPUT_EXTENSION``, ``JOB_INPUT_UNSUPPORTED`` or ``JOB_INPUT_LIMIT``; ``JOB_SCHEMA_MISMATCH`` naming
+            two files that differ by more than the order of their columns, or a file with two columns of one name.
     """
-    return tuple(_map_in_order(_pin, find_files(datasets)))
-
-
-def read_schema(files: Sequence[InputFile]) -> pa.Schema:
-    """The schema that all files share, with the column order of the first.
-
-    Raises:
-        SpecbatchError: ``JOB_SCHEMA_MISMATCH`` naming two files that differ by more than the order of their
-            columns, or a file with two columns of one name; ``JOB_INPUT_CHANGED``, ``JOB_INPUT_CORRUPT``.
-    """
-    schemas = _map_in_order(_schema_of, files)
-    names = schemas[0].names
-    if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise SpecbatchError(
-            ErrorCode.JOB_SCHEMA_MISMATCH, f"{files[0].path} has two columns named {doubled[0]!r}; rename one of them"
-        )
-    for file, schema in zip(files, schemas, strict=True):
-        if difference := _difference(schemas[0], schema):
+    files: list[InputFile] = []
+    schema: pa.Schema | None = None
+    # One schema is kept, the others are compared as they come: a hundred thousand of them are gigabytes.
+    for file, found in _map_in_order(_pin, find_files(datasets)):
+        if schema is None:
+            schema = _distinct(file, found)
+        elif difference := _difference(schema, found):
             raise SpecbatchError(
                 ErrorCode.JOB_SCHEMA_MISMATCH,
                 f"{files[0].path} and {file.path} differ: {difference}; give all files the same columns",
             )
-    return schemas[0]
+        files.append(file)
+    assert schema is not None, "find_files finds a file or raises"
+    return Inputs(tuple(files), schema)
+
+
+def discover(datasets: Sequence[str]) -> tuple[InputFile, ...]:
+    """The files of ``read_inputs``."""
+    return read_inputs(datasets).files
 
 
 def check_columns(schema: pa.Schema, prompt_column: str, id_column: str | None) -> None:
@@ -87,141 +101,142 @@ def check_columns(schema: pa.Schema, prompt_column: str, id_column: str | None) 
 def read_segment(segment: Segment) -> pa.Table:
     """The rows of one segment with all columns, in chunks of at most a few thousand rows.
 
-    String values are not checked for valid UTF-8. Row groups before ``row_start`` are not read.
+    String values are not checked for valid UTF-8. Row groups before ``row_start`` are not read, and of a row group in
+    which the last segment ended only what comes behind it. All reads see one version of the file: an object that is
+    replaced meanwhile is refused.
 
     Raises:
         SpecbatchError: ``JOB_INPUT_MISSING``, ``JOB_INPUT_CHANGED`` (the pin does not fit),
-            ``SHARD_INPUT_CORRUPT`` (a page is damaged).
+            ``SHARD_INPUT_CORRUPT`` (a page is damaged); for S3 also ``JOB_STORE_LOST``, ``JOB_STORE_DENIED``.
     """
-    path = Path(segment.path)
-    with _open(path) as file:
+    path = segment.path
+    pin = (path, segment.size_bytes, segment.footer_sha256)
+    reader = _kept.take(pin) or _open_reader(*pin)
+    try:
+        table = reader.read(segment.row_start, segment.row_stop)
+    except BaseException as error:
+        reader.close()
+        if not isinstance(error, pa.ArrowException | OSError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SpecbatchError(
+            ErrorCode.SHARD_INPUT_CORRUPT,
+            f"{path} cannot be read at rows {segment.row_start} to {segment.row_stop - 1} ({reason}); "
+            "write the file again and submit it to a new output",
+        ) from error
+    _kept.keep(pin, reader)
+    return table
+
+
+def _open_reader(path: str, size_bytes: int, footer_sha256: str) -> RowReader:
+    """A file that must fit its pin."""
+    file = _open(path)
+    try:
         try:
             footer = read_footer(file)
         except NotParquet as error:  # it was Parquet when it was pinned
             raise _changed(path) from error
-        _check_pin(path, footer, segment.size_bytes, segment.footer_sha256)
-        parquet = _named(path, lambda: open_parquet(file, footer))
-        try:
-            return _read_rows(parquet, segment.row_start, segment.row_stop)
-        except (pa.ArrowException, OSError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise SpecbatchError(
-                ErrorCode.SHARD_INPUT_CORRUPT,
-                f"{path} cannot be read at rows {segment.row_start} to {segment.row_stop - 1} ({reason}); "
-                "write the file again and submit it to a new output",
-            ) from error
+        if (footer.size_bytes, footer.sha256) != (size_bytes, footer_sha256):
+            raise _changed(path)
+        return RowReader(path, file, _named(path, lambda: open_parquet(file, footer)))
+    except BaseException:
+        file.close()
+        raise
 
 
-def _read_rows(parquet: pq.ParquetFile, row_start: int, row_stop: int) -> pa.Table:
-    metadata = parquet.metadata
-    assert 0 <= row_start <= row_stop <= metadata.num_rows, f"rows {row_start} to {row_stop} of {metadata.num_rows}"
-    groups: list[int] = []
-    first_row = row_start
-    at = 0
-    for group in range(metadata.num_row_groups):
-        num_rows = metadata.row_group(group).num_rows
-        if at < row_stop and at + num_rows > row_start:
-            if not groups:
-                first_row = at
-            groups.append(group)
-        at += num_rows
-    batches: list[pa.RecordBatch] = []
-    at = first_row
-    # Batches, not whole row groups: a row group of gigabytes that many shards share is never in memory at once.
-    for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, use_threads=False):
-        low, high = max(row_start - at, 0), min(row_stop - at, batch.num_rows)
-        if low < high:
-            batches.append(batch.slice(low, high - low))
-        at += batch.num_rows
-        if at >= row_stop:
-            break
-    table = pa.Table.from_batches(batches, parquet.schema_arrow)
-    if table.num_rows != row_stop - row_start:
-        raise OSError("it holds fewer rows than its footer says")
-    return table
-
-
-def _pin(found: FoundFile) -> InputFile:
-    path = found.path
-    with _open(path) as file:
-        footer, parquet = _open_checked(path, file)
-        metadata = parquet.metadata
-        rows = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
-        if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
-            raise _corrupt(path, "its row counts contradict each other")
-        return InputFile(found.name, str(path), footer.size_bytes, footer.sha256, rows)
-
-
-def _schema_of(pinned: InputFile) -> pa.Schema:
-    path = Path(pinned.path)
-    with _open(path) as file:
-        footer, parquet = _open_checked(path, file)
-        _check_pin(path, footer, pinned.size_bytes, pinned.footer_sha256)
-        return parquet.schema_arrow
-
-
-def _open_checked(path: Path, file: BinaryIO) -> tuple[Footer, pq.ParquetFile]:
-    """Open a file that nobody has looked into yet."""
-    footer = _named(path, lambda: read_footer(file))
-    if extensions := _named(path, lambda: extension_columns(footer)):
+def _pin(found: FoundFile) -> tuple[InputFile, pa.Schema]:
+    with _open(found.path, found.etag, found.num_bytes) as file:
+        footer = _named(found.path, lambda: read_footer(file))
+    facts = _named(found.path, lambda: read_facts(footer.metadata, footer.size_bytes))
+    if extensions := _named(found.path, lambda: extensions_in(facts.key_values)):
         column, extension = extensions[0]
         raise SpecbatchError(
             ErrorCode.JOB_INPUT_EXTENSION,
-            f"{path} has the Arrow extension type {extension!r} in column {column!r}, which is not read for safety; "
-            "write the column with a plain type",
+            f"{found.path} has the Arrow extension type {extension!r} in column {column!r}, which is not read for "
+            "safety; write the column with a plain type",
         )
-    return footer, _named(path, lambda: open_parquet(file, footer))
+    schema = _named(found.path, lambda: stored_schema(footer))
+    return InputFile(found.name, found.path, footer.size_bytes, footer.sha256, facts.row_group_rows), schema
 
 
-def _check_pin(path: Path, footer: Footer, size_bytes: int, footer_sha256: str) -> None:
-    if (footer.size_bytes, footer.sha256) != (size_bytes, footer_sha256):
-        raise _changed(path)
-
-
-def _changed(path: Path) -> SpecbatchError:
+def _changed(path: str) -> SpecbatchError:
     return SpecbatchError(
         ErrorCode.JOB_INPUT_CHANGED,
         f"{path} is not the file that was planned; restore it, or submit the new one to a new output",
     )
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: str, etag: str | None = None, num_bytes: int | None = None) -> BinaryIO:
+    if is_s3(path):
+        from specbatch.storage.s3_client import bucket_of
+        from specbatch.storage.s3_file import open_object
+
+        bucket, key = bucket_of(path, "input")
+        try:
+            return open_object(bucket, key, etag, num_bytes)
+        except NotFound as error:
+            raise SpecbatchError(
+                ErrorCode.JOB_INPUT_MISSING, f"{bucket.uri(key)} is no longer there; restore it"
+            ) from error
     try:
-        if not path.is_file():
+        if not Path(path).is_file():
             raise SpecbatchError(ErrorCode.JOB_INPUT_MISSING, f"{path} is not a file; check the path")
-        return path.open("rb")
+        return Path(path).open("rb")
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
         raise SpecbatchError(ErrorCode.JOB_INPUT_MISSING, f"{path} cannot be opened: {reason}") from error
 
 
-def _named(path: Path, read: Callable[[], T]) -> T:
+def _named(path: str, read: Callable[[], T]) -> T:
     """Run a footer function and put the file's name on its complaint."""
     try:
         return read()
+    except Unsupported as error:
+        text = f"{path} cannot be read here: {error}; write it again, plain or with zstd"
+        raise SpecbatchError(ErrorCode.JOB_INPUT_UNSUPPORTED, text) from error
+    except OverLimit as error:
+        text = f"{path} is refused: {error}; write it again with smaller row groups"
+        raise SpecbatchError(ErrorCode.JOB_INPUT_LIMIT, text) from error
     except NotParquet as error:
         raise _corrupt(path, str(error)) from error
     except OSError as error:
         raise _corrupt(path, (error.strerror or type(error).__name__).lower()) from error
 
 
-def _corrupt(path: Path, reason: str) -> SpecbatchError:
+def _corrupt(path: str, reason: str) -> SpecbatchError:
     return SpecbatchError(
         ErrorCode.JOB_INPUT_CORRUPT, f"{path} cannot be read as Parquet: {reason}; write it again or leave it out"
     )
 
 
-def _map_in_order(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Map with a few threads; of several failures the one of the earliest item is raised."""
+def _map_in_order(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """Map with some threads; of several failures the one of the earliest item is raised."""
     with ThreadPoolExecutor(_NUM_FOOTER_READERS) as pool:
-        return list(pool.map(function, items))
+        try:
+            yield from pool.map(function, items)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _distinct(file: InputFile, schema: pa.Schema) -> pa.Schema:
+    names = schema.names
+    if len(set(names)) < len(names):
+        doubled = min(name for name in names if names.count(name) > 1)
+        raise SpecbatchError(
+            ErrorCode.JOB_SCHEMA_MISMATCH, f"{file.path} has two columns named {doubled!r}; rename one of them"
+        )
+    return schema
 
 
 def _difference(one: pa.Schema, other: pa.Schema) -> str | None:
     """What differs in names, types or nullability; None where only the order (or metadata) does."""
+    if one.equals(other, check_metadata=False):
+        return None
     for name in (*one.names, *other.names):
         if name not in other.names or name not in one.names:
             return f"only one of them has the column {name!r}"
+    if len(one.names) != len(other.names):
+        return "one of them has a column twice"
     for left in one:
         right = other.field(left.name)
         if left.type != right.type:

@@ -3,26 +3,35 @@
 A new object is written under ``_specbatch/tmp/``, made durable, and only then linked to its name, so a name never
 shows half a file. ``O_EXCL`` on the name itself would: the name exists before its contents do. A writer that
 dies leaves a file in ``tmp/`` that no key refers to.
+
+A swap compares and writes under a lock that the system drops when its holder dies. The version of an object is the
+digest of its contents: what is swapped must never return to old contents (leases count).
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
+from specbatch.schemas.canonical import sha256_hex
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.storage.store import SPOOL_FOLDER, NotFound, check_key
 
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_SWAP_LOCK = "swap.lock"
+_NUM_LINK_TRIES = 5
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV})
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +39,11 @@ class LocalStore:
     """Objects are files below ``uri``, an absolute local path."""
 
     uri: str
+
+    @property
+    def is_local(self) -> bool:
+        """See ``Store.is_local``."""
+        return True
 
     def create(self, key: str, source: bytes | Path) -> bool:
         """See ``Store.create``."""
@@ -54,11 +68,40 @@ class LocalStore:
             spool = self.spool_path()
             try:
                 _spool(spool, data)
-                _ensure_folder(final.parent)
-                spool.replace(final)
-                _fsync_folder(final.parent)
+                _in_folder(final.parent, lambda: spool.replace(final))
             finally:
                 spool.unlink(missing_ok=True)
+
+    def swap(self, key: str, data: bytes, expected: str | None) -> str | None:
+        """See ``Store.swap``."""
+        if expected is None:
+            return sha256_hex(data) if self.create(key, data) else None
+        with self._swap_lock():
+            try:
+                found = self.read_versioned(key)[1]
+            except NotFound:
+                return None
+            if found != expected:
+                return None
+            self.replace(key, data)
+            return sha256_hex(data)
+
+    def read_versioned(self, key: str) -> tuple[bytes, str]:
+        """See ``Store.read_versioned``."""
+        data = self.read(key)
+        return data, sha256_hex(data)
+
+    def delete(self, key: str) -> None:
+        """See ``Store.delete``. Folders that become empty go too: a store has none."""
+        path = self._path(key)
+        with write_errors(path), suppress(*_ABSENT):
+            path.unlink()
+            _fsync_folder(path.parent)
+        for folder in path.relative_to(self.uri).parents[:-1]:
+            try:
+                (Path(self.uri) / folder).rmdir()
+            except OSError:
+                return
 
     def read(self, key: str) -> bytes:
         """See ``Store.read``."""
@@ -79,7 +122,7 @@ class LocalStore:
         top = prefix.rstrip("/")
         folder = self._path(top) if top else Path(self.uri)
         keys: list[str] = []
-        with _read_errors(folder), suppress(*_ABSENT):
+        with _read_errors(folder):
             for parent, folders, names in os.walk(folder, onerror=_raise):
                 if Path(parent) == self._spool_folder.parent:
                     folders[:] = [name for name in folders if name != self._spool_folder.name]
@@ -98,6 +141,18 @@ class LocalStore:
             _ensure_folder(self._spool_folder)
         return self._spool_folder / secrets.token_hex(16)
 
+    @contextmanager
+    def _swap_lock(self) -> Iterator[None]:
+        """One swap at a time among all processes that see this folder."""
+        lock = self.spool_path().with_name(_SWAP_LOCK)
+        with write_errors(lock):
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(handle)
+
     @property
     def _spool_folder(self) -> Path:
         return Path(self.uri) / SPOOL_FOLDER
@@ -108,7 +163,8 @@ class LocalStore:
 
 def _raise(error: OSError) -> None:
     """For ``os.walk``, which otherwise leaves out what it may not read: a part left out would look unwritten."""
-    raise error
+    if not isinstance(error, _ABSENT):
+        raise error
 
 
 def _spool(spool: Path, source: bytes | Path) -> None:
@@ -125,15 +181,31 @@ def _spool(spool: Path, source: bytes | Path) -> None:
 
 def _link(spool: Path, final: Path) -> bool:
     """Give the spooled contents their name; False when the name was taken."""
-    _ensure_folder(final.parent)
-    try:
-        os.link(spool, final)
-    except FileExistsError:
-        # Over a network file system a retried request can report a conflict with its own success.
-        if not spool.samefile(final):
-            return False
-    _fsync_folder(final.parent)
-    return True
+
+    def link() -> bool:
+        try:
+            os.link(spool, final)
+        except FileExistsError:
+            # Over a network file system a retried request can report a conflict with its own success.
+            return spool.samefile(final)
+        return True
+
+    return _in_folder(final.parent, link)
+
+
+def _in_folder(folder: Path, name: Callable[[], T]) -> T:
+    """Make a name in a folder, and make it durable. A rival's ``delete`` may remove the folder while it is empty."""
+    for _ in range(_NUM_LINK_TRIES - 1):
+        with suppress(FileNotFoundError):
+            return _named(folder, name)
+    return _named(folder, name)
+
+
+def _named(folder: Path, name: Callable[[], T]) -> T:
+    _ensure_folder(folder)
+    result = name()
+    _fsync_folder(folder)
+    return result
 
 
 def _ensure_folder(folder: Path) -> None:

@@ -1,14 +1,17 @@
 """Part files: every row of one shard with its result, and in the footer what the part says about itself.
 
-A part is the evidence that its shard is done. It holds the shard's planned rows in order, each with all its samples,
-ok or error; the footer names plan, shard and rows, so that a foreign or half-made file cannot pass for it.
+A part is the evidence that its shard is done. It holds the shard's planned samples, ascending by row and sample, ok or
+error; the footer names plan, shard and rows, so that a foreign or half-made file cannot pass for it. Most shards plan
+every sample of a run of rows; those of amendments pick rows and samples out.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +28,8 @@ from specbatch.storage.footer import NotParquet, extension_columns, open_parquet
 
 _META_KEY = "specbatch"
 _WRITER_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+_GROUP_RESULTS = 1024
+"""Results of a row group: encoding needs memory for one group, however large the part."""
 
 _INT32_LIST = pa.list_(pa.field("element", pa.int32(), nullable=False))
 _RESULT_FIELDS: tuple[pa.Field, ...] = (
@@ -58,7 +63,7 @@ class PartMeta:
     Attributes:
         plan: plan digest P.
         row_start: first ``row_id`` of the shard.
-        row_stop: one past its last ``row_id``.
+        row_stop: one past its last ``row_id``; ``stats.num_rows`` is less where rows between them are not planned.
         token: names the attempt that wrote the part.
     """
 
@@ -84,7 +89,7 @@ def part_stats(results: Sequence[RowResult], seconds: PhaseSeconds) -> PartStats
     """The sums over a part's results."""
     codes = [result.error_code for result in results if result.error_code is not None]
     return PartStats(
-        num_rows=sum(result.sample_index == 0 for result in results),
+        num_rows=len({result.row_id for result in results}),
         num_results=len(results),
         num_ok=len(results) - len(codes),
         num_prompt_tokens=sum(result.num_prompt_tokens for result in results),
@@ -103,6 +108,7 @@ def write_part(
     meta: PartMeta,
     *,
     num_samples: int = 1,
+    planned: Sequence[tuple[int, int]] | None = None,
     with_logprobs: bool = False,
     clock: Callable[[], float] | None = None,
 ) -> PartMeta:
@@ -110,9 +116,10 @@ def write_part(
 
     Args:
         path: the file to make; it must not exist.
-        rows: the input rows of the shard, in order.
-        results: ``num_samples`` results for each row, in the order of rows and, within a row, of samples.
+        rows: the input rows of the shard, in order, each once.
+        results: the planned ones, ascending by row and sample.
         meta: what the footer says.
+        planned: (row id, sample index) of every result; None plans ``num_samples`` for each row that ``meta`` names.
         with_logprobs: add the column of logprobs.
         clock: if given, the seconds that encoding took by this clock are added to ``stats.seconds.write``.
 
@@ -122,16 +129,23 @@ def write_part(
     Raises:
         OSError: the file cannot be written.
     """
-    planned = [(row, sample) for row in range(meta.row_start, meta.row_stop) for sample in range(num_samples)]
-    assert [(result.row_id, result.sample_index) for result in results] == planned, "not the planned rows and samples"
-    assert rows.num_rows * num_samples == len(results), f"{rows.num_rows} rows, {len(results)} results"
+    if planned is None:
+        planned = [(row, sample) for row in range(meta.row_start, meta.row_stop) for sample in range(num_samples)]
+    made = [(result.row_id, result.sample_index) for result in results]
+    assert made == list(planned), "not the planned rows and samples"
+    assert all(low < high for low, high in pairwise(planned)), "rows and samples do not ascend"
+    place = _row_places(results)
+    assert rows.num_rows == (place[-1] + 1 if place else 0), f"{rows.num_rows} rows, {len(results)} results"
     assert meta.stats.num_results == len(results), "the statistics are of other rows"
     started = clock() if clock else 0.0
     schema = result_schema(rows.schema, with_logprobs=with_logprobs)
-    arrays = _result_arrays(results, _result_fields(with_logprobs))
-    table = pa.Table.from_arrays([*_repeated(rows, num_samples).columns, *arrays], schema=schema)
+    fields = _result_fields(with_logprobs)
     with path.open("xb") as file, pq.ParquetWriter(file, schema, **_WRITER_OPTIONS) as writer:
-        writer.write_table(table, row_group_size=max(table.num_rows, 1))
+        for start in range(0, max(len(results), 1), _GROUP_RESULTS):
+            group = slice(start, start + _GROUP_RESULTS)
+            arrays = _result_arrays(results[group], fields)
+            table = pa.Table.from_arrays([*_rows_at(rows, place[group]).columns, *arrays], schema=schema)
+            writer.write_table(table, row_group_size=_GROUP_RESULTS)
         if clock:
             seconds = meta.stats.seconds + PhaseSeconds(write=clock() - started)
             meta = dataclasses.replace(meta, stats=dataclasses.replace(meta.stats, seconds=seconds))
@@ -159,13 +173,12 @@ def read_part_meta(file: BinaryIO | Path) -> PartMeta:
     stored = (parquet.metadata.metadata or {}).get(_META_KEY.encode())
     if stored is None:
         raise _not_sound("its footer does not say which shard it is")
+    _check_format(stored)
     try:
         meta = _META.validate_json(stored, strict=True)
     except ValidationError as error:
         raise _not_sound("its footer is damaged") from error
-    if meta.format != PART_FORMAT:
-        raise _not_sound(f"its format is {meta.format!r}, not {PART_FORMAT!r}")
-    _check_counts(meta, parquet.metadata.num_rows)
+    _check_counts(meta, parquet.metadata)
     names = tuple(parquet.schema_arrow.names)
     added = names[:-1] if names[-1:] == (LOGPROBS_COLUMN,) else names
     if added[-len(RESULT_COLUMNS) :] != RESULT_COLUMNS:
@@ -173,15 +186,54 @@ def read_part_meta(file: BinaryIO | Path) -> PartMeta:
     return meta
 
 
-def _check_counts(meta: PartMeta, num_stored: int) -> None:
+def _check_format(stored: bytes) -> None:
+    """A part of another version is not damaged, but nothing else can be said of it."""
+    try:
+        document = json.loads(stored)
+    except (ValueError, RecursionError):
+        return
+    found = document.get("format") if isinstance(document, dict) else None
+    if isinstance(found, str) and found.startswith(PART_FORMAT.rpartition("/")[0]) and found != PART_FORMAT:
+        raise SpecbatchError(
+            ErrorCode.JOB_FORMAT,
+            f"the part has format {found[:60]!r}, this version reads {PART_FORMAT!r}; "
+            "use the version of specbatch that wrote it",
+        )
+
+
+def _check_counts(meta: PartMeta, stored: pq.FileMetaData) -> None:
+    """That the footer fits what is stored: how many results, and of which first and last row."""
     stats = meta.stats
-    num_rows = meta.row_stop - meta.row_start
-    has_samples = num_stored % num_rows == 0 and num_stored >= num_rows if num_rows else num_stored == 0
-    if not (num_stored == stats.num_results and num_rows == stats.num_rows and has_samples):
+    bounds = (meta.row_start, meta.row_stop - 1) if stats.num_rows else None
+    may_be_rows = stats.num_rows <= min(meta.row_stop - meta.row_start, stats.num_results)
+    if not (
+        stored.num_rows == stats.num_results
+        and (stats.num_results > 0) == (stats.num_rows > 0) == (meta.row_stop > meta.row_start)
+        and may_be_rows
+        and _stored_bounds(stored) == bounds
+    ):
         raise _not_sound(
-            f"it holds {num_stored} rows; its footer says rows {meta.row_start} to {meta.row_stop - 1} "
+            f"it holds {stored.num_rows} rows; its footer says rows {meta.row_start} to {meta.row_stop - 1} "
             f"and {stats.num_results} results"
         )
+
+
+def _stored_bounds(stored: pq.FileMetaData) -> tuple[int, int] | None:
+    """Least and greatest ``row_id`` by the statistics that Parquet keeps; None where there is none."""
+    # Names, not column objects: those refer to their schema in a cycle, half a gigabyte for ten thousand footers. An
+    # input may have a nested field of this name, but all of its columns stand before ours.
+    names = list(stored.schema.names)
+    columns = [len(names) - 1 - names[::-1].index("row_id")] if "row_id" in names else []
+    found: list[int] = []
+    try:
+        for group in range(stored.num_row_groups):
+            for column in columns:
+                statistics = stored.row_group(group).column(column).statistics
+                if statistics is not None and statistics.has_min_max:
+                    found += [statistics.min, statistics.max]
+    except (pa.ArrowException, OSError) as error:
+        raise _not_sound("its statistics are damaged") from error
+    return (min(found), max(found)) if found else None
 
 
 def _not_sound(reason: str) -> SpecbatchError:
@@ -192,15 +244,29 @@ def _result_fields(with_logprobs: bool) -> tuple[pa.Field, ...]:
     return (*_RESULT_FIELDS, _LOGPROBS_FIELD) if with_logprobs else _RESULT_FIELDS
 
 
-def _repeated(rows: pa.Table, num_samples: int) -> pa.Table:
-    """Every row so many times, side by side."""
-    if num_samples == 1:
-        return rows
+def _row_places(results: Sequence[RowResult]) -> list[int]:
+    """Which of the input rows each result belongs to."""
+    places: list[int] = []
+    before: RowResult | None = None
+    for result in results:
+        is_same = before is not None and before.row_id == result.row_id
+        places.append((places[-1] if places else -1) + (not is_same))
+        before = result
+    return places
+
+
+def _rows_at(rows: pa.Table, places: Sequence[int]) -> pa.Table:
+    """Rows by ascending place; one may be wanted several times, side by side."""
+    if not places:
+        return rows.slice(0, 0)
+    run = rows.slice(places[0], places[-1] - places[0] + 1)
+    if len(places) == run.num_rows:
+        return run
+    wanted = [place - places[0] for place in places]
     try:
-        return rows.take(pa.array([row for row in range(rows.num_rows) for _ in range(num_samples)], pa.int64()))
+        return run.take(pa.array(wanted, pa.int64()))
     except pa.ArrowNotImplementedError:  # Arrow takes no views; slices of one row do for every type
-        slices = [rows.slice(row, 1) for row in range(rows.num_rows) for _ in range(num_samples)]
-        return pa.concat_tables(slices) if slices else rows
+        return pa.concat_tables(run.slice(place, 1) for place in wanted)
 
 
 def _result_arrays(results: Sequence[RowResult], fields: Sequence[pa.Field]) -> list[pa.Array]:

@@ -1,17 +1,23 @@
 from __future__ import annotations
 
 import base64
+import io
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hostile_parquet import I32, column, encode, metadata, parquet_file, varint
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.plan import InputFile, Segment
-from specbatch.storage.inputs import check_columns, discover, read_schema, read_segment
+from specbatch.storage import footer_facts, inputs
+from specbatch.storage.inputs import check_columns, discover, read_inputs, read_segment
 
 
 def write(path: Path, *, rows: int = 10, group: int = 4, **columns: object) -> Path:
@@ -97,7 +103,9 @@ def test_missing_and_empty_datasets(tmp_path: Path) -> None:
     refused(ErrorCode.JOB_INPUT_EMPTY, lambda: discover([]))
     refused(ErrorCode.JOB_INPUT_EMPTY, lambda: discover([str(tmp_path)]))
     refused(ErrorCode.JOB_INPUT_EMPTY, lambda: discover([f"{tmp_path}/*.parquet"]))
-    assert "hunter2" not in refused(ErrorCode.JOB_URI_INVALID, lambda: discover(["s3://me:hunter2@bucket/x"]))
+    for uri in ("s3://me:hunter2@bucket/x", "https://me:hunter2@bucket/x"):
+        assert "hunter2" not in refused(ErrorCode.JOB_URI_INVALID, lambda uri=uri: discover([uri]))
+    assert "**" in refused(ErrorCode.JOB_URI_INVALID, lambda: discover([f"{tmp_path}/a**/*.parquet"]))
 
 
 @pytest.mark.parametrize("name", [b"\xff.parquet", b"two\nlines.parquet", b"\x1b[31m.parquet"])
@@ -127,9 +135,8 @@ def test_an_output_of_specbatch_is_refused_as_a_dataset(tmp_path: Path) -> None:
         (lambda data: data[: len(data) // 2], "cut short"),
         (lambda data: data[:-1], "cut short"),
         (lambda data: data[:-8] + b"\xff\xff\xff\x7fPAR1", "cut short"),
-        (lambda data: data[:-4] + b"PARE", "encrypted"),
         (lambda data: data[:-60] + bytes(52) + data[-8:], "damaged"),
-        (lambda data: data[:-8] + b"\x00\x00\x00\x00PAR1", "footer cannot be read"),
+        (lambda data: data[:-8] + b"\x00\x00\x00\x00PAR1", "footer is damaged"),
     ],
 )
 def test_what_is_not_parquet_is_named(tmp_path: Path, damage: Callable[[bytes], bytes], reason: str) -> None:
@@ -148,8 +155,14 @@ def test_every_cut_and_every_flipped_footer_byte_is_survived(tmp_path: Path) -> 
     for at in range(len(data) - int.from_bytes(data[-8:-4], "little") - 8, len(data), 5):
         for damaged in (data[:at], data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]):
             path.write_bytes(damaged)
-            outcomes.add(outcome_of(lambda: read_schema(discover([str(path)]))))
-    assert outcomes <= {None, ErrorCode.JOB_INPUT_CORRUPT, ErrorCode.JOB_SCHEMA_MISMATCH}
+            outcomes.add(outcome_of(lambda: discover([str(path)])))
+    assert outcomes <= {
+        None,
+        ErrorCode.JOB_INPUT_CORRUPT,
+        ErrorCode.JOB_INPUT_UNSUPPORTED,
+        ErrorCode.JOB_INPUT_LIMIT,
+        ErrorCode.JOB_SCHEMA_MISMATCH,
+    }
 
 
 def test_the_first_bad_file_is_named(tmp_path: Path) -> None:
@@ -208,7 +221,7 @@ def test_files_without_an_arrow_schema_and_with_native_parquet_types_are_read(tm
     path = tmp_path / "a.parquet"
     table = pa.table({"prompt": ["x"], "id": pa.array([b"0" * 16], pa.uuid())})
     pq.write_table(table, path, store_schema=False)  # the UUID is then Parquet's own logical type
-    schema = read_schema(discover([str(path)]))
+    schema = read_inputs([str(path)]).schema
     assert schema.field("id").type == pa.binary(16)
 
 
@@ -220,13 +233,138 @@ def test_the_extension_key_in_plain_data_is_no_extension(tmp_path: Path) -> None
     assert len(discover([str(path)])) == 1
 
 
+# ---- what footers announce -----------------------------------------------------------
+
+
+def announce(path: Path, footer: dict[int, object]) -> Path:
+    path.write_bytes(parquet_file(footer))
+    return path
+
+
+def test_a_footer_of_our_own_is_read_like_any(tmp_path: Path) -> None:
+    """The hostile ones below differ from this one in a single value."""
+    found = read_inputs([str(announce(tmp_path / "a.parquet", metadata()))])
+    assert found.files[0].row_group_rows == (10,)
+    assert found.schema == pa.schema([("prompt", pa.string())])
+
+
+@pytest.mark.parametrize(
+    ("footer", "reason"),
+    [
+        (metadata(chunk=column(codec=3)), "column 'prompt' is compressed with LZO"),
+        (metadata(chunk=column(codec=77)), "compressed with an unknown codec (number 77)"),
+        (metadata(f8={1: {}}), "it is an encrypted Parquet file"),
+        (metadata(chunk={**column(), 8: {1: {}}}), "it is an encrypted Parquet file"),
+        (metadata(chunk={**column(), 1: b"../other.parquet"}), "columns that lie in other files"),
+    ],
+)
+def test_what_cannot_be_read_here_is_told_while_planning(
+    tmp_path: Path, footer: dict[int, object], reason: str
+) -> None:
+    path = announce(tmp_path / "a.parquet", footer)
+    message = refused(ErrorCode.JOB_INPUT_UNSUPPORTED, lambda: discover([str(path)]))
+    assert reason in message
+    assert str(path) in message
+
+
+@pytest.mark.parametrize("where", ["head", "tail"])
+def test_an_encrypted_footer_is_not_supported(tmp_path: Path, where: str) -> None:
+    path = write(tmp_path / "a.parquet")
+    data = path.read_bytes()
+    path.write_bytes(data[:-4] + b"PARE" if where == "tail" else b"PARE" + data[4:-4] + b"xxxx")
+    assert "encrypted" in refused(ErrorCode.JOB_INPUT_UNSUPPORTED, lambda: discover([str(path)]))
+
+
+def nested(depth: int) -> list[dict[int, object]]:
+    group = {3: I32(1), 4: b"g", 5: I32(1)}
+    return [{4: b"schema", 5: I32(1)}, *[group] * depth, {1: I32(6), 3: I32(1), 4: b"leaf", 6: I32(0)}]
+
+
+@pytest.mark.parametrize(
+    ("footer", "reason"),
+    [
+        (metadata(rows=1 << 40), "a row group of 1,099,511,627,776 rows"),
+        (
+            metadata(chunk=column(uncompressed=1 << 31)),
+            "announces 2,147,483,648 bytes in a row group of 100 compressed",
+        ),
+        (metadata(chunk=column(uncompressed=1 << 50)), "announces"),
+        (metadata(f2=nested(5000)), "nested more than 64 deep"),
+        (metadata(f2=[{4: b"schema", 5: I32(100_001)}, *[{1: I32(6), 4: b"x"}] * 100_001]), "columns"),
+    ],
+)
+def test_bombs_are_refused_by_their_footers(tmp_path: Path, footer: dict[int, object], reason: str) -> None:
+    path = announce(tmp_path / "a.parquet", footer)
+    message = refused(ErrorCode.JOB_INPUT_LIMIT, lambda: discover([str(path)]))
+    assert reason in message
+    assert str(path) in message
+
+
+def test_a_footer_of_absurd_size_is_not_even_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    with path.open("wb") as file:  # a hole: the file takes no space
+        file.write(b"PAR1")
+        file.seek(100 << 20)
+        file.write((65 << 20).to_bytes(4, "little") + b"PAR1")
+    assert "68,157,440" in refused(ErrorCode.JOB_INPUT_LIMIT, lambda: discover([str(path)]))
+
+
+def test_a_long_footer_takes_a_second_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    schema = pa.schema([("prompt", pa.string())], metadata={"note": "x" * 200_000})
+    pq.write_table(pa.table({"prompt": ["a", "b"]}, schema=schema), path)
+    (file,) = discover([str(path)])
+    assert read_segment(segment_of(file, 0, 2)).column("prompt").to_pylist() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "footer",
+    [
+        metadata(chunk=column(compressed=5000)),
+        metadata(chunk=column(pages=1 << 40)),
+        metadata(chunk=column(compressed=-1)),
+        metadata(rows=-1),
+        metadata(f3=11),
+        {1: I32(1)},
+        metadata(f2=[]),
+    ],
+)
+def test_footers_that_contradict_themselves_are_corrupt(tmp_path: Path, footer: dict[int, object]) -> None:
+    path = announce(tmp_path / "a.parquet", footer)
+    refused(ErrorCode.JOB_INPUT_CORRUPT, lambda: discover([str(path)]))
+
+
+def test_a_footer_nested_without_end_is_corrupt(tmp_path: Path) -> None:
+    """Structs in structs in a field that nobody knows: 100,000 levels would exhaust any stack."""
+    footer = encode(metadata())[:-1] + b"\x0c" + varint(50 << 1) + b"\x1c" * 100_000 + bytes(100_002)
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1" + bytes(1000) + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+    assert "damaged" in refused(ErrorCode.JOB_INPUT_CORRUPT, lambda: discover([str(path)]))
+
+
+def test_the_facts_are_those_that_arrow_reads(tmp_path: Path) -> None:
+    table = pa.table({"prompt": [f"p{i}" for i in range(1000)], "nested": [[{"a": i, "b": None}] for i in range(1000)]})
+    for compression in ("none", "snappy", "gzip", "brotli", "lz4", "zstd"):
+        path = tmp_path / f"{compression}.parquet"
+        pq.write_table(table, path, compression=compression, row_group_size=300, write_page_checksum=True)
+        parquet = pq.ParquetFile(path)
+        (file,) = discover([str(path)])
+        groups = [parquet.metadata.row_group(index).num_rows for index in range(parquet.metadata.num_row_groups)]
+        assert list(file.row_group_rows) == groups == [300, 300, 300, 100]
+        data = path.read_bytes()
+        serialised = data[-8 - int.from_bytes(data[-8:-4], "little") : -8]
+        pairs = dict(footer_facts.read_facts(serialised, len(data)).key_values)
+        assert pairs == parquet.metadata.metadata
+        assert read_segment(segment_of(file, 250, 650)).equals(table.slice(250, 400))
+
+
 # ---- schemas and columns -----------------------------------------------------------
 
 
 def test_files_may_differ_in_column_order_only(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", prompt=["x"], n=[1])
     write(tmp_path / "b.parquet", n=[2], prompt=["y"])
-    assert read_schema(discover([str(tmp_path)])).names == ["prompt", "n"]
+    assert read_inputs([str(tmp_path)]).schema.names == ["prompt", "n"]
 
 
 @pytest.mark.parametrize(
@@ -240,8 +378,7 @@ def test_files_may_differ_in_column_order_only(tmp_path: Path) -> None:
 def test_other_differences_name_both_files(tmp_path: Path, columns: dict[str, object], difference: str) -> None:
     write(tmp_path / "a.parquet", prompt=["x"], n=[1])
     write(tmp_path / "b.parquet", **columns)
-    files = discover([str(tmp_path)])
-    message = refused(ErrorCode.JOB_SCHEMA_MISMATCH, lambda: read_schema(files))
+    message = refused(ErrorCode.JOB_SCHEMA_MISMATCH, lambda: discover([str(tmp_path)]))
     assert difference in message
     assert str(tmp_path / "a.parquet") in message
     assert str(tmp_path / "b.parquet") in message
@@ -250,7 +387,7 @@ def test_other_differences_name_both_files(tmp_path: Path, columns: dict[str, ob
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.Table.from_arrays([pa.array(["x"]), pa.array([1])], names=["prompt", "prompt"]), path)
-    assert "'prompt'" in refused(ErrorCode.JOB_SCHEMA_MISMATCH, lambda: read_schema(discover([str(path)])))
+    assert "'prompt'" in refused(ErrorCode.JOB_SCHEMA_MISMATCH, lambda: discover([str(path)]))
 
 
 def test_a_missing_column_lists_those_found_and_suggests_the_nearest() -> None:
@@ -279,6 +416,12 @@ def test_reserved_names_are_refused() -> None:
     message = refused(ErrorCode.JOB_COLUMN_RESERVED, lambda: check_columns(schema, "prompt", None))
     assert "'status', 'logprobs'" in message
     assert "'input_status'" in message
+
+
+def test_files_without_rows_are_listed(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", prompt=pa.array([], pa.string()), n=pa.array([], pa.int64()))
+    write(tmp_path / "b.parquet", prompt=["x"], n=[1])
+    assert [(file.name, file.num_rows) for file in discover([str(tmp_path)])] == [("a.parquet", 0), ("b.parquet", 1)]
 
 
 # ---- reading rows -----------------------------------------------------------
@@ -315,7 +458,6 @@ def test_a_changed_file_is_refused(tmp_path: Path) -> None:
     os.truncate(path, path.stat().st_size)
     assert path.stat().st_size == file.size_bytes, "the trap: the size alone does not tell"
     refused(ErrorCode.JOB_INPUT_CHANGED, lambda: read_segment(segment))
-    refused(ErrorCode.JOB_INPUT_CHANGED, lambda: read_schema([file]))
     path.write_bytes(path.read_bytes()[:-20])
     refused(ErrorCode.JOB_INPUT_CHANGED, lambda: read_segment(segment))
     path.unlink()
@@ -332,3 +474,85 @@ def test_a_damaged_page_is_found_by_its_checksum(tmp_path: Path) -> None:
     path.write_bytes(data.replace(b"hello world", b"jello world"))
     message = refused(ErrorCode.SHARD_INPUT_CORRUPT, lambda: read_segment(segment_of(file, 0, 1)))
     assert str(path) in message
+
+
+class CountingFile(io.FileIO):
+    """Counts the bytes that are read through it."""
+
+    num_read = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size) or b""
+        CountingFile.num_read += len(data)
+        return data
+
+
+def test_only_what_is_needed_of_a_row_group_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row group that many shards share is neither in memory at once nor read to its end by each of them."""
+    path = tmp_path / "a.parquet"
+    texts = [os.urandom(1000).hex() for _ in range(20_000)]
+    pq.write_table(pa.table({"prompt": texts}), path, compression="none", use_dictionary=False, data_page_size=1 << 16)
+    (file,) = discover([str(path)])
+    monkeypatch.setattr(inputs, "_open", lambda path: CountingFile(path))
+    monkeypatch.setattr(CountingFile, "num_read", 0)
+    assert read_segment(segment_of(file, 0, 10)).column("prompt").to_pylist() == texts[:10]
+    assert 0 < CountingFile.num_read < path.stat().st_size // 2
+
+
+def test_a_row_group_that_many_shards_share_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.parquet"
+    texts = [os.urandom(1000).hex() for _ in range(5000)]
+    pq.write_table(pa.table({"prompt": texts}), path, compression="none", use_dictionary=False, data_page_size=1 << 16)
+    (file,) = discover([str(path)])
+    monkeypatch.setattr(inputs, "_open", lambda path: CountingFile(path))
+    monkeypatch.setattr(CountingFile, "num_read", 0)
+    at = 0
+    for shard in range(100):
+        start = shard * 50 + 10 * (shard % 3)  # with gaps, as where other workers have some of the shards
+        rows = read_segment(segment_of(file, start, shard * 50 + 50)).column("prompt").to_pylist()
+        assert rows == texts[start : shard * 50 + 50]
+        at += len(rows)
+    assert CountingFile.num_read < 1.2 * path.stat().st_size
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 30), st.integers(0, 30)), max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_segments_in_any_order(reads: list[tuple[int, int, int]]) -> None:
+    """Of more files than readers are kept, forwards and backwards, over the borders of row groups."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(4):
+            write(Path(folder) / f"{number}.parquet", prompt=[str(number)] * 30, n=list(range(30)))
+        files = discover([folder])
+        for number, one, other in reads:
+            start, stop = sorted((one, other))
+            table = read_segment(segment_of(files[number], start, stop))
+            assert table.column("n").to_pylist() == list(range(start, stop))
+            assert set(table.column("prompt").to_pylist()) <= {str(number)}
+
+
+def test_a_file_that_is_replaced_between_two_segments_is_noticed(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", rows=100, group=100)
+    (file,) = discover([str(path)])
+    assert read_segment(segment_of(file, 0, 10)).num_rows == 10
+    write(path, rows=100, group=50)
+    refused(ErrorCode.JOB_INPUT_CHANGED, lambda: read_segment(segment_of(file, 10, 20)))
+    write(path, rows=100, group=100)
+    assert read_segment(segment_of(file, 10, 20)).column("n").to_pylist() == list(range(10, 20))
+    path.unlink()
+    refused(ErrorCode.JOB_INPUT_MISSING, lambda: read_segment(segment_of(file, 20, 30)))
+
+
+@pytest.mark.slow
+def test_a_column_of_more_than_two_gibibytes_is_read_in_pieces(tmp_path: Path) -> None:
+    """Bad input 9: offsets of 32 bits end at 2 GiB; nothing may join the pieces."""
+    path = tmp_path / "a.parquet"
+    row = "x" * (72 << 20)
+    schema = pa.schema([("prompt", pa.string())])
+    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False) as writer:
+        for _ in range(32):
+            writer.write_table(pa.table({"prompt": [row]}, schema=schema))
+    (file,) = discover([str(path)])
+    table = read_segment(segment_of(file, 0, 32))
+    assert table.num_rows == 32
+    assert table.nbytes > 1 << 31
+    assert {len(value.as_buffer()) for value in table.column("prompt")} == {len(row)}

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,39 @@ def test_a_writer_killed_inside_create_leaves_no_object(store: LocalStore) -> No
     assert store.list("") == []
     assert store.create("data/a", b"second attempt") is True
     assert store.read("data/a") == b"second attempt"
+
+
+# Dies by SIGKILL inside swap, holding the lock: at the first fsync the new contents are spooled.
+KILLED_SWAPPER = """
+import os, signal, sys
+from specbatch.storage.store import open_store
+store = open_store(sys.argv[1])
+version = store.read_versioned("lease")[1]
+os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)
+store.swap("lease", b"2", version)
+"""
+
+
+def test_a_swapper_killed_inside_swap_leaves_the_old_object_and_no_lock(store: LocalStore) -> None:
+    version = store.swap("lease", b"1", None)
+    killed = subprocess.run([sys.executable, "-c", KILLED_SWAPPER, store.uri], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert store.read_versioned("lease") == (b"1", version)
+    assert store.swap("lease", b"3", version) is not None
+
+
+def test_a_folder_that_vanishes_when_it_is_empty_stops_no_creator(store: LocalStore) -> None:
+    def work(worker: int) -> bool:
+        results = []
+        for number in range(50):
+            results.append(store.create(f"folder/{worker}-{number}", b"x"))
+            store.delete(f"folder/{worker}-{number}")
+            assert all(key.startswith("folder/") for key in store.list(""))
+        return all(results)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
+    assert not (Path(store.uri) / "folder").exists()
 
 
 def test_a_link_that_reports_a_conflict_with_itself_has_won(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +151,9 @@ def test_no_permission_is_one_clear_line(tmp_path: Path) -> None:
     assert "permission denied" in caught.value.message
 
 
-@pytest.mark.parametrize("uri", ["s3://user:secret@bucket/out", "hf://x/y", "file:///tmp/x", "", "  "])
+@pytest.mark.parametrize(
+    "uri", ["s3://user:secret@bucket/out", "gs://secret/out", "hf://x/y", "file:///tmp/x", "", "  "]
+)
 def test_other_schemes_are_refused_without_repeating_what_may_be_secret(uri: str) -> None:
     with pytest.raises(SpecbatchError) as caught:
         open_store(uri)

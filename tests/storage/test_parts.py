@@ -247,8 +247,15 @@ def test_what_is_no_part_is_not_sound(tmp_path: Path) -> None:
     assert "footer is damaged" in not_sound(path)
     path.write_bytes(data.replace(b'"row_stop":10', b'"row_stop":11'))
     assert "holds 3 rows" in not_sound(path)
-    path.write_bytes(data.replace(b"specbatch/part/1", b"specbatch/part/9"))
-    assert "format" in not_sound(path)
+
+
+def test_a_part_of_another_version_is_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "part"
+    write(path)
+    path.write_bytes(path.read_bytes().replace(b"specbatch/part/1", b"specbatch/part/9"))
+    with pytest.raises(SpecbatchError, match="use the version of specbatch that wrote it") as caught:
+        read_part_meta(path)
+    assert caught.value.code is ErrorCode.JOB_FORMAT
 
 
 def test_every_flipped_footer_byte_is_survived(tmp_path: Path) -> None:
@@ -262,7 +269,7 @@ def test_every_flipped_footer_byte_is_survived(tmp_path: Path) -> None:
             outcomes.add(type(read_part_meta(path)))
         except SpecbatchError as error:
             outcomes.add(error.code)
-    assert outcomes <= {PartMeta, ErrorCode.JOB_INTEGRITY}
+    assert outcomes <= {PartMeta, ErrorCode.JOB_INTEGRITY, ErrorCode.JOB_FORMAT}
 
 
 def samples_of(*rows: RowResult, num_samples: int = 3) -> tuple[RowResult, ...]:
