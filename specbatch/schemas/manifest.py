@@ -10,6 +10,7 @@ MANIFEST_FORMAT = "specbatch/manifest/1"
 JOB_FORMAT = "specbatch/job/1"
 RUN_FORMAT = "specbatch/run/1"
 PART_FORMAT = "specbatch/part/1"
+CANCEL_FORMAT = "specbatch/cancel/1"
 
 
 class _Document(BaseModel):
@@ -47,6 +48,16 @@ class JobDocument(_Document):
     identity: Identity
     models: Models
     spec: dict[str, Any]
+
+
+class CancelDocument(_Document):
+    """``_specbatch/cancel-<epoch>.json``: the run of this epoch was asked to stop; by which process, and when."""
+
+    format: str
+    epoch: int
+    requested_at: str
+    host: str
+    pid: int
 
 
 class Counts(_Document):
@@ -150,6 +161,7 @@ class Observed(_Document):
     memory: list[dict[str, Any]]
     attempts: int
     restarts: int
+    preemptions: int = 0
     runs: int
 
 

@@ -28,6 +28,7 @@ class WorkerConfig:
         columns: names of the input columns in the order of every part (that of the first file); empty keeps the
             order of each shard's own file.
         memory_fraction: share of its device's free memory that the engine may use; workers on one CPU divide theirs.
+        single_writer: the store cannot create objects once only, and the user vouches that nobody else writes.
     """
 
     worker: int
@@ -44,6 +45,7 @@ class WorkerConfig:
     generation: GenerationSpec
     columns: tuple[str, ...] = ()
     memory_fraction: float = 0.9
+    single_writer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +73,27 @@ class WorkerReady:
     memory: MemoryReport
     versions: tuple[tuple[str, str], ...]
 
+    @property
+    def place(self) -> str:
+        """Where it runs, in words that outlive the process: a device that keeps failing is avoided by this name."""
+        return f"{self.host}/{self.device}"
+
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A shard handed to a worker."""
+    """A shard handed to a worker.
+
+    Attributes:
+        attempt: 1 for the first worker that gets the shard.
+        probe: row ids [start, stop) of the shard: decode these alone and store nothing. It shows whether the row that
+            kills workers is among them; a worker that has a probe has nothing else.
+        poison: row ids that have killed workers: they become ``ROW_POISON`` rows without being decoded.
+    """
 
     shard: Shard
     attempt: int
+    probe: tuple[int, int] | None = None
+    poison: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +135,8 @@ class Progress:
     """Running totals of one worker since it started; also its heartbeat.
 
     ``num_rows_done`` counts rows all of whose samples are finished, whether or not their part is written yet;
-    ``num_errors`` and ``num_rows_active`` count samples.
+    ``num_errors`` and ``num_rows_active`` count samples. ``beat_age_seconds`` is the time since the decode loop last
+    came round (0 while it waits for work): a loop that hangs in native code still answers polls, and shows here.
     """
 
     num_rows_done: int = 0
@@ -129,6 +146,8 @@ class Progress:
     seconds: PhaseSeconds = field(default_factory=PhaseSeconds)
     idle_seconds: float = 0.0
     num_errors: int = 0
+    beat_age_seconds: float = 0.0
+    median_step_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +161,15 @@ class ShardFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeDone:
+    """The rows [row_start, row_stop) of a shard were decoded without killing the worker; nothing was stored."""
+
+    shard: int
+    row_start: int
+    row_stop: int
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerPoll:
     """All that happened in a worker since the last poll."""
 
@@ -150,3 +178,4 @@ class WorkerPoll:
     blocks: tuple[RoundBlock, ...]
     progress: Progress
     memory: MemoryReport
+    probes: tuple[ProbeDone, ...] = ()

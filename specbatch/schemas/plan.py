@@ -35,7 +35,11 @@ class InputFile:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A run of rows [row_start, row_stop) of one file; its first row has ``row_id`` = ``first_row_id``."""
+    """A run of rows [row_start, row_stop) of one file; its first row has ``row_id`` = ``first_row_id``.
+
+    Attributes:
+        samples: which samples of each of these rows, ascending; None for all of the job. Only amendments name any.
+    """
 
     path: str
     size_bytes: int
@@ -43,6 +47,7 @@ class Segment:
     row_start: int
     row_stop: int
     first_row_id: int
+    samples: tuple[int, ...] | None = None
 
     @property
     def num_rows(self) -> int:
@@ -51,7 +56,10 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The unit of work and of commit: some segments whose row ids follow each other without a gap."""
+    """The unit of work and of commit: some segments in the order of their row ids.
+
+    Between segments there is no gap, but in amendments, whose shards pick out the rows that failed.
+    """
 
     index: int
     segments: tuple[Segment, ...]
@@ -78,7 +86,10 @@ def plan_digest(identity_sha256: str, shards: tuple[Shard, ...]) -> str:
     """
     digest = hashlib.sha256(identity_sha256.encode("ascii"))
     for shard in shards:
-        rows = [[s.footer_sha256, s.row_start, s.row_stop, s.first_row_id] for s in shard.segments]
+        rows = [
+            [s.footer_sha256, s.row_start, s.row_stop, s.first_row_id, *([] if s.samples is None else [s.samples])]
+            for s in shard.segments
+        ]
         digest.update(canonical_json([shard.index, rows]))
     return digest.hexdigest()[:PLAN_DIGEST_LENGTH]
 

@@ -55,12 +55,15 @@ class RunRecord(_Document):
 
     Attributes:
         epoch: 1 for the first run on this output, then one more each time.
-        outcome: ``running``, ``complete``, ``interrupted`` or ``failed``.
+        outcome: ``running``, ``complete``, ``interrupted``, ``cancelled``, ``deadline`` or ``failed``.
         wall_seconds: first ready worker to last part written.
         total_seconds: start of the command to now.
         attempts: shards handed out in this run.
         restarts: workers started again after a death.
         parts_found: parts that already existed when the run began.
+        preemptions: workers that were taken away; they are charged to no shard.
+        probes: attempts that stored nothing and only narrowed down a row that kills workers.
+        events: deaths, suspicions, quarantines: what was said, with the second since the start of the command.
     """
 
     format: str
@@ -74,6 +77,9 @@ class RunRecord(_Document):
     attempts: int
     restarts: int
     parts_found: int
+    preemptions: int = 0
+    probes: int = 0
+    events: tuple[tuple[float, str], ...] = ()
     execution: dict[str, Any]
     hardware: dict[str, Any]
     workers: list[WorkerRecord]

@@ -6,6 +6,7 @@ Each section says whether it belongs to the *identity* of a job (it decides the 
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
@@ -21,6 +22,9 @@ from specbatch.schemas.sampling import (
 )
 
 MAX_DRAFT_LENGTH = 16
+
+_DURATION = re.compile(r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9})s)?")
+_MAX_DURATION_SECONDS = 365 * 86400
 
 DataType = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -143,8 +147,26 @@ class GenerationSpec(_Section):
         )
 
 
+def parse_duration(text: str) -> float:
+    """Seconds of a duration such as ``90s``, ``30m``, ``1h30m`` or ``2d``.
+
+    Raises:
+        ValueError: it is none, or 0.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    numbers = [int(number or 0) for number in match.groups()] if match else []
+    seconds = sum(number * unit for number, unit in zip(numbers, (86400, 3600, 60, 1), strict=False))
+    if not 0 < seconds <= _MAX_DURATION_SECONDS:
+        raise ValueError("must be a duration up to 365d, such as 90s, 30m, 1h30m or 2d")
+    return float(seconds)
+
+
 class ExecutionSpec(_Section):
-    """Execution: how fast, on what; free to change on resume."""
+    """Execution: how fast, on what; free to change on resume.
+
+    ``deadline`` is counted from the start of the run; ``single_writer`` gives up creating objects once only, for
+    stores that cannot; ``address`` is a running Ray cluster instead of one of our own.
+    """
 
     speculation: Speculation = "auto"
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)] = "auto"
@@ -154,6 +176,16 @@ class ExecutionSpec(_Section):
     shard_rows: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)] = "auto"
     max_error_rate: Annotated[float, Field(ge=0, le=1)] = 0.05
     row_errors_ok: bool = False
+    deadline: str | None = None
+    single_writer: bool = False
+    address: str | None = None
+
+    @field_validator("deadline")
+    @classmethod
+    def _deadline_is_a_duration(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_duration(value)
+        return value
 
 
 class JobSpec(_Section):
