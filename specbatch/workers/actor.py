@@ -1,22 +1,132 @@
-"""The Ray actor: the worker's five methods, and nothing of its own.
+"""The Ray actor: a worker whose calls may be lost, or arrive twice, without harm.
 
-Ray never restarts the actor and never repeats a call: the coordinator has its own attempt budget, and a repeated call
-could hand out the same news twice. Ray imports the class by name on the worker's node, where the user's current
-directory comes first on the path; every import of ours begins with ``specbatch.``, so nothing there can shadow it.
+Ray never restarts the actor and never repeats a call: the coordinator has its own attempt budget. The runner repeats
+calls of which Ray cannot say whether they came through, so every call here has a number: a delivery that was taken
+already is not taken again, and news whose reply was lost is told again.
+
+Ray imports the class by name on the worker's node, where the user's current directory comes first on the path; every
+import of ours begins with ``specbatch.``, so nothing there can shadow it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import os
+import signal
+import socket
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
-_MAX_CONCURRENCY = 4
-"""A long poll may wait while assign, drain and stop come through."""
+from specbatch.schemas.messages import WorkerConfig, WorkerPoll, WorkerReady
+from specbatch.workers.worker import Worker
+
+_MAX_CONCURRENCY = 8
+"""Long polls, some of them repeated, may wait while deliveries and stop come through."""
+
+Delivery = Literal["assign", "drop", "drain"]
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """Which process a worker is: enough to end this one for good, and no other.
+
+    Attributes:
+        node_id: Ray's name of its node.
+        started: when it started, in the words of its host; empty where the system does not say.
+    """
+
+    node_id: str
+    host: str
+    pid: int
+    started: str
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs on this host and is still the same process."""
+        return self.host == socket.gethostname() and self.started != "" and process_start(self.pid) == self.started
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """An answer of a worker and its number, from 1."""
+
+    number: int
+    poll: WorkerPoll
+
+
+class WorkerActor(Worker):
+    """A worker behind calls that may be lost or repeated."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._actor_lock = threading.Lock()
+        self._news_lock = threading.Lock()
+        self._num_delivered = 0
+        self._last_news: News | None = None
+        self._loaded_as: WorkerReady | None = None
+        self._failure: Exception | None = None
+        try:
+            super().__init__(config)
+        except Exception as error:  # told by ``ready``: what an actor's constructor raises, Ray turns into prose
+            self._failure = error
+
+    def whereabouts(self) -> Whereabouts:
+        """Which process this is; answered while the models are still being loaded."""
+        import ray
+
+        node_id = ray.get_runtime_context().get_node_id()
+        return Whereabouts(node_id, socket.gethostname(), os.getpid(), process_start(os.getpid()))
+
+    def ready(self) -> WorkerReady:
+        """As the worker's; asked again, it answers the same."""
+        with self._actor_lock:
+            if self._failure is not None:
+                raise self._failure
+            if self._loaded_as is None:
+                try:
+                    self._loaded_as = super().ready()
+                except Exception as error:
+                    self._failure = error
+                    raise
+            return self._loaded_as
+
+    def news(self, seen: int, timeout_seconds: float) -> News:
+        """What happened since the news with the number ``seen``; the same again where that was told, but lost."""
+        with self._news_lock:
+            if self._last_news is None or self._last_news.number <= seen:
+                self._last_news = News(seen + 1, self.poll(timeout_seconds))
+            return self._last_news
+
+    def deliver(self, number: int, method: Delivery, *arguments: Any) -> None:
+        """Call a method once, however often the call arrives; numbers rise from 1."""
+        with self._actor_lock:
+            if number > self._num_delivered:
+                getattr(self, method)(*arguments)
+                self._num_delivered = number
 
 
 def actor_class() -> Any:
     """The worker as a Ray remote class: ``actor_class().options(num_cpus=…).remote(config)``."""
     import ray
 
-    from specbatch.workers.worker import Worker
+    return ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=_MAX_CONCURRENCY)(WorkerActor)
 
-    return ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=_MAX_CONCURRENCY)(Worker)
+
+def process_start(pid: int) -> str:
+    """When a process of this host started, with the name of this boot; empty where it is gone or cannot be told."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+    return "" if fields[0] in ("Z", "X") else f"{boot} {fields[19]}"
+
+
+def kill_process(whereabouts: Whereabouts) -> bool:
+    """Kill a process of this host that does not listen any more; False where it is gone, or another has its number."""
+    if not whereabouts.is_here:
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(whereabouts.pid, signal.SIGKILL)
+    return True

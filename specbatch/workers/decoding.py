@@ -1,19 +1,25 @@
-"""The face of the engine that a worker sees: the seam at which tests put a smaller one."""
+"""The face of the engine that a worker sees: the seam at which tests and benchmarks put a smaller one."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import socket
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from importlib.metadata import version
-from typing import Protocol
+from typing import Protocol, cast
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
+from specbatch.schemas.failpoints import failpoint
 from specbatch.schemas.messages import MemoryReport, RoundBlock, WorkerConfig, WorkerReady
 from specbatch.schemas.sampling import SamplingParams
 from specbatch.schemas.stats import PhaseSeconds
 from specbatch.specdec.output import SequenceOutput
+
+ENGINE_FACTORY_VARIABLE = "SPECBATCH_ENGINE_FACTORY"
+"""``module:function`` that makes the engine of every worker process instead of the pair: for tests and benchmarks of
+the job system. Nothing is said of it in the output, so it is not for real jobs."""
 
 _VERSIONED = ("specbatch", "torch", "transformers", "tokenizers", "pyarrow")
 
@@ -25,10 +31,11 @@ class PromptEncoder(Protocol):
 
 
 class DecodingEngine(Protocol):
-    """What a worker asks of an engine; ``specdec.engine.Engine`` gives it. One thread makes it and calls it.
+    """What a worker asks of an engine; ``pair.PairEngine`` gives it. One thread makes it and calls it.
 
     ``max_batch_size``, rows in flight, may change from step to step: an engine that gives up its draft has room for
-    more, one whose memory runs short for fewer.
+    more, one whose memory runs short for fewer. ``cancel`` forgets sequences, of which ``step`` then returns none;
+    ``check_device`` raises ``JOB_DEVICE`` where the device no longer computes what it computed at start.
     """
 
     context_length: int
@@ -51,32 +58,28 @@ class DecodingEngine(Protocol):
     def step(self) -> list[SequenceOutput]: ...
     def take_blocks(self) -> tuple[RoundBlock, ...]: ...
     def memory(self) -> MemoryReport: ...
+    def cancel(self, keys: Collection[Hashable]) -> None: ...
     def cancel_all(self) -> None: ...
+    def check_device(self) -> None: ...
 
 
 EngineFactory = Callable[[WorkerConfig], DecodingEngine]
 
 
 def load_engine(config: WorkerConfig) -> DecodingEngine:
-    """Load the pair that the configuration names.
+    """Load the pair that the configuration names, or what ``SPECBATCH_ENGINE_FACTORY`` makes instead.
 
     Raises:
-        SpecbatchError: the codes of the model checks; ``JOB_MODEL_LOAD`` for whatever else goes wrong.
+        SpecbatchError: the codes of the model checks; ``JOB_CONFIG`` where the variable names nothing that can be
+            imported; ``JOB_MODEL_LOAD`` for whatever else goes wrong.
     """
-    from specbatch.specdec.engine import Engine
-
+    name = os.environ.get(ENGINE_FACTORY_VARIABLE)
+    make = _load_pair if name is None else _import_factory(name)
     try:
-        return Engine.from_pretrained(
-            config.target_path,
-            config.draft_path,
-            max_batch_size=config.batch_size,
-            speculation=config.speculation,
-            device=config.device,
-            dtype=config.dtype,
-            coupling=config.generation.coupling,
-            memory_fraction=config.memory_fraction,
-            num_threads=config.num_threads,
-        )
+        failpoint("worker_load:before")
+        engine = make(config)
+        failpoint("worker_load:after")
+        return engine
     except SpecbatchError:
         raise
     except Exception as error:
@@ -103,3 +106,33 @@ def describe_worker(
         memory=memory,
         versions=(("python", platform.python_version()), *((name, version(name)) for name in _VERSIONED)),
     )
+
+
+def _load_pair(config: WorkerConfig) -> DecodingEngine:
+    from specbatch.workers.pair import PairEngine
+
+    engine = PairEngine.from_pretrained(
+        config.target_path,
+        config.draft_path,
+        max_batch_size=config.batch_size,
+        speculation=config.speculation,
+        device=config.device,
+        dtype=config.dtype,
+        coupling=config.generation.coupling,
+        memory_fraction=config.memory_fraction,
+        num_threads=config.num_threads,
+    )
+    assert isinstance(engine, PairEngine)
+    return engine
+
+
+def _import_factory(name: str) -> EngineFactory:
+    module, _, function = name.partition(":")
+    try:
+        return cast(EngineFactory, getattr(importlib.import_module(module), function))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SpecbatchError(
+            ErrorCode.JOB_CONFIG,
+            f"{ENGINE_FACTORY_VARIABLE}={name} cannot be imported ({type(error).__name__}: {error}); "
+            "give module:function, or unset it to decode with the models",
+        ) from error

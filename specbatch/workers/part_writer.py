@@ -11,15 +11,15 @@ import pyarrow as pa
 
 from specbatch.schemas.canonical import sha256_file
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
+from specbatch.schemas.failpoints import failpoint
 from specbatch.schemas.manifest import PART_FORMAT
 from specbatch.schemas.messages import PartReceipt
-from specbatch.schemas.plan import part_name
+from specbatch.schemas.plan import Shard, part_name
 from specbatch.schemas.stats import PhaseSeconds
 from specbatch.storage.local import write_errors
 from specbatch.storage.parts import PartMeta, part_stats, read_part_meta, write_part
-from specbatch.storage.store import Store
-from specbatch.workers.failpoints import failpoint
-from specbatch.workers.shards import FinishedShard
+from specbatch.storage.store import NotFound, Store
+from specbatch.workers.shards import FinishedShard, planned_samples
 
 _CHUNK_BYTES = 1 << 20
 
@@ -44,23 +44,27 @@ class PartWriter:
 
         Raises:
             SpecbatchError: ``JOB_OUTPUT_UNWRITABLE``; ``JOB_INTEGRITY`` when something else lies under the part's name.
+            MemoryError: there is no room to encode it.
         """
         started = time.perf_counter()
         told_seconds = 0.0
+        shard = finished.assignment.lease.shard
         spool = self._store.spool_path()
         try:
             with write_errors(spool):
+                failpoint("part_spool:before")
                 meta = write_part(
                     spool,
                     finished.table,
                     finished.results,
                     self._meta(finished),
-                    num_samples=self._num_samples,
+                    planned=planned_samples(shard, self._num_samples),
                     with_logprobs=self._with_logprobs,
                     clock=time.perf_counter,
                 )
+                failpoint("part_spool:after")
             told_seconds = meta.stats.seconds.write
-            return self._commit(spool, meta)
+            return self._commit(spool, shard, meta)
         finally:
             spool.unlink(missing_ok=True)
             elapsed = time.perf_counter() - started
@@ -68,7 +72,7 @@ class PartWriter:
             self._untold_seconds += elapsed - told_seconds
 
     def _meta(self, finished: FinishedShard) -> PartMeta:
-        shard = finished.lease.shard
+        shard = finished.assignment.lease.shard
         seconds = finished.seconds + PhaseSeconds(write=self._untold_seconds)
         return PartMeta(
             format=PART_FORMAT,
@@ -80,14 +84,14 @@ class PartWriter:
             stats=part_stats(finished.results, seconds),
         )
 
-    def _commit(self, spool: Path, meta: PartMeta) -> PartReceipt:
-        key = part_name(meta.shard, self._plan)
+    def _commit(self, spool: Path, shard: Shard, meta: PartMeta) -> PartReceipt:
+        key = part_name(shard.index, self._plan)
         sha256, num_bytes = sha256_file(spool), spool.stat().st_size
         failpoint("part_create:before")
         created = self._store.create(key, spool)
         failpoint("part_create:after")
         if not created:
-            return existing_receipt(self._store, self._plan, meta.shard, (meta.row_start, meta.row_stop))
+            return existing_receipt(self._store, self._plan, shard, meta.stats.num_results)
         return _receipt(key, meta, num_bytes, sha256, created=True)
 
 
@@ -96,23 +100,38 @@ def warm_up() -> None:
     pa.array([0])
 
 
-def existing_receipt(store: Store, plan: str, shard: int, row_ids: tuple[int, int]) -> PartReceipt:
+def existing_receipt(store: Store, plan: str, shard: Shard, num_results: int) -> PartReceipt:
     """The receipt of a part that was there already.
 
     Args:
-        row_ids: first ``row_id`` of the shard and one past its last.
+        num_results: planned for the shard.
 
     Raises:
         SpecbatchError: ``JOB_INTEGRITY`` when the file is no sound part of this plan and shard.
     """
-    key = part_name(shard, plan)
-    with store.open(key) as file:
+    key = part_name(shard.index, plan)
+    try:
+        opened = store.open(key)
+    except NotFound:
+        raise SpecbatchError(
+            ErrorCode.JOB_INTEGRITY, f"{store.uri}/{key} was there and is gone: something removes parts of this job"
+        ) from None
+    with opened as file:
         try:
             meta = read_part_meta(file)
         except SpecbatchError as error:
+            if error.code is not ErrorCode.JOB_INTEGRITY:
+                raise
             raise _foreign(store, key, error.message) from error
-        if (meta.plan, meta.shard, meta.row_start, meta.row_stop) != (plan, shard, *row_ids):
+        if (meta.plan, meta.shard, meta.row_start, meta.row_stop) != (
+            plan,
+            shard.index,
+            shard.row_start,
+            shard.row_stop,
+        ):
             raise _foreign(store, key, f"it says that it is shard {meta.shard} of plan {meta.plan}")
+        if (meta.stats.num_rows, meta.stats.num_results) != (shard.num_rows, num_results):
+            raise _foreign(store, key, f"it holds {meta.stats.num_results} results of {meta.stats.num_rows} rows")
         digest = hashlib.sha256()
         file.seek(0)
         while chunk := file.read(_CHUNK_BYTES):

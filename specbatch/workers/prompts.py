@@ -11,6 +11,9 @@ from specbatch.schemas.errors import ErrorCode
 from specbatch.schemas.rows import RowResult
 from specbatch.schemas.seeds import row_seed
 
+MAX_PROMPT_BYTES = 8 << 20
+"""Most bytes of a prompt that is tokenized: more than the longest context holds, and a few seconds' work."""
+
 
 @dataclass(frozen=True, slots=True)
 class PreparedRow:
@@ -71,6 +74,9 @@ def _prepare(
 ) -> PreparedRow | RowResult:
     if data is None:
         return error_row(row_id, seed, ErrorCode.ROW_PROMPT_NULL, "the prompt is null")
+    if len(data) > MAX_PROMPT_BYTES:
+        message = f"the prompt has {len(data)} bytes; at most {MAX_PROMPT_BYTES} are tokenized"
+        return error_row(row_id, seed, ErrorCode.ROW_TOO_LARGE, message)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

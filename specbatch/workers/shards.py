@@ -1,19 +1,38 @@
-"""A shard on its way through a worker: read, handed out row by row, collected."""
+"""A shard on its way through a worker: handed out row by row, collected, finished."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-from specbatch.schemas.messages import Lease, WorkerConfig
+from specbatch.schemas.messages import Lease
+from specbatch.schemas.plan import Shard
 from specbatch.schemas.rows import RowResult
 from specbatch.schemas.stats import PhaseSeconds
 from specbatch.specdec.output import SequenceOutput
-from specbatch.storage.inputs import read_segment
-from specbatch.workers.prompts import PreparedRow, error_row, prepare_rows
+from specbatch.workers.prompts import PreparedRow, error_row
+
+Key = tuple[int, int]
+"""Under which a sample goes through the engine: number of the assignment, position among its samples."""
+
+
+@dataclass(slots=True)
+class Assignment:
+    """A lease that this worker took. The number tells apart two leases of one shard, the first of which was dropped.
+
+    Attributes:
+        is_dropped: nobody wants it any more: nothing may be written or told of it.
+        num_rows_done, num_errors: what the worker's totals count of it.
+    """
+
+    number: int
+    lease: Lease
+    is_dropped: bool = False
+    num_rows_done: int = 0
+    num_errors: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,74 +40,45 @@ class LoadedShard:
     """A shard in memory: its input rows and what becomes of each.
 
     Attributes:
-        rows: ``num_samples`` entries for each input row, in order.
+        rows: one entry for each planned sample, ascending by row and sample.
         load_seconds: of reading and tokenizing.
     """
 
-    lease: Lease
     table: pa.Table
     rows: Sequence[PreparedRow | RowResult]
     load_seconds: float
-    num_samples: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedShard:
     """All results of a shard. ``seconds`` is the share of the worker's time that its part accounts for."""
 
-    lease: Lease
+    assignment: Assignment
     table: pa.Table
     results: tuple[RowResult, ...]
     seconds: PhaseSeconds
 
 
-def load_shard(
-    lease: Lease, config: WorkerConfig, encode: Callable[[str], list[int]], context_length: int
-) -> LoadedShard:
-    """Read and tokenize a shard's rows.
-
-    Raises:
-        SpecbatchError: the input cannot be read or is not the one that was planned.
-    """
-    started = time.perf_counter()
-    tables = [read_segment(segment) for segment in lease.shard.segments]
-    if config.columns:
-        tables = [table.select(list(config.columns)) for table in tables]
-    # Files of one dataset may differ in column order and metadata: the first one's schema is the shard's.
-    schema = tables[0].schema
-    table = pa.concat_tables([part.select(schema.names).cast(schema) for part in tables])
-    rows = prepare_rows(
-        table,
-        lease.shard.row_start,
-        prompt_column=config.prompt_column,
-        job_seed=config.generation.seed,
-        encode=encode,
-        context_length=context_length,
-        num_samples=config.generation.num_samples,
-    )
-    return LoadedShard(lease, table, rows, time.perf_counter() - started, config.generation.num_samples)
-
-
 class ShardInFlight:
     """The collector of one shard: gives its samples out in order and takes their results in any order.
 
-    Positions count samples: sample s of the i-th row is at ``i * num_samples + s``, so that the samples of a row are
-    given out one after another and share the prefill of their prompt.
+    The samples of a row stand side by side: they are given out one after another and share the prefill of their prompt.
 
     Owned by the decode thread; ``num_waiting`` may be read under the worker's lock.
     """
 
-    def __init__(self, loaded: LoadedShard) -> None:
+    def __init__(self, assignment: Assignment, loaded: LoadedShard) -> None:
+        self.assignment = assignment
         self.loaded = loaded
         self._results: list[RowResult | None] = [None] * len(loaded.rows)
         self._num_given = 0
         self._num_missing = len(loaded.rows)
-        self._num_missing_of_row = [loaded.num_samples] * (len(loaded.rows) // loaded.num_samples)
+        self._num_missing_of_row = Counter(row.row_id for row in loaded.rows)
 
     @property
-    def index(self) -> int:
-        """The shard's number in the plan."""
-        return self.loaded.lease.shard.index
+    def number(self) -> int:
+        """The number of its assignment."""
+        return self.assignment.number
 
     @property
     def has_begun(self) -> bool:
@@ -120,9 +110,12 @@ class ShardInFlight:
         assert self._results[position] is None, f"row {result.row_id} sample {result.sample_index} finished twice"
         self._results[position] = result
         self._num_missing -= 1
-        row = position // self.loaded.num_samples
-        self._num_missing_of_row[row] -= 1
-        return self._num_missing_of_row[row] == 0
+        self._num_missing_of_row[result.row_id] -= 1
+        return self._num_missing_of_row[result.row_id] == 0
+
+    def keys_in_flight(self) -> list[Key]:
+        """Keys of the samples that were given out and have no result yet."""
+        return [(self.number, position) for position in range(self._num_given) if self._results[position] is None]
 
     def finish(self, seconds: PhaseSeconds) -> FinishedShard:
         """The shard with all its results.
@@ -130,10 +123,24 @@ class ShardInFlight:
         Args:
             seconds: the engine's time since the part before this one was complete.
         """
-        assert self.is_complete, f"shard {self.index} lacks {self._num_missing} results"
+        assert self.is_complete, f"shard {self.assignment.lease.shard.index} lacks {self._num_missing} results"
         results = tuple(result for result in self._results if result is not None)
         load = PhaseSeconds(load=self.loaded.load_seconds)
-        return FinishedShard(self.loaded.lease, self.loaded.table, results, seconds + load)
+        return FinishedShard(self.assignment, self.loaded.table, results, seconds + load)
+
+
+def planned_samples(shard: Shard, num_samples: int) -> list[tuple[int, int]]:
+    """(row id, sample index) of every result that the part of a shard holds, in its order.
+
+    Args:
+        num_samples: of a row whose segment names none.
+    """
+    return [
+        (row_id, sample)
+        for segment in shard.segments
+        for row_id in range(segment.first_row_id, segment.first_row_id + segment.num_rows)
+        for sample in (range(num_samples) if segment.samples is None else segment.samples)
+    ]
 
 
 def row_result(row: PreparedRow, output: SequenceOutput) -> RowResult:

@@ -15,13 +15,14 @@ class RunningTotals:
         self._num_tokens = 0
         self._num_errors = 0
         self._counters = SpecCounters()
+        self._uncounted: list[SpecCounters] = []
 
     def add(self, result: RowResult, *, ends_row: bool) -> None:
         """Count one result, and its row if this was the last of the row's samples."""
         self._num_rows += ends_row
         self._num_tokens += result.num_completion_tokens
         self._num_errors += result.error_code is not None
-        self._counters = SpecCounters.total((self._counters, result.counters))
+        self._uncounted.append(result.counters)  # summed once for each time that somebody looks
 
     def progress(self, num_rows_active: int, seconds: PhaseSeconds, idle_seconds: float) -> Progress:
         """The sums so far.
@@ -30,6 +31,9 @@ class RunningTotals:
             num_rows_active: sequences in flight now.
             seconds: the worker's time by phase.
         """
+        if self._uncounted:
+            self._counters = SpecCounters.total((self._counters, *self._uncounted))
+            self._uncounted.clear()
         return Progress(
             num_rows_done=self._num_rows,
             num_completion_tokens=self._num_tokens,

@@ -6,25 +6,22 @@ Three threads share the work, so that the device never waits for a file::
     decode   loaded shards -> engine -> finished shards     (slots refill across shard borders)
     writer   finished shards -> parts -> receipts           (the next shard decodes while this one is written)
 
-The engine belongs to the decode thread alone. Everything else that two threads touch is guarded by one condition.
+The engine belongs to the decode thread alone. What two threads touch is in the pipeline, guarded by its condition.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
 from specbatch.schemas.errors import SpecbatchError
+from specbatch.schemas.failpoints import failpoint
 from specbatch.schemas.messages import (
     Lease,
     MemoryReport,
-    PartReceipt,
-    Progress,
-    RoundBlock,
-    ShardFailed,
+    ProbeDone,
     WorkerConfig,
     WorkerPoll,
     WorkerReady,
@@ -34,13 +31,15 @@ from specbatch.schemas.stats import PhaseSeconds
 from specbatch.specdec.output import SequenceOutput
 from specbatch.storage.store import open_store
 from specbatch.workers.decoding import DecodingEngine, EngineFactory, describe_worker, load_engine
+from specbatch.workers.heartbeat import Heartbeat
 from specbatch.workers.part_writer import PartWriter, warm_up
+from specbatch.workers.pipeline import Pipeline
 from specbatch.workers.prompts import PreparedRow, error_row
-from specbatch.workers.shards import FinishedShard, ShardInFlight, load_shard, row_result
+from specbatch.workers.reading import load_shard
+from specbatch.workers.shards import ShardInFlight, row_result
 from specbatch.workers.totals import RunningTotals
+from specbatch.workers.trust import DeviceTrust
 
-_MAX_UNWRITTEN = 2
-"""Finished shards that may wait for the writer before decoding waits too: this bounds memory."""
 _IDLE_TICK_SECONDS = 0.5
 _MEMORY_TICK_SECONDS = 1.0
 _JOIN_SECONDS = 30.0
@@ -58,33 +57,22 @@ class Worker:
         self._config = config
         self._engine_factory = engine_factory
         self._writer = PartWriter(
-            open_store(config.output),
+            open_store(config.output, single_writer=config.single_writer),
             config.plan,
             num_samples=config.generation.num_samples,
             with_logprobs=config.generation.logprobs,
         )
-        self._changed = threading.Condition()
+        self._pipeline = Pipeline()
+        self._heartbeat = Heartbeat()
         self._threads: list[threading.Thread] = []
-        # Guarded by _changed:
-        self._leases: deque[Lease] = deque()
-        self._loaded: deque[ShardInFlight] = deque()
-        self._unwritten: deque[FinishedShard] = deque()
-        self._receipts: list[PartReceipt] = []
-        self._failures: list[ShardFailed] = []
-        self._blocks: list[RoundBlock] = []
-        self._progress = Progress()  # its seconds are the engine's; poll adds those of the other two threads
-        self._memory = MemoryReport(0, 0, 0, 0, 0)
-        self._ready: WorkerReady | None = None
-        self._load_seconds = 0.0
-        self._is_draining = False
-        self._is_stopping = False
-        self._death: BaseException | None = None
-        self._num_rows_ahead = 1  # the engine's batch, which changes when it gains or loses memory
-        # Of the decode thread:
+        self._ready: WorkerReady | None = None  # guarded by the pipeline's condition
+        # Of the decode thread alone:
         self._in_flight: dict[int, ShardInFlight] = {}
+        self._trust = DeviceTrust()
         self._accounted = PhaseSeconds()
         self._totals = RunningTotals()
         self._idle_seconds = 0.0
+        self._memory = MemoryReport(0, 0, 0, 0, 0)
         self._memory_due_at = 0.0
 
     # ---- called from outside ---------------------------------------------------------------------------------------
@@ -96,81 +84,64 @@ class Worker:
             SpecbatchError: the pair cannot be loaded.
         """
         self._start("decode", self._decode)
-        with self._changed:
-            self._changed.wait_for(lambda: self._ready is not None or self._death is not None)
+        pipeline = self._pipeline
+        with pipeline.changed:
+            pipeline.changed.wait_for(lambda: self._ready is not None or pipeline.death is not None)
             if self._ready is None:
-                assert self._death is not None
-                raise self._death
+                assert pipeline.death is not None
+                raise pipeline.death
             return self._ready
 
     def assign(self, lease: Lease) -> None:
-        """Take a shard; its receipt or its failure comes with a later poll. Ignored once draining."""
-        with self._changed:
-            if not self._is_draining:
-                self._leases.append(lease)
-                self._changed.notify_all()
+        """Take a shard, or a probe of one; how it ended comes with a later poll. Ignored once draining."""
+        self._pipeline.assign(lease)
+
+    def drop(self, shard: int) -> None:
+        """Forget a shard whose part exists already: of it nothing more is decoded, written or told.
+
+        It may be assigned again. One that this worker does not hold is no mistake: it may just have ended.
+        """
+        self._pipeline.drop(shard)
 
     def poll(self, timeout_seconds: float) -> WorkerPoll:
-        """What happened since the last poll; returns at once when a shard ended, else after the timeout.
+        """What happened since the last poll; returns at once when a shard or a probe ended, else after the timeout.
+
+        It answers while the decode loop hangs, with a growing ``beat_age_seconds``.
 
         Raises:
             Exception: whatever killed one of the threads. The worker is lost then.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self._receipts or self._failures or self._death, timeout_seconds)
-            if self._death is not None and not self._receipts and not self._failures:
-                raise self._death
-            own = PhaseSeconds(load=self._load_seconds, write=self._writer.seconds)
-            news = WorkerPoll(
-                receipts=tuple(self._receipts),
-                failures=tuple(self._failures),
-                blocks=tuple(self._blocks),
-                progress=replace(self._progress, seconds=self._progress.seconds + own),
-                memory=self._memory,
-            )
-            self._receipts, self._failures, self._blocks = [], [], []
-            return news
+        self._pipeline.wait_for_news(timeout_seconds)
+        news = self._pipeline.take_news()
+        progress = replace(
+            news.progress,
+            seconds=news.progress.seconds + PhaseSeconds(write=self._writer.seconds),
+            beat_age_seconds=self._heartbeat.age_seconds,
+            median_step_seconds=self._heartbeat.median_step_seconds,
+        )
+        return replace(news, progress=progress)
 
     def drain(self) -> None:
         """Take no new shard and forget those of which no row has begun; the others are finished."""
-        with self._changed:
-            self._is_draining = True
-            self._leases.clear()
-            self._loaded = deque(shard for shard in self._loaded if shard.has_begun)
-            self._changed.notify_all()
+        self._pipeline.drain()
 
     def stop(self) -> None:
         """End the threads now. Shards that were finished are still written; those that were not are lost."""
-        with self._changed:
-            self._is_draining = self._is_stopping = True
-            self._changed.notify_all()
+        self._pipeline.stop()
         for thread in self._threads:
             thread.join(_JOIN_SECONDS)
 
     # ---- reader ----------------------------------------------------------------------------------------------------
 
     def _read(self, encode: Callable[[str], list[int]], context_length: int) -> None:
-        while (lease := self._next_lease()) is not None:
+        while (assignment := self._pipeline.next_lease()) is not None:
             try:
-                shard = ShardInFlight(load_shard(lease, self._config, encode, context_length))
-            except SpecbatchError as error:
-                self._fail(lease, error)
+                loaded = load_shard(assignment.lease, self._config, encode, context_length)
+            except (SpecbatchError, MemoryError) as error:
+                self._pipeline.settle(assignment, error)
                 continue
-            with self._changed:
-                self._load_seconds += shard.loaded.load_seconds
-                if not self._is_draining:
-                    self._loaded.append(shard)
-                    self._changed.notify_all()
-
-    def _next_lease(self) -> Lease | None:
-        """The next shard to read, once it will be needed soon; None to end."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_stopping or (self._leases and self._needs_rows()))
-            return None if self._is_stopping else self._leases.popleft()
-
-    def _needs_rows(self) -> bool:
-        """One whole shard is read ahead; more where shards are smaller than a batch."""
-        return len(self._loaded) < 2 or sum(s.num_waiting for s in self._loaded) < self._num_rows_ahead
+            self._pipeline.put_loaded(ShardInFlight(assignment, loaded))
+            del loaded  # not to be kept while the next lease is waited for
 
     # ---- decode ----------------------------------------------------------------------------------------------------
 
@@ -179,8 +150,12 @@ class Worker:
         self._start("reader", lambda: self._read(engine.tokenizer.encode, engine.context_length))
         self._start("writer", self._write)
         while self._wait_for_rows(engine):
+            self._heartbeat.beat()
+            self._discard_dropped(engine)
             self._feed(engine)
+            failpoint("decode_step:before")
             outputs = engine.step()
+            failpoint("decode_step:after")
             if engine.num_active == 0 and engine.num_queued == 0:
                 engine.step()  # an idle step closes the engine's current block of rounds
             for output in outputs:
@@ -193,39 +168,42 @@ class Worker:
         started = time.perf_counter()
         warm_up()
         engine = self._engine_factory(self._config)
-        with self._changed:
-            self._memory = engine.memory()
-            self._num_rows_ahead = engine.max_batch_size
-            self._ready = describe_worker(self._config, engine, self._memory, time.perf_counter() - started)
-            self._changed.notify_all()
+        self._publish(engine)
+        ready = describe_worker(self._config, engine, self._memory, time.perf_counter() - started)
+        with self._pipeline.changed:
+            self._ready = ready
+            self._pipeline.changed.notify_all()
         return engine
 
     def _wait_for_rows(self, engine: DecodingEngine) -> bool:
         """Wait until there is something to decode; False to end. The wait is the worker's idle time."""
+        changed = self._pipeline.changed
         while True:
-            with self._changed:
-                if self._is_stopping:
+            with changed:
+                if self._pipeline.is_stopping:
                     return False
-                if self._loaded or engine.num_active or engine.num_queued:
+                if self._pipeline.has_loaded or engine.num_active or engine.num_queued:
                     return True
+                self._heartbeat.rest()
                 started = time.perf_counter()
-                self._changed.wait(_IDLE_TICK_SECONDS)
+                changed.wait(_IDLE_TICK_SECONDS)
                 self._idle_seconds += time.perf_counter() - started
+            self._discard_dropped(engine)
             self._publish(engine)
+
+    def _discard_dropped(self, engine: DecodingEngine) -> None:
+        for shard in [shard for shard in self._in_flight.values() if shard.assignment.is_dropped]:
+            del self._in_flight[shard.number]
+            engine.cancel(shard.keys_in_flight())
 
     def _feed(self, engine: DecodingEngine) -> None:
         """Give the engine rows ahead of its free slots, whichever shards they belong to."""
         while engine.num_queued < engine.max_batch_size:
-            with self._changed:
-                if not self._loaded:
-                    return
-                shard = self._loaded[0]
-                known = self._in_flight.setdefault(shard.index, shard)
-                assert known is shard, f"shard {shard.index} was leased twice"
-                taken = shard.next_row() if shard.num_waiting else None
-                if not shard.num_waiting:
-                    self._loaded.popleft()
-                    self._changed.notify_all()
+            given = self._pipeline.next_row()
+            if given is None:
+                return
+            shard, taken = given
+            self._in_flight[shard.number] = shard
             if taken is not None:
                 self._submit(engine, shard, *taken)
 
@@ -235,9 +213,10 @@ class Worker:
         if isinstance(row, RowResult):
             self._put(shard, position, row)
             return
+        failpoint("row_submit:before", row.row_id)
         try:
             params = self._config.generation.sampling_params(row.seed)
-            engine.submit((shard.index, position), row.prompt_ids, params)
+            engine.submit((shard.number, position), row.prompt_ids, params)
         except SpecbatchError as error:
             if not error.code.startswith("ROW_"):
                 raise
@@ -246,69 +225,58 @@ class Worker:
 
     def _collect(self, output: SequenceOutput) -> None:
         assert isinstance(output.key, tuple)
-        index, position = output.key
-        shard = self._in_flight[index]
+        number, position = output.key
+        shard = self._in_flight[number]
         row = shard.loaded.rows[position]
         assert isinstance(row, PreparedRow)
         self._put(shard, position, row_result(row, output))
 
     def _put(self, shard: ShardInFlight, position: int, result: RowResult) -> None:
-        self._totals.add(result, ends_row=shard.put(position, result))
+        ends_row = shard.put(position, result)
+        assignment = shard.assignment
+        if assignment.lease.probe is None:  # whose results nobody counts: the rows are decoded again
+            assignment.num_rows_done += ends_row
+            assignment.num_errors += result.error_code is not None
+            self._totals.add(result, ends_row=ends_row)
 
     def _hand_over(self, engine: DecodingEngine) -> None:
         """Pass complete shards to the writer. Each gets the engine's time since the one before it."""
         for shard in [shard for shard in self._in_flight.values() if shard.is_complete]:
-            del self._in_flight[shard.index]
-            finished = shard.finish(engine.seconds - self._accounted)
-            self._accounted = engine.seconds
-            with self._changed:
-                self._changed.wait_for(lambda: len(self._unwritten) < _MAX_UNWRITTEN or self._is_stopping)
-                self._unwritten.append(finished)
-                self._changed.notify_all()
+            self._trust.check(engine)
+            del self._in_flight[shard.number]
+            seconds, self._accounted = engine.seconds - self._accounted, engine.seconds
+            lease = shard.assignment.lease
+            if lease.probe is not None:
+                self._pipeline.settle(shard.assignment, ProbeDone(lease.shard.index, *lease.probe))
+                continue
+            self._heartbeat.rest()  # a store that is slow is not a loop that hangs
+            self._pipeline.put_finished(shard.finish(seconds))
 
     def _publish(self, engine: DecodingEngine) -> None:
-        blocks = engine.take_blocks()
         if time.monotonic() >= self._memory_due_at:
             self._memory_due_at = time.monotonic() + _MEMORY_TICK_SECONDS
-            memory = engine.memory()
-        else:
-            memory = self._memory
-        with self._changed:
-            self._blocks.extend(blocks)
-            self._memory = memory
-            if engine.max_batch_size != self._num_rows_ahead:
-                self._num_rows_ahead = engine.max_batch_size
-                self._changed.notify_all()  # the reader may have to read further ahead
-            self._progress = self._totals.progress(engine.num_active, engine.seconds, self._idle_seconds)
+            self._memory = engine.memory()
+        progress = self._totals.progress(engine.num_active, engine.seconds, self._idle_seconds)
+        self._pipeline.publish(progress, self._memory, engine.take_blocks(), engine.max_batch_size)
 
     # ---- writer ----------------------------------------------------------------------------------------------------
 
     def _write(self) -> None:
-        while (finished := self._next_finished()) is not None:
-            try:
-                receipt = self._writer.write(finished)
-            except SpecbatchError as error:
-                self._fail(finished.lease, error)
-                continue
-            with self._changed:
-                self._receipts.append(receipt)
-                self._changed.notify_all()
+        while self._write_next():
+            pass
 
-    def _next_finished(self) -> FinishedShard | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_stopping or self._unwritten)
-            if not self._unwritten:
-                return None
-            finished = self._unwritten.popleft()
-            self._changed.notify_all()
-            return finished
+    def _write_next(self) -> bool:
+        """Write one shard, whose rows go with this call's frame; False to end."""
+        finished = self._pipeline.next_finished()
+        if finished is None:
+            return False
+        try:
+            self._pipeline.settle(finished.assignment, self._writer.write(finished))
+        except (SpecbatchError, MemoryError) as error:
+            self._pipeline.settle(finished.assignment, error)
+        return True
 
     # ---- threads ---------------------------------------------------------------------------------------------------
-
-    def _fail(self, lease: Lease, error: SpecbatchError) -> None:
-        with self._changed:
-            self._failures.append(ShardFailed(lease.shard.index, lease.attempt, error.code.value, error.message))
-            self._changed.notify_all()
 
     def _start(self, name: str, body: Callable[[], None]) -> None:
         """Start a thread whose death ends the worker and is told by the next poll."""
@@ -317,10 +285,7 @@ class Worker:
             try:
                 body()
             except BaseException as error:
-                with self._changed:
-                    self._death = error
-                    self._is_draining = self._is_stopping = True
-                    self._changed.notify_all()
+                self._pipeline.stop(error)
 
         thread = threading.Thread(target=guarded, name=f"specbatch-{name}", daemon=True)
         self._threads.append(thread)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 
+from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.messages import MemoryReport, RoundBlock, WorkerConfig
 from specbatch.schemas.sampling import SamplingParams
 from specbatch.schemas.stats import PhaseSeconds, SpecCounters
@@ -32,6 +33,8 @@ class FakeEngine:
     Attributes:
         starved: rounds that ran with a free slot, as (active rows, keys in flight).
         log: keys in the order of admission.
+        cancelled: keys that were taken back.
+        num_checks: how often the device had to prove itself; is_lying: it cannot.
     """
 
     def __init__(self, config: WorkerConfig, *, step_seconds: float = 0.001, context_length: int = 64) -> None:
@@ -41,6 +44,9 @@ class FakeEngine:
         self.device, self.dtype = "cpu", "float32"
         self.starved: list[tuple[int, tuple[Hashable, ...]]] = []
         self.log: list[Hashable] = []
+        self.cancelled: list[Hashable] = []
+        self.num_checks = 0
+        self.is_lying = False
         self.fail_on: bytes | None = None
         assert config.batch_size != "auto"
         self.max_batch_size = config.batch_size
@@ -114,6 +120,16 @@ class FakeEngine:
 
     def memory(self) -> MemoryReport:
         return MemoryReport(1, 2, 3, 4, 5)
+
+    def cancel(self, keys: Collection[Hashable]) -> None:
+        self.cancelled.extend(keys)
+        self._queue = deque(row for row in self._queue if row.key not in keys)
+        self._active = [row for row in self._active if row.key not in keys]
+
+    def check_device(self) -> None:
+        self.num_checks += 1
+        if self.is_lying:
+            raise SpecbatchError(ErrorCode.JOB_DEVICE, "the device lies")
 
     def cancel_all(self) -> None:
         self._queue.clear()

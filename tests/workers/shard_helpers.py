@@ -10,7 +10,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from specbatch.schemas.messages import Lease, PartReceipt, RoundBlock, ShardFailed, WorkerConfig, WorkerPoll
+from specbatch.schemas.messages import (
+    Lease,
+    PartReceipt,
+    ProbeDone,
+    RoundBlock,
+    ShardFailed,
+    WorkerConfig,
+    WorkerPoll,
+)
 from specbatch.schemas.plan import Segment, Shard, part_name
 from specbatch.schemas.spec import GenerationSpec
 from specbatch.storage.inputs import discover
@@ -68,6 +76,7 @@ class News:
         self.receipts: list[PartReceipt] = []
         self.failures: list[ShardFailed] = []
         self.blocks: list[RoundBlock] = []
+        self.probes: list[ProbeDone] = []
         self.last: WorkerPoll | None = None
 
     def poll(self, worker: Worker, timeout_seconds: float = 5.0) -> None:
@@ -75,13 +84,14 @@ class News:
         self.receipts.extend(self.last.receipts)
         self.failures.extend(self.last.failures)
         self.blocks.extend(self.last.blocks)
+        self.probes.extend(self.last.probes)
 
 
 def poll_until(worker: Worker, num_shards: int, limit_seconds: float = 30.0) -> News:
-    """Poll until so many shards have ended."""
+    """Poll until so many shards or probes have ended."""
     news = News()
     deadline = time.monotonic() + limit_seconds
-    while len(news.receipts) + len(news.failures) < num_shards:
+    while len(news.receipts) + len(news.failures) + len(news.probes) < num_shards:
         assert time.monotonic() < deadline, f"only {news.receipts} and {news.failures}"
         news.poll(worker)
     return news
@@ -89,11 +99,16 @@ def poll_until(worker: Worker, num_shards: int, limit_seconds: float = 30.0) -> 
 
 def run_shards(worker: Worker, shards: Sequence[Shard]) -> News:
     """A whole life: ready, all shards, stop."""
+    return run_leases(worker, [Lease(shard, attempt=1) for shard in shards])
+
+
+def run_leases(worker: Worker, leases: Sequence[Lease]) -> News:
+    """A whole life: ready, all leases, stop."""
     worker.ready()
     try:
-        for shard in shards:
-            worker.assign(Lease(shard, attempt=1))
-        return poll_until(worker, len(shards))
+        for lease in leases:
+            worker.assign(lease)
+        return poll_until(worker, len(leases))
     finally:
         worker.stop()
 

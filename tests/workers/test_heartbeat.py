@@ -1,0 +1,108 @@
+"""The heartbeat of the decode loop, by a clock of our own and in a worker that really hangs (fault 5)."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from fake_engine import FakeEngine
+from shard_helpers import cut, make_config, poll_until, write_dataset
+
+from specbatch.schemas import failpoints
+from specbatch.schemas.messages import Lease
+from specbatch.specdec.output import SequenceOutput
+from specbatch.workers.heartbeat import Heartbeat
+from specbatch.workers.worker import Worker
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_age_and_median() -> None:
+    clock = Clock()
+    heartbeat = Heartbeat(clock)
+    assert (heartbeat.age_seconds, heartbeat.median_step_seconds) == (0, 0)
+    for step in (1.0, 1.0, 2.0, 40.0):
+        heartbeat.beat()
+        clock.now += step
+    assert heartbeat.age_seconds == 40
+    heartbeat.beat()
+    assert (heartbeat.age_seconds, heartbeat.median_step_seconds) == (0, 1.5)
+    clock.now += 7
+    heartbeat.rest()
+    clock.now += 1000
+    assert heartbeat.age_seconds == 0
+    heartbeat.beat()
+    clock.now += 3
+    assert (heartbeat.age_seconds, heartbeat.median_step_seconds) == (3, 1.5), "a rest is no step"
+
+
+def test_old_steps_are_forgotten() -> None:
+    clock = Clock()
+    heartbeat = Heartbeat(clock)
+    for step in [9.0] * 100 + [2.0] * 64:
+        heartbeat.beat()
+        clock.now += step
+    heartbeat.beat()
+    assert heartbeat.median_step_seconds == 2
+
+
+def test_a_worker_that_waits_has_no_age_and_one_that_decodes_a_small_one(tmp_path: Path) -> None:
+    worker = Worker(make_config(tmp_path / "out"), lambda config: FakeEngine(config, step_seconds=0.02))
+    worker.ready()
+    time.sleep(0.3)
+    assert worker.poll(0).progress.beat_age_seconds == 0
+    (shard,) = cut([write_dataset(tmp_path / "in.parquet", ["x" * 30] * 8)], 8)
+    worker.assign(Lease(shard, 1))
+    ages = []
+    while not (news := worker.poll(0.03)).receipts:
+        ages.append(news.progress.beat_age_seconds)
+    assert 0 < max(ages) < 1
+    assert 0.02 <= news.progress.median_step_seconds < 0.5
+    time.sleep(0.1)
+    assert worker.poll(0).progress.beat_age_seconds == 0
+    worker.stop()
+
+
+class SleepyEngine(FakeEngine):
+    """Its third round lasts for three seconds, in C."""
+
+    def step(self) -> list[SequenceOutput]:
+        if self._num_rounds == 2:
+            time.sleep(3)
+        return super().step()
+
+
+def test_fault_5_a_loop_that_hangs_in_native_code_answers_with_a_growing_age(tmp_path: Path) -> None:
+    worker = Worker(make_config(tmp_path / "out"), SleepyEngine)
+    worker.ready()
+    (shard,) = cut([write_dataset(tmp_path / "in.parquet", ["x" * 30] * 4)], 4)
+    worker.assign(Lease(shard, 1))
+    time.sleep(0.5)
+    ages = []
+    for _ in range(4):
+        started = time.monotonic()
+        ages.append(worker.poll(0.3).progress.beat_age_seconds)
+        assert time.monotonic() - started < 1
+    assert ages == sorted(ages)
+    assert ages[-1] > ages[0] + 0.6
+    assert len(poll_until(worker, 1).receipts) == 1, "it wakes up and finishes"
+    worker.stop()
+
+
+def test_fault_5_the_hang_failpoint_shows_in_the_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failpoints, "_reached", failpoints.Counter())
+    monkeypatch.setenv("SPECBATCH_FAILPOINT", "decode_step:before:3:hang")
+    worker = Worker(make_config(tmp_path / "out"), FakeEngine)
+    worker.ready()
+    (shard,) = cut([write_dataset(tmp_path / "in.parquet", ["x" * 30] * 4)], 4)
+    worker.assign(Lease(shard, 1))
+    time.sleep(1)
+    assert worker.poll(0.2).progress.beat_age_seconds > 0.8
+    assert worker.poll(0.5).progress.beat_age_seconds > 1.2
