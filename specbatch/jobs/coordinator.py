@@ -1,333 +1,331 @@
 """The coordinator's state: pure. Events go in, commands come out; the runner executes them.
 
-A shard is *pending* (waits for a worker), *leased* (a worker has it) or *done* (its part exists). A worker is
-*starting*, *ready* or *draining*; every process gets a number of its own, so nothing that a dead worker still says
-can be taken for its successor's. Truth is in the store: a receipt counts whoever it comes from.
+It decides which worker gets which shard, when a worker is started again or given up, which row kills workers, and when
+the job ends. There is no clock and no randomness inside: the same events give the same commands. Truth is in the store:
+a receipt counts whoever it comes from.
+
+Blame: a death is charged to a shard only where it ran alone. Where several ran together none is charged, and each of
+them has a worker to itself from then on. Machines that were taken away or lost are charged to nobody.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Sequence
 
-from specbatch.schemas.errors import ErrorCode
-from specbatch.schemas.messages import Lease, PartReceipt, ShardFailed
+from specbatch.jobs.coordinator_assignment import Assignment
+from specbatch.jobs.coordinator_events import (
+    Assign,
+    AttemptFailed,
+    Beat,
+    Begin,
+    Cancelled,
+    CapacityChanged,
+    Command,
+    DrainWorker,
+    DropShard,
+    EndInterrupted,
+    Event,
+    FailJob,
+    FinishJob,
+    Interrupted,
+    KillWorker,
+    PartDone,
+    PreemptionNotice,
+    ProbePassed,
+    Say,
+    StartWorker,
+    StopReason,
+    Tick,
+    WorkerDied,
+    WorkerDrained,
+    WorkerJoined,
+)
+from specbatch.jobs.coordinator_losses import Losses
+from specbatch.jobs.coordinator_policy import (
+    CAPACITY_TIMEOUT_SECONDS,
+    MAX_ATTEMPTS,
+    START_TIMEOUT_SECONDS,
+    Durations,
+    ErrorBudget,
+    WakingClock,
+    error_code,
+)
+from specbatch.jobs.coordinator_shards import ShardBoard
+from specbatch.jobs.coordinator_staffing import Staffing
+from specbatch.jobs.coordinator_workers import Fleet, Phase, WorkerView
+from specbatch.schemas.messages import PartReceipt, ProbeDone, ShardFailed
 from specbatch.schemas.plan import Shard
 
-MAX_ATTEMPTS = 3
-MAX_LOAD_FAILURES = 2
-MIN_ROWS_TO_JUDGE = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Begin:
-    """The run begins."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerJoined:
-    """A worker has loaded its models."""
-
-    worker: int
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerDied:
-    """A worker process is gone. ``code`` is set where it named its error itself: such an error would come again."""
-
-    worker: int
-    reason: str
-    code: ErrorCode | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerDrained:
-    """A draining worker has nothing in flight any more; what it had not begun is free again."""
-
-    worker: int
-
-
-@dataclass(frozen=True, slots=True)
-class PartDone:
-    """A shard's part exists."""
-
-    worker: int
-    receipt: PartReceipt
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptFailed:
-    """A worker gave one shard up and goes on."""
-
-    worker: int
-    failure: ShardFailed
-
-
-@dataclass(frozen=True, slots=True)
-class Interrupted:
-    """Take no new shard, finish those in flight."""
-
-
-Event = Begin | WorkerJoined | WorkerDied | WorkerDrained | PartDone | AttemptFailed | Interrupted
-
-
-@dataclass(frozen=True, slots=True)
-class StartWorker:
-    worker: int
-
-
-@dataclass(frozen=True, slots=True)
-class Assign:
-    worker: int
-    lease: Lease
-
-
-@dataclass(frozen=True, slots=True)
-class DrainWorker:
-    worker: int
-
-
-@dataclass(frozen=True, slots=True)
-class FinishJob:
-    """Every shard has its part."""
-
-
-@dataclass(frozen=True, slots=True)
-class EndInterrupted:
-    """Nothing is in flight any more; the rest waits for the next run."""
-
-
-@dataclass(frozen=True, slots=True)
-class FailJob:
-    code: ErrorCode
-    message: str
-
-
-Command = StartWorker | Assign | DrainWorker | FinishJob | EndInterrupted | FailJob
-
-
-class _Phase(Enum):
-    STARTING = "starting"
-    READY = "ready"
-    DRAINING = "draining"
-
-
-@dataclass(slots=True)
-class _Worker:
-    phase: _Phase = _Phase.STARTING
-    shards: list[int] = field(default_factory=list)
+__all__ = [
+    "MAX_ATTEMPTS",
+    "Assign",
+    "AttemptFailed",
+    "Beat",
+    "Begin",
+    "Cancelled",
+    "CapacityChanged",
+    "Command",
+    "Coordinator",
+    "DrainWorker",
+    "DropShard",
+    "EndInterrupted",
+    "Event",
+    "FailJob",
+    "FinishJob",
+    "Interrupted",
+    "KillWorker",
+    "PartDone",
+    "PreemptionNotice",
+    "ProbePassed",
+    "Say",
+    "StartWorker",
+    "Tick",
+    "WorkerDied",
+    "WorkerDrained",
+    "WorkerJoined",
+    "WorkerView",
+]
 
 
 class Coordinator:
-    """Decides which worker gets which shard, when a worker is started again, and when the job ends.
+    """Decides who does what, and when the job ends.
 
     Args:
-        shards: those without a part, in the order in which they shall be handed out.
-        num_workers: processes to keep running.
+        shards: those without a part, in the order in which they shall be handed out (ascending).
+        num_workers: processes wanted; None takes all that the cluster has room for (``CapacityChanged`` tells).
         leases_per_worker: most shards that one worker holds at a time; above 1 its slots refill across borders.
         max_error_rate: largest share of error rows, judged once 1,000 rows are done.
         rows_done: result rows (one per sample) in parts that exist already.
         errors_done: error rows among them.
+        deadline_seconds: time of the tick at which the run drains and ends with ``JOB_DEADLINE``; None for none.
+        capacity_timeout_seconds: most time to wait for a cluster that has no room for any worker.
+        start_timeout_seconds: most time that a worker may take to load its models.
+        has_twins: whether a late shard may be given out twice; only where the store lets one part win.
     """
 
     def __init__(
         self,
         shards: Sequence[Shard],
         *,
-        num_workers: int,
+        num_workers: int | None,
         leases_per_worker: int = 2,
         max_error_rate: float = 1.0,
         rows_done: int = 0,
         errors_done: int = 0,
+        deadline_seconds: float | None = None,
+        capacity_timeout_seconds: float = CAPACITY_TIMEOUT_SECONDS,
+        start_timeout_seconds: float = START_TIMEOUT_SECONDS,
+        has_twins: bool = True,
     ) -> None:
-        self._shards = {shard.index: shard for shard in shards}
-        self._pending = [shard.index for shard in shards]
-        self._attempts = dict.fromkeys(self._pending, 0)
-        self._failures = dict.fromkeys(self._pending, 0)
-        self._done: set[int] = set()
-        self._workers: dict[int, _Worker] = {}
-        self._num_workers = min(num_workers, len(self._pending))
-        self._leases_per_worker = leases_per_worker
-        self._max_error_rate = max_error_rate
-        self._rows_done = rows_done
-        self._errors_done = errors_done
-        self._next_worker = 0
-        self._num_load_failures = 0
-        self._restarts_left = MAX_ATTEMPTS + 2 * num_workers
-        self._interrupted = False
-        self._ended = False
-        self.num_attempts = 0
-        self.num_restarts = 0
+        self._clock = WakingClock()
+        self._durations = Durations()
+        self._board = ShardBoard(shards)
+        self._fleet = Fleet(leases_per_worker, start_timeout_seconds)
+        self._staffing = Staffing(num_workers, capacity_timeout_seconds)
+        self._assignment = Assignment(self._board, self._fleet, self._durations, has_twins=has_twins)
+        self._losses = Losses(self._board, self._fleet, self._staffing, self._durations, self._clock)
+        self._errors = ErrorBudget(max_error_rate, rows_done, errors_done)
+        self._deadline_seconds = deadline_seconds
+        self._stop_reason: StopReason | None = None
+        self._has_begun = False
+        self._has_ended = False
+
+    # ---- what others may read --------------------------------------------------------------------------------------
 
     @property
     def num_done(self) -> int:
         """Shards whose part came into being during this run."""
-        return len(self._done)
+        return self._board.num_done
+
+    @property
+    def num_attempts(self) -> int:
+        """Leases of whole shards."""
+        return self._board.num_attempts
+
+    @property
+    def num_probes(self) -> int:
+        """Leases of some rows, to find the one that kills."""
+        return self._board.num_probes
+
+    @property
+    def num_restarts(self) -> int:
+        """Workers started in place of one that crashed."""
+        return self._staffing.num_restarts
+
+    @property
+    def num_preemptions(self) -> int:
+        """Workers that were taken away."""
+        return self._losses.num_preemptions
+
+    @property
+    def quarantined_places(self) -> tuple[str, ...]:
+        """Host and device of those that get no work any more."""
+        return self._losses.strikes.quarantined
 
     def in_flight(self) -> tuple[int, ...]:
         """Shards that some worker holds, sorted."""
-        return tuple(sorted({shard for worker in self._workers.values() for shard in worker.shards}))
+        return tuple(sorted({shard for _, worker in self._fleet for shard in worker.shards}))
 
     def held_by(self, worker: int) -> tuple[int, ...]:
-        """Shards that a worker holds."""
-        return tuple(self._workers[worker].shards)
+        """Shards that a worker holds; none if it is gone."""
+        found = self._fleet.get(worker)
+        return tuple(found.shards) if found is not None else ()
 
     def num_rows(self, shard: int) -> int:
         """Rows of a shard of this run."""
-        return self._shards[shard].num_rows
+        return self._board.num_rows(shard)
+
+    def worker_views(self) -> tuple[WorkerView, ...]:
+        """What every worker is doing, by number."""
+        return self._fleet.views()
+
+    # ---- events ----------------------------------------------------------------------------------------------------
 
     def handle(self, event: Event) -> list[Command]:
         """Take one event in and say what is to be done. After the command that ends the run there is none more."""
-        if self._ended:
+        if self._has_ended or (isinstance(event, Beat) and not self._hear(event)):
             return []
         commands = self._apply(event)
-        if not self._ended:
-            commands += self._next_commands()
+        if self._has_begun and not _has_end(commands):
+            commands = commands + self._go_on(is_tick=isinstance(event, Tick))
+        self._has_ended = _has_end(commands)
         return commands
+
+    def _hear(self, beat: Beat) -> bool:
+        """Most beats change nothing, and cost next to nothing: every worker sends one every second."""
+        awake = self._clock.awake_seconds
+        return self._fleet.hear(beat.worker, awake - beat.beat_age_seconds, beat.median_step_seconds, awake)
 
     def _apply(self, event: Event) -> list[Command]:
         match event:
-            case Begin():
-                return self._judge_errors()
-            case WorkerJoined(worker):
-                self._num_load_failures = 0
-                self._workers[worker].phase = _Phase.DRAINING if self._interrupted else _Phase.READY
-                return []
             case PartDone(worker, receipt):
                 return self._take_receipt(worker, receipt)
-            case AttemptFailed(worker, failure):
-                self._release(worker, failure.shard)
-                return self._charge([failure.shard], _error_code(failure.code), failure.message)
-            case WorkerDrained(worker):
-                shards, self._workers[worker].shards = self._workers[worker].shards, []
-                self._return(shards)
+            case Beat():
+                return []  # whom it clears of suspicion may get something to do
+            case Tick(now_seconds):
+                return self._tick(now_seconds)
+            case Begin():
+                self._has_begun = True
+                return self._errors.judge()
+            case CapacityChanged(num_slots):
+                self._staffing.set_slots(num_slots)
                 return []
+            case WorkerJoined(worker, place):
+                return self._welcome(worker, place)
+            case ProbePassed(worker, probe):
+                return self._take_probe(worker, probe)
+            case AttemptFailed(worker, failure):
+                return self._take_failure(worker, failure)
+            case WorkerDrained(worker):
+                return self._take_drained(worker)
+            case PreemptionNotice(worker, grace_seconds):
+                return self._losses.take_notice(worker, grace_seconds)
             case WorkerDied():
-                return self._bury(event)
+                return self._losses.bury(event, is_stopping=self._stop_reason is not None)
             case Interrupted():
-                return self._drain()
+                return self._drain("signal")
+            case Cancelled():
+                return self._drain("cancelled")
 
-    def _take_receipt(self, worker: int, receipt: PartReceipt) -> list[Command]:
-        self._release(worker, receipt.shard)
-        if receipt.shard in self._done or receipt.shard not in self._shards:
+    def _go_on(self, *, is_tick: bool) -> list[Command]:
+        """Whatever the event was: end the run, or see that everybody has something to do."""
+        if not self._board.num_left:
+            return [FinishJob()]
+        if self._stop_reason is not None:
+            return [] if any(worker.shards for _, worker in self._fleet) else [EndInterrupted(self._stop_reason)]
+        awake = self._clock.awake_seconds
+        commands = self._staffing.start(self._fleet, self._board.num_left, awake)
+        if _has_end(commands):
+            return commands
+        commands += self._assignment.assign(awake)
+        return commands + (self._assignment.assign_twins(awake) if is_tick else [])
+
+    # ---- shards ----------------------------------------------------------------------------------------------------
+
+    def _take_receipt(self, number: int, receipt: PartReceipt) -> list[Command]:
+        shard = receipt.shard
+        held = self._fleet.held(number, shard)
+        holders = self._board.finish(shard)
+        if holders is None:
             return []
-        self._done.add(receipt.shard)
-        if receipt.shard in self._pending:
-            self._pending.remove(receipt.shard)
-        self._rows_done += receipt.stats.num_results
-        self._errors_done += receipt.stats.num_errors
-        return self._judge_errors()
+        if held is not None and held.probe is None:
+            self._durations.add(self._clock.awake_seconds - held.since_seconds, receipt.num_rows)
+        for holder in holders:
+            self._fleet.release(holder, shard)
+        self._staffing.note_progress()
+        self._errors.add(receipt.stats.num_results, receipt.stats.num_errors)
+        drops: list[Command] = [DropShard(holder, shard) for holder in holders if holder != number]
+        return drops + self._errors.judge()
 
-    def _judge_errors(self) -> list[Command]:
-        rows, errors = self._rows_done, self._errors_done
-        if rows < MIN_ROWS_TO_JUDGE or errors <= self._max_error_rate * rows:
+    def _take_probe(self, number: int, probe: ProbeDone) -> list[Command]:
+        held = self._fleet.held(number, probe.shard)
+        if held is None or held.probe != (probe.row_start, probe.row_stop):
             return []
-        return self._fail(
-            ErrorCode.JOB_ERROR_RATE,
-            f"{errors} of {rows} finished rows are errors, above --max-error-rate {self._max_error_rate:g}; "
-            "the parts are kept: run again with a larger budget, or read the error_code column in data/",
-        )
+        self._staffing.note_progress()
+        commands = self._board.pass_probe(probe.shard)
+        self._losses.absolve(probe.shard)
+        self._release(number, probe.shard)
+        return commands
 
-    def _charge(self, shards: Iterable[int], code: ErrorCode | None, reason: str) -> list[Command]:
-        """Count an attempt against shards and put them back; an error that named itself ends the job at once."""
-        for shard in sorted(shards):
-            if shard in self._done:
-                continue
-            self._failures[shard] += 1
-            if code is not None:
-                return self._fail(code, f"shard {shard}: {reason}")
-            if self._failures[shard] >= MAX_ATTEMPTS:
-                return self._fail(
-                    ErrorCode.SHARD_FAILED, f"shard {shard} failed {MAX_ATTEMPTS} times, the last time with: {reason}"
-                )
-            self._return([shard])
+    def _take_failure(self, number: int, failure: ShardFailed) -> list[Command]:
+        worker = self._fleet.get(number)
+        if worker is None or failure.shard not in worker.shards:
+            return []
+        commands = self._board.charge_failure(failure.shard, number, error_code(failure.code), failure.message)
+        self._release(number, failure.shard)
+        return commands
+
+    def _release(self, number: int, *shards: int) -> None:
+        """A worker that lives gives shards back."""
+        for shard in shards:
+            self._fleet.release(number, shard)
+            self._board.release(shard, number)
+
+    # ---- workers ---------------------------------------------------------------------------------------------------
+
+    def _tick(self, now_seconds: float) -> list[Command]:
+        self._clock.tick(now_seconds)
+        commands = self._fleet.watch(self._clock.awake_seconds)
+        if self._deadline_seconds is not None and self._clock.now_seconds >= self._deadline_seconds:
+            commands += self._drain("deadline")
+        return commands
+
+    def _welcome(self, number: int, place: str) -> list[Command]:
+        worker = self._fleet.get(number)
+        if worker is None or worker.phase is not Phase.STARTING:
+            return []
+        self._staffing.note_joined()
+        awake = self._clock.awake_seconds
+        if self._losses.strikes.is_quarantined(place):
+            self._fleet.join(number, place, Phase.PARKED, awake)
+            return [
+                Say(f"worker {number} came up at {place}, which is in quarantine: no work for it"),
+                DrainWorker(number),
+            ]
+        self._fleet.join(number, place, Phase.DRAINING if self._stop_reason is not None else Phase.READY, awake)
         return []
 
-    def _bury(self, death: WorkerDied) -> list[Command]:
-        worker = self._workers.pop(death.worker)
-        if death.code is not None:
-            return self._fail(death.code, death.reason)
-        if self._interrupted:
-            self._return(worker.shards)
+    def _take_drained(self, number: int) -> list[Command]:
+        worker = self._fleet.get(number)
+        if worker is None or worker.phase is not Phase.DRAINING:
             return []
-        if worker.phase is _Phase.STARTING:
-            self._num_load_failures += 1
-            if self._num_load_failures >= MAX_LOAD_FAILURES:
-                return self._fail(ErrorCode.JOB_MODEL_LOAD, f"no worker could load the models: {death.reason}")
-        failed = self._charge(worker.shards, None, death.reason)
-        if failed or not self._pending:
-            return failed
-        if self._restarts_left == 0:
-            if self._workers:
-                return []
-            return self._fail(ErrorCode.JOB_CLUSTER_LOST, f"workers keep dying, the last one with: {death.reason}")
-        self._restarts_left -= 1
-        self.num_restarts += 1
-        return [self._start()]
+        self._release(number, *worker.shards)
+        return [self._losses.end(number)] if worker.is_leaving else []
 
-    def _drain(self) -> list[Command]:
-        self._interrupted = True
+    def _drain(self, reason: StopReason) -> list[Command]:
+        if self._stop_reason is not None:
+            return []
+        self._stop_reason = reason
         commands: list[Command] = []
-        for number, worker in sorted(self._workers.items()):
-            if worker.phase is _Phase.READY:
-                worker.phase = _Phase.DRAINING
+        if reason != "signal":
+            cause = "cancelled" if reason == "cancelled" else "the deadline has come"
+            commands.append(Say(f"{cause}: finishing the shards in flight"))
+        for number, worker in self._fleet:
+            if worker.phase is Phase.READY:
+                self._fleet.set_phase(number, Phase.DRAINING)
                 commands.append(DrainWorker(number))
         return commands
 
-    def _next_commands(self) -> list[Command]:
-        if len(self._done) == len(self._shards):
-            self._ended = True
-            return [FinishJob()]
-        if self._interrupted:
-            self._ended = not any(worker.shards for worker in self._workers.values())
-            return [EndInterrupted()] if self._ended else []
-        commands: list[Command] = []
-        while self._next_worker < self._num_workers:
-            commands.append(self._start())
-        return commands + self._assign()
 
-    def _assign(self) -> list[Command]:
-        """Hand out pending shards, always to the worker that holds fewest.
-
-        Near the end a worker gets no more than its even share of what is left: a shard that waits here can go to
-        whoever is free first, one that waits in a busy worker cannot.
-        """
-        commands: list[Command] = []
-        ready = {number: w for number, w in self._workers.items() if w.phase is _Phase.READY}
-        while self._pending and ready:
-            num_left = len(self._shards) - len(self._done)
-            share = max(num_left // len(self._workers), 1)
-            number = min(ready, key=lambda n: (len(ready[n].shards), n))
-            if len(ready[number].shards) >= min(share, self._leases_per_worker):
-                break
-            shard = self._pending.pop(0)
-            self._attempts[shard] += 1
-            self.num_attempts += 1
-            ready[number].shards.append(shard)
-            commands.append(Assign(number, Lease(self._shards[shard], self._attempts[shard])))
-        return commands
-
-    def _start(self) -> StartWorker:
-        number = self._next_worker
-        self._next_worker += 1
-        self._workers[number] = _Worker()
-        return StartWorker(number)
-
-    def _release(self, worker: int, shard: int) -> None:
-        held = self._workers.get(worker)
-        if held is not None and shard in held.shards:
-            held.shards.remove(shard)
-
-    def _return(self, shards: Iterable[int]) -> None:
-        """Back to pending, in the plan's order, but for those whose part came from elsewhere meanwhile."""
-        self._pending = sorted({*self._pending, *shards} - self._done)
-
-    def _fail(self, code: ErrorCode, message: str) -> list[Command]:
-        self._ended = True
-        return [FailJob(code, message)]
-
-
-def _error_code(code: str) -> ErrorCode | None:
-    """The code that ends a job at once; None for a failure that is worth another attempt."""
-    return None if code == ErrorCode.SHARD_FAILED or code not in set(ErrorCode) else ErrorCode(code)
+def _has_end(commands: list[Command]) -> bool:
+    return any(isinstance(command, FailJob | FinishJob | EndInterrupted) for command in commands)
