@@ -1,6 +1,7 @@
-"""A local Ray of our own: private token, private folder, nothing left behind and nothing written to the home folder.
+"""The Ray of a job: one of our own on this machine, or one that runs already.
 
-The user's current directory is kept off the workers' path: Ray puts it first there, and a file of theirs called
+Our own has a private token and a private folder; nothing is left behind and nothing written to the home folder. The
+user's current directory is kept off the workers' path: Ray puts it first there, and a file of theirs called
 ``torch.py`` must not be imported by ours.
 """
 
@@ -16,10 +17,13 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from specbatch.jobs.cluster_joined import join_cluster
+from specbatch.jobs.cluster_view import ClusterView
 from specbatch.jobs.lease import process_started
 from specbatch.jobs.machine import count_cores
+from specbatch.jobs.taming import assert_not_connected, first_line, tamed_ray
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 
 OBJECT_STORE_BYTES = 80 << 20
@@ -33,14 +37,49 @@ _MAX_TEMP_PATH = 20
 _token = secrets.token_hex(32)
 
 
+class Cluster(Protocol):
+    """A Ray that runs; ``logs`` is the folder where its processes on this host write."""
+
+    @property
+    def logs(self) -> Path: ...
+
+    def check(self) -> None:
+        """Assert that Ray itself is there: without it calls to workers wait for ever.
+
+        Raises:
+            SpecbatchError: JOB_CLUSTER_LOST.
+        """
+
+    def view(self) -> ClusterView | None:
+        """The nodes as last seen; None where there is this machine alone."""
+
+
+@contextlib.contextmanager
+def open_cluster(address: str | None, num_gpus: int) -> Iterator[Cluster]:
+    """A Ray for the length of the block: the one at an address, or a new one on this machine where that is None.
+
+    Args:
+        num_gpus: CUDA devices of this machine to offer to workers; a cluster that runs knows its own.
+
+    Raises:
+        SpecbatchError: as ``local_cluster`` and ``join_cluster``.
+    """
+    with local_cluster(num_gpus) if address is None else join_cluster(address) as cluster:
+        yield cluster
+
+
 @dataclass(frozen=True, slots=True)
 class LocalCluster:
-    """A Ray that runs; ``logs`` is the folder where its processes write."""
+    """A Ray of our own on this machine."""
 
     logs: Path
 
+    def view(self) -> ClusterView | None:
+        """None: it is this machine alone."""
+        return None
+
     def check(self) -> None:
-        """Assert that Ray's own processes live: without them calls to workers wait for ever.
+        """Assert that Ray's own processes live.
 
         Raises:
             SpecbatchError: JOB_CLUSTER_LOST.
@@ -68,18 +107,14 @@ def local_cluster(num_gpus: int) -> Iterator[LocalCluster]:
     """
     import ray
 
-    if ray.is_initialized():
-        raise SpecbatchError(
-            ErrorCode.JOB_CONFIG,
-            "this process is connected to a Ray cluster already and a job starts its own; call ray.shutdown() first",
-        )
+    assert_not_connected()
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir=_short_temp_folder()))
     (folder / _OWNER_NAME).write_text(f"{os.getpid()} {process_started(os.getpid())}")
     _sweep(folder.parent)
     try:
         with _environment(folder):
             try:
-                with contextlib.chdir(folder), _tamed_ray():
+                with contextlib.chdir(folder), tamed_ray():
                     _start(folder, num_gpus)
                 yield LocalCluster(folder / "session_latest" / "logs")
             finally:
@@ -113,27 +148,9 @@ def _start(folder: Path, num_gpus: int) -> None:
             _temp_dir=str(folder),
         )
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SpecbatchError(ErrorCode.JOB_CLUSTER_LOST, f"Ray does not start on this machine: {reason}") from error
-
-
-@contextlib.contextmanager
-def _tamed_ray() -> Iterator[None]:
-    """Keep Ray from taking over SIGTERM while it starts, and for good from writing to the terminal.
-
-    Its SIGTERM handlers end the process where the run would drain. Its notices (a worker died, with advice about
-    Ray) come whatever ``log_to_driver`` says; what matters in them reaches the user through the coordinator. Both
-    are module globals; where a later Ray has no such name, only these comforts are lost.
-    """
-    utils: Any = importlib.import_module("ray._private.utils")
-    worker: Any = importlib.import_module("ray._private.worker")
-    worker.print_to_stdstream = lambda data, ignore_prefix: None
-    before = utils.set_sigterm_handler
-    utils.set_sigterm_handler = lambda handler: None
-    try:
-        yield
-    finally:
-        utils.set_sigterm_handler = before
+        raise SpecbatchError(
+            ErrorCode.JOB_CLUSTER_LOST, f"Ray does not start on this machine: {first_line(error)}"
+        ) from error
 
 
 @contextlib.contextmanager

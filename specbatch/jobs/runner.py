@@ -5,55 +5,48 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from specbatch.jobs.coordinator import (
+from specbatch.jobs.cluster_view import ClusterView
+from specbatch.jobs.coordinator import Coordinator
+from specbatch.jobs.coordinator_events import (
     Assign,
     AttemptFailed,
+    Beat,
     Begin,
     Command,
-    Coordinator,
+    DeathCause,
     DrainWorker,
+    DropShard,
     EndInterrupted,
     Event,
     FailJob,
     FinishJob,
     Interrupted,
+    KillWorker,
     PartDone,
+    ProbePassed,
+    Say,
     StartWorker,
+    Tick,
     WorkerDied,
     WorkerDrained,
     WorkerJoined,
 )
+from specbatch.jobs.deaths import describe_death, find_cause
 from specbatch.jobs.interrupt import Interrupts
+from specbatch.jobs.killing import Killing
+from specbatch.jobs.placing import Placing
+from specbatch.jobs.processes import WorkerProcess
 from specbatch.jobs.tally import RunTally
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.messages import PartReceipt, WorkerConfig, WorkerPoll, WorkerReady
 
-POLL_SECONDS = 1.0
 WAIT_SECONDS = 0.5
 _STOP_SECONDS = 5.0
-_EXIT_DETAIL = "Worker exit detail:"
-_ADVICE = "Some common causes include"
-
-
-@dataclass(slots=True)
-class _Process:
-    """A worker process and the one call to it that is under way (``ready`` first, then ``poll`` after ``poll``).
-
-    Attributes:
-        idle_seconds: of the last poll.
-        num_settled_rows: rows of the shards whose receipt or failure has come.
-    """
-
-    actor: Any
-    call: Any
-    pid: int | None = None
-    drain_call: Any = None
-    idle_seconds: float = 0.0
-    num_settled_rows: int = 0
+_DEATH_SECONDS = 30.0
+"""A worker that was killed is given up after so long, whatever Ray says of it."""
 
 
 class Runner:
@@ -64,8 +57,13 @@ class Runner:
         check_cluster: called every second or so; raises where Ray itself is gone.
         on_tick: called as often; False means that the output is no longer ours.
         find_parts: which of some shards have their part in the store.
-        on_death: called with the number and process id of a worker that died, and the reason.
+        on_death: called with the number of a worker that died, its process id where it ran on this host, and the
+            reason.
         on_interrupt: called once, when the first signal has come.
+        on_say: takes single lines for the user.
+        view: the cluster as last seen; None where it is this machine alone, which always has room.
+        outside: events that come from elsewhere (``Cancelled``), asked for as often as ``on_tick`` is called.
+        num_wanted: workers that the user asked for; 0 for as many as there is room.
     """
 
     def __init__(
@@ -81,6 +79,10 @@ class Runner:
         find_parts: Callable[[Sequence[int]], Sequence[PartReceipt]],
         on_death: Callable[[int, int | None, str], None],
         on_interrupt: Callable[[], None],
+        on_say: Callable[[str], None] = lambda line: None,
+        view: Callable[[], ClusterView | None] = lambda: None,
+        outside: Callable[[], Iterable[Event]] = tuple,
+        num_wanted: int = 0,
     ) -> None:
         self._coordinator = coordinator
         self._config = config
@@ -92,7 +94,12 @@ class Runner:
         self._find_parts = find_parts
         self._on_death = on_death
         self._on_interrupt = on_interrupt
-        self._processes: dict[int, _Process] = {}
+        self._on_say = on_say
+        self._outside = outside
+        self._placing = Placing(config, view, num_wanted)
+        self._killing = Killing(clock)
+        self._processes: dict[int, WorkerProcess] = {}
+        self._queued: list[Event] = []
         self._ended: FinishJob | EndInterrupted | FailJob | None = None
         self._told_to_stop = False
         self.receipts: dict[int, PartReceipt] = {}
@@ -103,16 +110,28 @@ class Runner:
         Raises:
             SpecbatchError: the job failed, or the output was taken over (JOB_HELD).
         """
-        self._feed(Begin())
+        try:
+            return self._run()
+        finally:
+            for process in self._processes.values():
+                self._killing.add(process.whereabouts)
+            self._killing.finish()
+
+    def _run(self) -> FinishJob | EndInterrupted:
+        self._feed(self._cluster_news())
+        self._feed([Begin()])
+        ticked_at = -WAIT_SECONDS
         while self._ended is None:
             self._interrupts.check()
             self._check_cluster()
-            for event in self._news():
-                self._feed(event)
+            if self._clock() - ticked_at >= WAIT_SECONDS:
+                ticked_at = self._clock()
+                self._feed(self._tick())
+            self._feed(self._news())
             if self._interrupts.received is not None and not self._told_to_stop:
                 self._told_to_stop = True
                 self._on_interrupt()
-                self._feed(Interrupted())
+                self._feed([Interrupted()])
             if not self._on_tick():
                 raise SpecbatchError(
                     ErrorCode.JOB_HELD,
@@ -123,79 +142,128 @@ class Runner:
         self._last_news()
         return self._ended
 
-    def _feed(self, event: Event) -> None:
-        self._execute(self._coordinator.handle(event))
+    # ---- commands ----------------------------------------------------------------------------------------------------
 
-    def _execute(self, commands: Iterable[Command]) -> None:
-        for command in commands:
-            match command:
-                case StartWorker(worker):
-                    self._start(worker)
-                case Assign(worker, lease):
-                    self._processes[worker].actor.assign.remote(lease)
-                case DrainWorker(worker):
-                    process = self._processes[worker]
-                    process.drain_call = process.actor.drain.remote()
-                case FinishJob() | EndInterrupted() | FailJob():
-                    self._ended = command
+    def _feed(self, events: Iterable[Event]) -> None:
+        for event in events:
+            for command in self._coordinator.handle(event):
+                self._execute(command)
 
-    def _start(self, worker: int) -> None:
-        from specbatch.workers.actor import actor_class
+    def _execute(self, command: Command) -> None:
+        match command:
+            case StartWorker(worker):
+                self._placing.add(worker)
+                self._start_workers()
+            case Assign(worker, lease):
+                self._tell(worker, "assign", lease)
+            case DropShard(worker, shard):
+                self._tell(worker, "drop", shard)
+            case DrainWorker(worker):
+                self._tell(worker, "drain")
+            case KillWorker(worker, reason):
+                self._kill(worker, reason)
+            case Say(line):
+                self._on_say(line)
+            case FinishJob() | EndInterrupted() | FailJob():
+                self._ended = command
 
-        # No CPU is reserved: how many threads a worker takes is decided here, not by Ray.
-        num_gpus = 1 if self._config.device == "cuda" else 0
-        remote = actor_class().options(num_cpus=0, num_gpus=num_gpus)
-        actor = remote.remote(replace(self._config, worker=worker))
-        self._processes[worker] = _Process(actor, actor.ready.remote())
+    def _tell(self, worker: int, method: Any, *arguments: Any) -> None:
+        process = self._processes.get(worker)
+        if process is not None:  # else its death is on the way to the coordinator
+            process.tell(method, *arguments)
+
+    def _start_workers(self) -> None:
+        for process in self._placing.start(self._processes.values()):
+            self._processes[process.number] = process
+
+    def _kill(self, worker: int, reason: str) -> None:
+        import ray
+
+        if self._placing.remove(worker):
+            self._queued.append(WorkerDied(worker, reason, cause="lost"))
+        process = self._processes.get(worker)
+        if process is not None and process.kill_reason is None:
+            process.kill_reason, process.killed_at = reason, self._clock()
+            ray.kill(process.actor)
+            self._killing.add(process.whereabouts)
+
+    # ---- events ------------------------------------------------------------------------------------------------------
+
+    def _tick(self) -> list[Event]:
+        """What is due once in a while."""
+        events: list[Event] = [Tick(self._clock()), *self._cluster_news(), *self._outside()]
+        self._start_workers()
+        self._killing.advance()
+        for process in list(self._processes.values()):
+            if process.kill_reason is not None and self._clock() - process.killed_at > _DEATH_SECONDS:
+                events += self._bury(process, TimeoutError(process.kill_reason))
+        return events
+
+    def _cluster_news(self) -> list[Event]:
+        return self._placing.news(self._processes.values())
 
     def _news(self) -> list[Event]:
         """Wait a moment for answers of workers and turn them into events."""
         import ray
 
-        if not self._processes:
+        now = self._clock()
+        calls = {call: process for process in self._processes.values() for call in process.ask(now)}
+        events, self._queued = self._queued, []
+        if not calls:
             time.sleep(WAIT_SECONDS)
-            return []
-        calls = {process.call: worker for worker, process in self._processes.items()}
-        finished, _ = ray.wait(list(calls), num_returns=1, timeout=WAIT_SECONDS)
-        events: list[Event] = []
+            return events
+        finished, others = ray.wait(list(calls), num_returns=1, timeout=WAIT_SECONDS)
+        if finished and others:
+            finished += ray.wait(others, num_returns=len(others), timeout=0)[0]
         for call in finished:
-            events += self._answer(calls[call], call)
+            if calls[call].number in self._processes:
+                events += self._answer(calls[call], call)
         return events
 
-    def _answer(self, worker: int, call: Any) -> list[Event]:
+    def _answer(self, process: WorkerProcess, call: Any) -> list[Event]:
+        said = process.take(call, self._clock())
+        if said.error is not None:
+            return self._bury(process, said.error)
+        if isinstance(said.value, WorkerReady):
+            self._tally.add_ready(said.value, self._clock())
+            return [WorkerJoined(process.number, said.value.place)]
+        return [] if said.value is None else self._take_poll(process, said.value)
+
+    def _bury(self, process: WorkerProcess, error: Exception) -> list[Event]:
         import ray
 
-        process = self._processes[worker]
-        try:
-            answer = ray.get(call)
-        except Exception as error:
-            self._check_cluster()  # a worker that went with its cluster is not to blame
-            del self._processes[worker]
-            ray.kill(process.actor)
-            death = describe_death(worker, error)
-            self._on_death(worker, process.pid, death.reason)
-            # Parts that it wrote but did not live to tell of: the store is asked, not the dead.
-            receipts = self._find_parts(self._coordinator.held_by(worker))
-            return [*self._take_receipts(worker, receipts), death]
-        if isinstance(answer, WorkerReady):
-            process.pid = answer.pid
-            self._tally.add_ready(answer, self._clock())
-            process.call = process.actor.poll.remote(POLL_SECONDS)
-            return [WorkerJoined(worker)]
-        assert isinstance(answer, WorkerPoll)
-        process.call = process.actor.poll.remote(POLL_SECONDS)
-        return self._take_poll(worker, answer)
+        self._check_cluster()  # a worker that went with its cluster is not to blame
+        worker = process.number
+        del self._processes[worker]
+        cause = self._find_cause(process, error)
+        death = describe_death(worker, error, cause)
+        if process.kill_reason is not None:
+            death = WorkerDied(worker, process.kill_reason, cause=cause)
+        if cause == "lost":
+            self._placing.avoid(process.node_id)
+        else:
+            ray.kill(process.actor)  # its process may live on where only a thread of it died
+            self._killing.add(process.whereabouts)
+        self._on_death(worker, process.local_pid, death.reason)
+        # Parts that it wrote but did not live to tell of: the store is asked, not the dead.
+        receipts = self._find_parts(self._coordinator.held_by(worker))
+        return [*self._take_receipts(worker, receipts), death]
 
-    def _take_poll(self, worker: int, poll: WorkerPoll) -> list[Event]:
-        process = self._processes[worker]
+    def _find_cause(self, process: WorkerProcess, error: Exception) -> DeathCause:
+        cause = "hung" if process.kill_reason is not None else find_cause(error)
+        return cause if cause == "preempted" else self._placing.judge(process) or cause
+
+    def _take_poll(self, process: WorkerProcess, poll: WorkerPoll) -> list[Event]:
+        worker, progress = process.number, poll.progress
         self._tally.add_poll(worker, poll, self._clock())
         process.num_settled_rows += sum(receipt.num_rows for receipt in poll.receipts)
         process.num_settled_rows += sum(self._coordinator.num_rows(failure.shard) for failure in poll.failures)
-        events = self._take_receipts(worker, poll.receipts)
+        events: list[Event] = [Beat(worker, progress.beat_age_seconds, progress.median_step_seconds)]
+        events += self._take_receipts(worker, poll.receipts)
         events += [AttemptFailed(worker, failure) for failure in poll.failures]
-        if process.drain_call is not None and _has_drained(process, poll):
+        events += [ProbePassed(worker, probe) for probe in poll.probes]
+        if process.has_drained(poll, self._clock()):
             events.append(WorkerDrained(worker))
-        process.idle_seconds = poll.progress.idle_seconds
         return events
 
     def _take_receipts(self, worker: int, receipts: Iterable[PartReceipt]) -> list[Event]:
@@ -209,40 +277,18 @@ class Runner:
         """Take the totals of the end from every worker, then let them go."""
         import ray
 
-        last = {process.actor.poll.remote(0.0): worker for worker, process in self._processes.items() if process.pid}
+        ready = [process for process in self._processes.values() if process.is_ready and process.kill_reason is None]
+        last = {process.last_question(): process for process in ready}
         finished, _ = ray.wait(list(last), num_returns=len(last), timeout=_STOP_SECONDS) if last else ([], [])
         for call in finished:
             with contextlib.suppress(ray.exceptions.RayError):  # dead after its work: only its last numbers are lost
-                self._take_poll(last[call], ray.get(call))
-        stops = [process.actor.stop.remote() for process in self._processes.values() if process.pid]
-        if stops:
-            ray.wait(stops, num_returns=len(stops), timeout=_STOP_SECONDS)
-
-
-def _has_drained(process: _Process, poll: WorkerPoll) -> bool:
-    """Whether a draining worker waits for rows that will not come, and every row it finished is in a part."""
-    import ray
-
-    if not ray.wait([process.drain_call], timeout=0)[0]:
-        return False
-    waits = poll.progress.num_rows_active == 0 and poll.progress.idle_seconds > process.idle_seconds
-    return waits and poll.progress.num_rows_done <= process.num_settled_rows
-
-
-def describe_death(worker: int, error: Exception) -> WorkerDied:
-    """Why a call to a worker failed: an error of ours keeps its code, anything else becomes one line."""
-    cause = getattr(error, "cause", None) or error
-    if isinstance(cause, SpecbatchError):
-        return WorkerDied(worker, cause.message, cause.code)
-    if isinstance(cause, MemoryError):
-        return WorkerDied(worker, "out of memory")
-    text = str(cause)
-    if "connection error code 2" in text:
-        return WorkerDied(worker, "the process was killed or crashed (a signal, or out of memory)")
-    if _EXIT_DETAIL in text:
-        return WorkerDied(worker, text.partition(_EXIT_DETAIL)[2].partition(_ADVICE)[0].strip())
-    first = (text.strip().splitlines() or [""])[0]
-    return WorkerDied(worker, f"{type(cause).__name__}: {first}" if first else type(cause).__name__)
+                poll = last[call].take_news(ray.get(call))
+                if poll is not None:
+                    self._take_poll(last[call], poll)
+        stops = {process.actor.stop.remote(): process.number for process in ready}
+        finished, _ = ray.wait(list(stops), num_returns=len(stops), timeout=_STOP_SECONDS) if stops else ([], [])
+        for call in finished:
+            del self._processes[stops[call]]
 
 
 def save_worker_log(logs: Path, pid: int | None, num_bytes: int = 20_000) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from specbatch.jobs.coordinator import WorkerDied
+from specbatch.jobs.coordinator_events import WorkerDied
+from specbatch.jobs.deaths import describe_death, is_pause
 from specbatch.jobs.machine import count_cores, count_cuda_devices, cuda_free_bytes
-from specbatch.jobs.runner import describe_death, save_worker_log
+from specbatch.jobs.runner import save_worker_log
 from specbatch.jobs.tally import RunTally
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.messages import MemoryReport, Progress, RoundBlock, WorkerPoll, WorkerReady
@@ -41,10 +42,38 @@ class WrappedError(Exception):
             WorkerDied(3, "the process was killed or crashed (a signal, or out of memory)"),
         ),
         (RuntimeError("x Worker exit detail: It fell. Some common causes include: y"), WorkerDied(3, "It fell.")),
+        (
+            RuntimeError("The actor died because its node has died. Node Id: 77"),
+            WorkerDied(3, "its node is gone", cause="lost"),
+        ),
+        (
+            RuntimeError("Worker exit detail: Worker exits unexpectedly. The process receives a SIGTERM."),
+            WorkerDied(3, "the process was asked to end (SIGTERM)", cause="preempted"),
+        ),
+        (
+            RuntimeError("Task was killed due to the node running low on memory.\nMemory on the node was 31GB"),
+            WorkerDied(3, "Ray ended the process because its node ran low on memory"),
+        ),
     ],
 )
 def test_a_death_is_told_in_one_line(error: Exception, death: WorkerDied) -> None:
     assert describe_death(3, error) == death
+
+
+def test_what_is_known_of_the_node_goes_before_what_the_error_says() -> None:
+    error = RuntimeError("x Worker exit detail: Worker exits with a connection error code 2. End of file.")
+    assert describe_death(3, error, "preempted").cause == "preempted"
+
+
+@pytest.mark.ray
+def test_the_errors_of_ray_itself() -> None:
+    """Faults 9 and 19: memory is named as the reason, and who is out of reach is not dead."""
+    from ray.exceptions import ActorDiedError, ActorUnavailableError, ActorUnschedulableError, OutOfMemoryError
+
+    assert is_pause(ActorUnavailableError("no route", None))
+    assert not is_pause(ActorDiedError())
+    assert describe_death(0, OutOfMemoryError("used 99 %")).reason.endswith("low on memory")
+    assert describe_death(0, ActorUnschedulableError("the node is gone")).cause == "lost"
 
 
 def test_the_log_of_a_dead_worker_is_found_by_its_process_id(tmp_path: Path) -> None:

@@ -1,0 +1,31 @@
+"""The engine of the cluster tests: the small fake one, slow enough to be broken in the middle of a job."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+from fake_engine import FakeEngine
+
+from specbatch.schemas.messages import WorkerConfig
+from specbatch.specdec.output import SequenceOutput
+
+HANG = b"hang"
+
+
+class ClusterEngine(FakeEngine):
+    """The first process that decodes the prompt ``hang`` stays in native code and keeps the interpreter to itself."""
+
+    def step(self) -> list[SequenceOutput]:
+        if any(bytes(row.prompt_ids) == HANG for row in self._active):
+            try:
+                os.close(os.open(Path(os.environ["CLUSTER_FOLDER"]) / "hung", os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return super().step()
+            ctypes.PyDLL(None).sleep(3600)
+        return super().step()
+
+
+def make(config: WorkerConfig) -> ClusterEngine:
+    return ClusterEngine(config, step_seconds=float(os.environ["CLUSTER_STEP_SECONDS"]))

@@ -1,0 +1,291 @@
+"""One job on a Ray cluster of several nodes, and what breaks it: a process of its own, started by the tests.
+
+    python cluster_job.py SCENARIO FOLDER
+
+The cluster is real (a head without CPUs and small nodes, all on this machine), the workers are real actors with a fake
+engine. What happened is printed as JSON: events, deaths, how it ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "workers")]
+NUM_ROWS = 120
+SHARD_ROWS = 6
+HEALTH = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 3000,
+    "health_check_failure_threshold": 4,
+}
+
+
+class Job:
+    """The cluster, the job, and a diary of what the coordinator was told."""
+
+    def __init__(self, folder: Path, prompts: list[str]) -> None:
+        from shard_helpers import PLAN, cut, make_config, write_dataset
+
+        self.output = folder / "out"
+        self.shards = cut([write_dataset(folder / "in.parquet", prompts)], SHARD_ROWS)
+        self.config = make_config(self.output, batch_size=4)
+        self.plan = PLAN
+        self.num_workers = 2
+        self.nodes: list[Any] = []
+        self.ray_cluster: Any = None
+        self.runner: Any = None
+        self.diary: list[tuple[float, str, dict[str, Any]]] = []
+        self.said: list[str] = []
+        self.places: dict[int, Any] = {}
+        self.num_pauses = 0
+        self.started = time.monotonic()
+
+    # ---- the cluster -------------------------------------------------------------------------------------------------
+
+    def build(self, num_nodes: int, **settings: Any) -> None:
+        from ray.cluster_utils import Cluster
+
+        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": {**HEALTH, **settings}}
+        self.ray_cluster = Cluster(initialize_head=True, head_node_args={**head, "object_store_memory": 80 << 20})
+        for _ in range(num_nodes):
+            self.add_node()
+
+    def add_node(self) -> None:
+        self.nodes.append(self.ray_cluster.add_node(num_cpus=1, object_store_memory=80 << 20))
+
+    def remove_node(self, node: Any) -> None:
+        self.nodes.remove(node)
+        self.ray_cluster.remove_node(node, allow_graceful=False)
+
+    # ---- the run -----------------------------------------------------------------------------------------------------
+
+    def run(self, scenario: Iterator[None]) -> dict[str, Any]:
+        from specbatch.jobs import deaths, processes
+        from specbatch.jobs.cluster import open_cluster
+        from specbatch.jobs.coordinator import Coordinator
+        from specbatch.jobs.interrupt import Interrupts
+        from specbatch.jobs.ledger import Ledger
+        from specbatch.jobs.runner import Runner
+        from specbatch.jobs.tally import RunTally
+        from specbatch.schemas.errors import SpecbatchError
+        from specbatch.storage.store import open_store
+
+        ledger, stored = Ledger(open_store(str(self.output))), SimpleNamespace(shards=self.shards, plan=self.plan)
+        found = ledger.find_parts(stored)
+        job = self
+
+        class Recorded(Coordinator):
+            def handle(self, event: Any) -> Any:
+                if type(event).__name__ not in ("Tick", "Beat"):
+                    fields = {name: getattr(event, name) for name in event.__dataclass_fields__}
+                    job.diary.append((job.now(), type(event).__name__, {k: str(v)[:300] for k, v in fields.items()}))
+                commands = super().handle(event)
+                for command in commands:
+                    if type(command).__name__ in ("StartWorker", "KillWorker", "DropShard", "FinishJob", "FailJob"):
+                        job.diary.append((job.now(), type(command).__name__, {"text": str(command)}))
+                return commands
+
+        missing = [shard for shard in self.shards if shard.index not in found]
+        coordinator = Recorded(missing, num_workers=self.num_workers)
+        result: dict[str, Any] = {"found": len(found), "code": None, "message": ""}
+
+        def on_tick() -> bool:
+            self.places.update(self.processes())
+            next(scenario, None)
+            return True
+
+        def is_pause(error: Exception) -> bool:
+            self.num_pauses += deaths.is_pause(error)
+            return deaths.is_pause(error)
+
+        processes.is_pause = is_pause
+
+        try:
+            with open_cluster(self.ray_cluster.address, 0) as cluster:
+                self.cluster = cluster
+                self.runner = Runner(
+                    coordinator,
+                    self.config,
+                    RunTally(),
+                    Interrupts(),
+                    clock=self.now,
+                    check_cluster=cluster.check,
+                    on_tick=on_tick,
+                    find_parts=lambda shards: list(ledger.find_parts(stored, shards).values()),
+                    on_death=lambda worker, pid, reason: None,
+                    on_interrupt=lambda: None,
+                    on_say=self.said.append,
+                    view=cluster.view,
+                )
+                self.runner.run()
+                result["receipts"] = {r.shard: r.created for r in self.runner.receipts.values()}
+        except SpecbatchError as error:
+            result.update(code=error.code.value, message=error.message)
+        result.update(seconds=self.now(), diary=self.diary, said=self.said, num_pauses=self.num_pauses)
+        result["nodes"] = {number: place.node_id for number, place in self.places.items()}
+        result["head"] = self.ray_cluster.head_node.node_id
+        died = {int(entry[2]["worker"]) for entry in self.diary if entry[1] == "WorkerDied"}
+        result["survivors"] = [number for number in died if number in self.places and self.places[number].is_here]
+        return result
+
+    def now(self) -> float:
+        return round(time.monotonic() - self.started, 3)
+
+    # ---- what scenarios look at --------------------------------------------------------------------------------------
+
+    def count(self, name: str) -> int:
+        return sum(entry[1] == name for entry in self.diary)
+
+    def processes(self) -> dict[int, Any]:
+        """Where the workers are that have joined, by number."""
+        return {n: p.whereabouts for n, p in self.runner._processes.items() if p.is_ready}
+
+    def until(self, condition: Callable[[], Any]) -> Iterator[None]:
+        while not condition():
+            yield
+
+    def under_way(self) -> Iterator[None]:
+        """Both workers have joined and something is done."""
+        yield from self.until(lambda: len(self.processes()) >= self.num_workers and self.count("PartDone") >= 2)
+
+    def node_of(self, whereabouts: Any) -> Any:
+        return next(node for node in self.nodes if node.node_id == whereabouts.node_id)
+
+
+# ---- scenarios -------------------------------------------------------------------------------------------------------
+
+
+def undisturbed(job: Job) -> Iterator[None]:
+    yield
+
+
+def worker_killed(job: Job) -> Iterator[None]:
+    yield from job.under_way()
+    os.kill(next(iter(job.processes().values())).pid, signal.SIGKILL)
+
+
+def worker_terminated(job: Job) -> Iterator[None]:
+    yield from job.under_way()
+    os.kill(next(iter(job.processes().values())).pid, signal.SIGTERM)
+
+
+def worker_stopped(job: Job) -> Iterator[None]:
+    """Past every patience."""
+    yield from job.under_way()
+    victim = next(iter(job.processes().values()))
+    os.kill(victim.pid, signal.SIGSTOP)
+    yield from job.until(lambda: not victim.is_here)
+    job.diary.append((job.now(), "VictimGone", {}))
+
+
+def worker_naps(job: Job) -> Iterator[None]:
+    yield from job.under_way()
+    victim = next(iter(job.processes().values()))
+    os.kill(victim.pid, signal.SIGSTOP)
+    ends = time.monotonic() + 2.5
+    yield from job.until(lambda: time.monotonic() > ends)
+    os.kill(victim.pid, signal.SIGCONT)
+
+
+def node_removed(job: Job) -> Iterator[None]:
+    yield from job.under_way()
+    job.remove_node(job.node_of(next(iter(job.processes().values()))))
+
+
+def all_nodes_replaced(job: Job) -> Iterator[None]:
+    yield from job.under_way()
+    for node in list(job.nodes):
+        job.remove_node(node)
+    yield from job.until(lambda: job.count("WorkerDied") >= 2)
+    ends = time.monotonic() + 3.0
+    yield from job.until(lambda: time.monotonic() > ends)
+    assert not job.runner._processes, "a worker was started where there is no room"
+    job.add_node()
+
+
+def node_falsely_dead(job: Job) -> Iterator[None]:
+    """Its raylet is killed; its worker does not notice, and goes on."""
+    yield from job.under_way()
+    victim = next(iter(job.processes().values()))
+    job.node_of(victim).kill_raylet()
+    yield from job.until(lambda: job.count("WorkerDied"))
+    assert victim.is_here, "the worker went with its node"
+    job.diary.append((job.now(), "ZombieAlive", {}))
+
+
+def node_drained(job: Job) -> Iterator[None]:
+    from ray._raylet import GcsClient
+    from ray.core.generated import autoscaler_pb2
+
+    yield from job.under_way()
+    victim = next(iter(job.processes().values()))
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    ends = time.time() + 12.0
+    accepted, why = GcsClient(address=job.ray_cluster.address).drain_node(victim.node_id, reason, "", int(ends * 1000))
+    assert accepted, why
+    node = job.node_of(victim)
+    yield from job.until(lambda: time.time() > ends)
+    job.remove_node(node)
+
+
+def head_killed(job: Job) -> Iterator[None]:
+    yield from job.under_way()
+    job.ray_cluster.head_node.kill_gcs_server()
+    job.diary.append((job.now(), "HeadKilled", {}))
+
+
+FAULTY_CALLS = {
+    "requests_lost": {"req_failure_prob": 30},
+    "replies_lost": {"resp_failure_prob": 30},
+    "calls_fail_in_flight": {"in_flight_failure_prob": 30},
+}
+HUNG_SECONDS = {"worker_stopped": 5.0, "worker_hangs": 5.0}
+STEP_SECONDS = {"undisturbed": 0.005, "worker_naps": 0.05, "node_drained": 0.05, "head_killed": 0.2}
+
+
+def main() -> None:
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    os.environ["SPECBATCH_ENGINE_FACTORY"] = "cluster_engine:make"
+    os.environ["CLUSTER_FOLDER"] = str(folder)
+    os.environ["CLUSTER_STEP_SECONDS"] = str(STEP_SECONDS.get(name, 0.03))
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent / "workers")])
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    if name in FAULTY_CALLS:
+        faults = {"CoreWorkerService.grpc_client.PushTask": {"num_failures": 60, **FAULTY_CALLS[name]}}
+        os.environ.update(
+            {
+                "RAY_testing_rpc_failure": json.dumps(faults),
+                "RAY_testing_rpc_failure_avoid_intra_node_failures": "0",
+            }
+        )
+    from specbatch.jobs import coordinator_policy
+
+    coordinator_policy.SUSPECT_SECONDS, coordinator_policy.HUNG_SECONDS = 2.0, HUNG_SECONDS.get(name, 60.0)
+    prompts = [f"prompt number {row:04}"[: 8 + row % 12] for row in range(NUM_ROWS)]
+    if name == "worker_hangs":
+        prompts[40] = "hang"
+    job = Job(folder, prompts)
+    job.build(2, **({"raylet_death_check_interval_milliseconds": 600_000} if name == "node_falsely_dead" else {}))
+    job.started = time.monotonic()
+    scenario = globals().get(name, undisturbed)
+    result = job.run(scenario(job))
+    (folder / "result.json").write_text(json.dumps(result))
+    # A cluster that was broken on purpose may not come down in order; the test ends what is left.
+    threading.Thread(target=job.ray_cluster.shutdown, daemon=True).start()
+    time.sleep(2.0)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

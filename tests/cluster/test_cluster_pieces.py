@@ -1,0 +1,323 @@
+"""The shell's parts without a Ray: what it sees of a cluster, how calls are repeated, how processes are ended."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+
+from specbatch.jobs import killing
+from specbatch.jobs.cluster import open_cluster
+from specbatch.jobs.cluster_joined import LOST_SECONDS, JoinedCluster
+from specbatch.jobs.cluster_view import ClusterView, Node, choose_node, count_slots
+from specbatch.jobs.coordinator_events import Beat, CapacityChanged, PreemptionNotice
+from specbatch.jobs.killing import PATIENCE_SECONDS, Killing
+from specbatch.jobs.placing import Placing
+from specbatch.jobs.processes import AGAIN_SECONDS, WorkerProcess
+from specbatch.schemas.errors import SpecbatchError
+from specbatch.schemas.messages import MemoryReport, ProbeDone, Progress, WorkerConfig, WorkerPoll, WorkerReady
+from specbatch.schemas.spec import GenerationSpec
+from specbatch.workers.actor import News, Whereabouts, WorkerActor, kill_process, process_start
+
+HEAD, FIRST, SECOND = Node("head", 0, 0), Node("a", 8, 2), Node("b", 8, 1)
+VIEW = ClusterView((HEAD, FIRST, SECOND))
+MEMORY = MemoryReport(0, 0, 0, 0, 0)
+HERE = Whereabouts("a", "somewhere", 7, "now")
+
+
+def make_config(device: str = "cpu") -> WorkerConfig:
+    return WorkerConfig(0, "out", "p" * 16, "t", None, "auto", device, "off", 4, 1, "prompt", GenerationSpec())
+
+
+def make_poll(**changes: Any) -> WorkerPoll:
+    return WorkerPoll((), (), (), replace(Progress(), **changes), MEMORY)
+
+
+# ---- the cluster -----------------------------------------------------------------------------------------------------
+
+
+def test_room_for_workers() -> None:
+    assert count_slots(VIEW, "cuda") == 3
+    assert count_slots(VIEW, "cpu") == 2
+    assert count_slots(VIEW, "cpu", num_wanted=5) == 5
+    assert count_slots(ClusterView((HEAD,)), "cpu", num_wanted=5) == 0
+    assert count_slots(replace(VIEW, draining={"a": math.inf}), "cuda") == 1
+
+
+def test_a_worker_goes_where_fewest_are() -> None:
+    assert choose_node(VIEW, {}) == "a"
+    assert choose_node(VIEW, {"a": 1}) == "b"
+    assert choose_node(VIEW, {"a": 1, "b": 1}) is None, "one each is all that was wanted"
+    assert choose_node(VIEW, {"a": 2, "b": 1}, num_wanted=5) == "b"
+    assert choose_node(VIEW, {"a": 2, "b": 1}, {"b"}, num_wanted=5) == "a"
+    assert choose_node(replace(VIEW, draining={"a": 1.0}), {"b": 2}, num_wanted=3) == "b"
+    assert choose_node(ClusterView((HEAD,)), {}) is None
+
+
+def test_workers_wait_for_a_place_and_notices_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Faults 14 and 20."""
+    views = [ClusterView((HEAD,))]
+    placing = Placing(make_config(), lambda: views[-1], 0)
+    monkeypatch.setattr(placing, "_start_actor", lambda worker, node: f"actor {worker} on {node}")
+    assert placing.news([]) == [CapacityChanged(0)]
+    placing.add(4)
+    placing.add(5)
+    assert placing.start([]) == []
+    assert placing.news([]) == [Beat(4, 0.0), Beat(5, 0.0)]
+    views.append(VIEW)
+    assert placing.news([])[0] == CapacityChanged(2)
+    started = placing.start([])
+    assert [process.actor for process in started] == ["actor 4 on a", "actor 5 on b"]
+    assert placing.remove(4) is False
+    for process in started:
+        process.whereabouts = HERE
+    end = time.time() + 60
+    views.append(replace(VIEW, draining={"b": end}))
+    capacity, notice = placing.news(started)
+    assert capacity == CapacityChanged(1)
+    assert isinstance(notice, PreemptionNotice)
+    assert notice.worker == 5
+    assert notice.grace_seconds == pytest.approx(60, abs=5)
+    assert placing.news(started) == []
+    assert (placing.judge(started[0]), placing.judge(started[1])) == (None, "preempted")
+    views.append(ClusterView((HEAD, SECOND)))
+    placing.news(started)
+    assert placing.judge(started[0]) == "lost"
+    placing.avoid("b")
+    placing.add(6)
+    assert placing.start([]) == []
+
+
+def test_a_silent_head_is_lost(tmp_path: Path) -> None:
+    """Fault 21."""
+
+    class Watch:
+        silent_seconds = 0.0
+        view: ClusterView | None = VIEW
+
+    watch: Any = Watch()
+    cluster = JoinedCluster("head:6379", tmp_path, "a", watch)
+    cluster.check()
+    watch.view = ClusterView((HEAD, SECOND))
+    with pytest.raises(SpecbatchError, match="JOB_CLUSTER_LOST: the Ray node of this machine has left"):
+        cluster.check()
+    watch.view, watch.silent_seconds = VIEW, LOST_SECONDS + 1
+    with pytest.raises(SpecbatchError, match="has not answered for 20 s"):
+        cluster.check()
+
+
+def test_an_address_that_cannot_be_one() -> None:
+    with (
+        pytest.raises(SpecbatchError, match="JOB_CONFIG: --address ray://head:10001"),
+        open_cluster("ray://head:10001", 0),
+    ):
+        pass
+
+
+# ---- calls -----------------------------------------------------------------------------------------------------------
+
+
+class Method:
+    def __init__(self, log: list[tuple[str, Any]], name: str) -> None:
+        self._log, self._name = log, name
+
+    def remote(self, *arguments: Any) -> str:
+        self._log.append((self._name, arguments))
+        return f"call {len(self._log)}"
+
+
+class FakeActor:
+    """Writes down what it was asked."""
+
+    def __init__(self) -> None:
+        self.log: list[tuple[str, Any]] = []
+
+    def __getattr__(self, name: str) -> Method:
+        return Method(self.log, name)
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> deque[Any]:
+    waiting: deque[Any] = deque()
+
+    def get(call: str) -> Any:
+        answer = waiting.popleft()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("ray.get", get)
+    return waiting
+
+
+def join(process: WorkerProcess, answers: deque[Any]) -> None:
+    answers.extend([HERE, WorkerReady(0, "somewhere", 7, "cpu", "float32", 1, 0.1, MEMORY, ())])
+    for _ in range(2):
+        process.take(process.ask(0.0)[0], 0.0)
+    assert process.is_ready
+
+
+def test_calls_of_which_nobody_knows_are_made_again(answers: deque[Any]) -> None:
+    """Faults 16 to 19: the same numbers again, after a while; nothing is started anew, and nothing told twice."""
+    actor = FakeActor()
+    process = WorkerProcess(0, actor)
+    join(process, answers)
+    process.tell("assign", "lease")
+    process.tell("drop", 3)
+    question, delivery = process.ask(0.0)
+    answers.extend([ActorUnavailableError("no route", None)] * 2)
+    assert process.take(question, 10.0).error is None
+    assert process.take(delivery, 10.0).error is None
+    assert process.ask(10.0) == []
+    question, delivery = process.ask(10.0 + AGAIN_SECONDS)
+    answers.extend([News(1, make_poll()), None])
+    assert process.take(question, 11.0).value == make_poll()
+    process.take(delivery, 11.0)
+    process.ask(11.0)
+    made = actor.log[2:]
+    assert made == [
+        ("news", (0, 1.0)), ("deliver", (1, "assign", "lease")),
+        ("news", (0, 1.0)), ("deliver", (1, "assign", "lease")),
+        ("news", (1, 1.0)), ("deliver", (2, "drop", 3)),
+    ]  # fmt: skip
+    assert process.take_news(News(1, make_poll())) is None
+    answers.append(ActorDiedError())
+    assert isinstance(process.take(process.question, 12.0).error, ActorDiedError)
+
+
+def test_a_worker_has_drained_when_every_row_is_in_a_part(answers: deque[Any]) -> None:
+    process = WorkerProcess(0, FakeActor())
+    join(process, answers)
+    process.tell("drain")
+    question, delivery = process.ask(0.0)
+    answers.extend([None, News(1, make_poll(idle_seconds=1.0))])
+    process.take(delivery, 0.0)
+    before = process.take(question, 0.0).value
+    assert not process.has_drained(before, 0.0), "this poll was asked for before the worker knew"
+    process.ask(1.0)
+    assert not process.has_drained(make_poll(idle_seconds=2.0, num_rows_done=4), 1.0), "four rows are in no part yet"
+    process.num_settled_rows = 4
+    assert not process.has_drained(make_poll(idle_seconds=2.0, num_rows_done=4), 2.0), "it does not wait"
+    assert process.has_drained(make_poll(idle_seconds=3.0, num_rows_done=4), 3.0)
+
+
+def test_rows_that_end_in_no_part_do_not_keep_a_worker_draining_for_ever(answers: deque[Any]) -> None:
+    process = WorkerProcess(0, FakeActor())
+    join(process, answers)
+    process.take_news(News(1, replace(make_poll(), probes=(ProbeDone(1, 0, 3),))))
+    process.tell("drain")
+    _, delivery = process.ask(0.0)
+    answers.extend([None, News(2, make_poll())])
+    process.take(delivery, 0.0)
+    process.take(process.question, 0.0)
+    process.ask(0.0)
+    ends = [
+        process.has_drained(make_poll(num_rows_done=3, idle_seconds=float(now)), float(now)) for now in range(1, 13)
+    ]
+    assert ends == [False] * 10 + [True] * 2
+
+
+class Scripted(WorkerActor):
+    """The actor without the worker."""
+
+    def __init__(self) -> None:
+        super().__init__(make_config())
+        self._failure = None
+        self.taken: list[Any] = []
+        self.num_polls = 0
+
+    def poll(self, timeout_seconds: float) -> WorkerPoll:
+        self.num_polls += 1
+        return make_poll(num_rows_done=self.num_polls)
+
+    def drop(self, shard: int) -> None:
+        self.taken.append(shard)
+
+
+def test_the_actor_tells_lost_news_again_and_takes_a_delivery_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Faults 17 and 18."""
+    monkeypatch.chdir(tmp_path)
+    actor = Scripted()
+    first = actor.news(0, 0.0)
+    assert actor.news(0, 0.0) == first == News(1, make_poll(num_rows_done=1))
+    assert actor.news(1, 0.0) == News(2, make_poll(num_rows_done=2))
+    for number in (1, 1, 2, 1, 2):
+        actor.deliver(number, "drop", number * 10)
+    assert actor.taken == [10, 20]
+
+
+def test_what_the_constructor_raises_is_told_by_ready() -> None:
+    actor = WorkerActor(replace(make_config(), output="ftp://nowhere/at/all"))
+    with pytest.raises(SpecbatchError):
+        actor.ready()
+
+
+# ---- killing ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def whereabouts_of(pid: int) -> Whereabouts:
+    import socket
+
+    return Whereabouts("a", socket.gethostname(), pid, process_start(pid))
+
+
+def test_fault_4_a_stopped_process_is_killed_after_a_moment(sleeper: subprocess.Popen[bytes]) -> None:
+    os.kill(sleeper.pid, signal.SIGSTOP)
+    now = [0.0]
+    victims = Killing(lambda: now[0])
+    victims.add(None)
+    victims.add(whereabouts_of(sleeper.pid))
+    victims.advance()
+    assert sleeper.poll() is None
+    now[0] = PATIENCE_SECONDS
+    victims.advance()
+    assert sleeper.wait(5) == -signal.SIGKILL
+
+
+def test_at_the_end_nobody_waits(sleeper: subprocess.Popen[bytes]) -> None:
+    victims = Killing(lambda: 0.0)
+    victims.add(whereabouts_of(sleeper.pid))
+    victims.finish()
+    assert sleeper.wait(5) == -signal.SIGKILL
+
+
+@pytest.mark.ray
+def test_fault_5_a_process_of_another_host_is_killed_by_its_own_node(sleeper: subprocess.Popen[bytes]) -> None:
+    import ray
+
+    with open_cluster(None, 0) as cluster:
+        assert cluster.view() is None
+        cluster.check()
+        node_id = ray.get_runtime_context().get_node_id()
+        killing._kill_there(replace(whereabouts_of(sleeper.pid), node_id=node_id))
+        assert sleeper.wait(60) == -signal.SIGKILL
+
+
+def test_another_process_under_the_same_number_lives(sleeper: subprocess.Popen[bytes]) -> None:
+    mine = whereabouts_of(sleeper.pid)
+    assert not kill_process(replace(mine, started="earlier"))
+    assert not kill_process(replace(mine, host="elsewhere"))
+    assert not kill_process(replace(mine, pid=2**22 + 1))
+    assert sleeper.poll() is None
+    assert mine.is_here
