@@ -66,17 +66,15 @@ def report(output: str | Path) -> Manifest:
 
 
 def load(output: str | Path) -> pa.Table:
-    """All result rows of a finished job, in the order of ``row_id``.
+    """All result rows of a finished job in the order of ``row_id``, with its amendments applied.
 
     Raises:
-        SpecbatchError: JOB_OUTPUT_MISSING, JOB_INCOMPLETE.
+        SpecbatchError: JOB_OUTPUT_MISSING, JOB_INCOMPLETE; JOB_INTEGRITY, a part is missing or damaged.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from specbatch.jobs.results import read_results
+    from specbatch.storage.store import open_store
 
-    root = Path(output)
-    manifest = report(output)
-    return pa.concat_tables([pq.read_table(root / part.path) for part in manifest.commit.parts])
+    return read_results(open_store(str(output)), report(output))
 
 
 def _say(line: str) -> None:

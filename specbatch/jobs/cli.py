@@ -20,6 +20,7 @@ import typer
 from specbatch._version import __version__
 from specbatch.jobs.cli_job import plan, show_settings, submit
 from specbatch.jobs.cli_options import GroupedCommand
+from specbatch.jobs.cli_outputs import DocumentFormat, register
 from specbatch.schemas.errors import ErrorCode, ExitCode, SpecbatchError, VerifyExit
 
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
@@ -49,11 +50,6 @@ class ReportFormat(StrEnum):
     CSV = "csv"
 
 
-class DocumentFormat(StrEnum):
-    HUMAN = "human"
-    JSON = "json"
-
-
 def _show_version(value: bool) -> None:
     if value:
         typer.echo(f"specbatch {__version__}")
@@ -77,9 +73,10 @@ def report(
     format: Annotated[ReportFormat, typer.Option("--format", help="How to print it.")] = ReportFormat.HUMAN,
 ) -> None:
     """Print what finished jobs did: throughput, acceptance, speed-up; several side by side."""
-    from specbatch.jobs.report import load_manifest, render
+    from specbatch.jobs.report import load_amendments, load_manifest, render
 
-    typer.echo(render([(name, load_manifest(name)) for name in output], format.value), nl=False)
+    manifests = [(name, load_manifest(name)) for name in output]
+    typer.echo(render(manifests, format.value, [load_amendments(name) for name in output]), nl=False)
 
 
 @app.command()
@@ -94,14 +91,23 @@ def status(
 
 
 @app.command()
-def verify(output: Annotated[str, typer.Argument(metavar="OUT", help="The output of a job.")]) -> None:
+def verify(
+    output: Annotated[str, typer.Argument(metavar="OUT", help="The output of a job.")],
+    deep: Annotated[
+        bool,
+        typer.Option("--deep", help="Compare with the dataset too, and decode some rows again with the target alone."),
+    ] = False,
+) -> None:
     """Check an output: digests, counts, every input row exactly once. Exit 0 sound, 1 incomplete, 7 not sound."""
     from specbatch.jobs.verify import render_verify, verify_output
 
-    verdict = verify_output(output)
+    verdict = verify_output(output, deep=deep)
     typer.echo(render_verify(verdict), nl=False)
     exits = {"sound": VerifyExit.SOUND, "incomplete": VerifyExit.INCOMPLETE, "not sound": VerifyExit.NOT_SOUND}
     raise typer.Exit(exits[verdict.state])
+
+
+register(app)
 
 
 def main() -> None:

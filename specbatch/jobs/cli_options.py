@@ -281,6 +281,32 @@ def job_options(
             "--row-errors-ok/--no-row-errors-ok", help="Exit 0, not 3, despite error rows.", rich_help_panel=_JOB
         ),
     ] = None,
+    deadline: Annotated[
+        str | None,
+        typer.Option(
+            "--deadline",
+            metavar="DURATION",
+            help="Stop taking new work after this long (90s, 30m, 1h30m); what is done is kept.",
+            rich_help_panel=_JOB,
+        ),
+    ] = None,
+    single_writer: Annotated[
+        bool | None,
+        typer.Option(
+            "--single-writer/--no-single-writer",
+            help="For a store that cannot create objects once only: promise that nobody else writes here.",
+            rich_help_panel=_JOB,
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            metavar="HOST:PORT",
+            help="A running Ray cluster (or auto); by default one of its own is started here.",
+            rich_help_panel=_RESOURCES,
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(

@@ -6,10 +6,13 @@ a job is resumed. Under ``distribution`` coupling the text depends on draft and 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from specbatch.schemas.canonical import canonical_json, sha256_hex
+from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.plan import InputFile
 from specbatch.schemas.spec import JobSpec
 
@@ -59,7 +62,11 @@ def identity_sha256(fields: Mapping[str, Any]) -> str:
 
 
 def diff_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
-    """``field: old → new`` for every field that differs, sorted by name; what one side lacks is ``absent``."""
+    """``field: old → new`` for every field that differs, sorted by name; what one side lacks is ``absent``.
+
+    Input files are matched by name. Long texts are shown by length and digest: a template or a system prompt has no
+    place in a message.
+    """
     left, right = dict(_leaves(old)), dict(_leaves(new))
     return tuple(
         f"{name}: {_show(left.get(name, _ABSENT))} → {_show(right.get(name, _ABSENT))}"
@@ -68,7 +75,56 @@ def diff_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ..
     )
 
 
+def other_job_error(old: Mapping[str, Any], new: Mapping[str, Any], uri: str) -> SpecbatchError:
+    """Why a command cannot go on with the job that an output holds.
+
+    Args:
+        old: identity fields of the job that is there. new: those of the command; another S.
+
+    Returns:
+        JOB_SPEC_CHANGED with the fields that differ and what to restore; JOB_FORMAT where the two identities are
+        made by different versions, whose fields cannot be compared.
+    """
+    if old.get("format") != new.get("format"):
+        formats = [repr(fields.get("format"))[:60] for fields in (old, new)]
+        return SpecbatchError(
+            ErrorCode.JOB_FORMAT,
+            f"{uri} was begun by another version of specbatch (its identity is {formats[0]}, this version makes "
+            f"{formats[1]}); use the version that began it, or choose another output",
+        )
+    changes = diff_fields(old, new)
+    shown = "; ".join(changes[:_MAX_DIFFERENCES])
+    more = f"; and {len(changes) - _MAX_DIFFERENCES} more" if len(changes) > _MAX_DIFFERENCES else ""
+    if old.get("inputs") != new.get("inputs"):
+        remedy = "restore the dataset as it was, or choose another --output for the new one"
+    elif old.get("model") != new.get("model"):
+        remedy = "use the target that it began with, or choose another --output"
+    else:
+        remedy = "choose another --output, or use the old settings"
+    return SpecbatchError(
+        ErrorCode.JOB_SPEC_CHANGED, f"{uri} holds a job with other settings ({shown}{more}); {remedy}"
+    )
+
+
 _ABSENT = object()
+_MAX_DIFFERENCES = 10
+_HEX = frozenset("0123456789abcdef")
+_MAX_TEXT = 40
+
+
+@dataclass(frozen=True, slots=True)
+class _Pin:
+    """One input file as the identity pins it, and its place among them."""
+
+    place: int
+    size_bytes: Any
+    footer_sha256: Any
+    num_rows: Any
+
+    def __str__(self) -> str:
+        return (
+            f"file {self.place + 1} with {self.num_rows} rows in {self.size_bytes} bytes, {_show(self.footer_sha256)}"
+        )
 
 
 def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -76,17 +132,33 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
         if isinstance(item, Mapping):
             yield from _leaves(item, f"{prefix}{key}.")
         elif key == "inputs" and not prefix:
-            for index, entry in enumerate(item):
-                yield f"inputs[{index}]", list(entry)
+            yield from _pins(item)
         else:
             yield f"{prefix}{key}", item
+
+
+def _pins(inputs: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """A file of a name that was given before (two folders may hold one) gets a number."""
+    seen: Counter[str] = Counter()
+    for place, entry in enumerate(inputs):
+        if not (isinstance(entry, list | tuple) and len(entry) == 4):
+            yield f"inputs[{place}]", entry
+            continue
+        name = str(entry[0])
+        seen[name] += 1
+        suffix = f" ({seen[name]})" if seen[name] > 1 else ""
+        yield f"input {name}{suffix}", _Pin(place, *entry[1:])
 
 
 def _show(value: Any) -> str:
     if value is _ABSENT:
         return "absent"
-    if isinstance(value, str) and len(value) == 64:
-        return value[:12]
-    if isinstance(value, list):
+    if isinstance(value, str):
+        if len(value) == 64 and set(value) <= _HEX:
+            return value[:12]
+        if len(value) > _MAX_TEXT:
+            return f"a text of {len(value)} characters, {sha256_hex(value.encode('utf-8', 'surrogatepass'))[:12]}"
+        return repr(value)
+    if isinstance(value, list | tuple):
         return "[" + ", ".join(_show(item) for item in value) + "]"
-    return repr(value) if isinstance(value, str) else "none" if value is None else str(value)
+    return "none" if value is None else str(value)

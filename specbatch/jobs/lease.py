@@ -1,7 +1,8 @@
 """The lease: which live run works on an output. It saves compute and is never needed for correctness.
 
 The holder renews it; a rival that sees it renewed gives way. Clocks are not compared: "renewed" means that the
-counter moved while the rival watched.
+counter moved while the rival watched. Every write is a compare-and-swap from the version that was judged, so that of
+two rivals who found the same dead holder one gets the lease and the other finds a living one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -26,6 +28,7 @@ LEASE_FORMAT = "specbatch/lease/1"
 TTL_SECONDS = 30.0
 RENEW_SECONDS = 5.0
 _WATCH_SECONDS = 0.5
+_MAX_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,16 @@ class LeaseDocument:
 
 
 Verdict = Literal["free", "dead", "watch"]
+Liveness = Literal["none", "live", "silent"]
+"""Whether a run holds an output: no; yes; or one of another host that gave no sign of life while it was watched."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The lease as it was read: None for both where there is none, no document where it cannot be read."""
+
+    document: LeaseDocument | None
+    version: str | None
 
 
 def judge(
@@ -75,28 +88,34 @@ def judge(
 class HeldLease:
     """A lease of this process; ``renew`` keeps it, ``release`` ends it."""
 
-    def __init__(self, store: Store, document: LeaseDocument) -> None:
+    def __init__(self, store: Store, document: LeaseDocument, version: str) -> None:
         self._store = store
         self._document = document
+        self._version = version
 
     def renew(self, epoch: int) -> bool:
         """Renew it. False: another run has taken it, stop handing out work."""
-        if not self._is_ours():
-            return False
-        self._document = replace(
-            self._document, epoch=epoch, renewals=self._document.renewals + 1, renewed_at=time.time()
-        )
-        _write(self._store, self._document)
-        return True
+        renewals = self._document.renewals + 1
+        return self._write(replace(self._document, epoch=epoch, renewals=renewals, renewed_at=time.time()))
 
     def release(self) -> None:
         """Say that this run has ended, unless another has taken the lease meanwhile."""
-        if self._is_ours():
-            _write(self._store, replace(self._document, released=True))
+        # A courtesy to the next run, which else watches for one time-to-live; it must not hide how this one ended.
+        with suppress(SpecbatchError):
+            self._write(replace(self._document, released=True))
 
-    def _is_ours(self) -> bool:
-        found = read_lease(self._store)
-        return found is not None and found.token == self._document.token
+    def _write(self, document: LeaseDocument) -> bool:
+        version = _swap(self._store, document, self._version)
+        if version is None:
+            # A write of ours whose outcome was never learnt leaves our lease there under a version we do not know.
+            found = _read(self._store)
+            if found.document is None or found.document.token != document.token:
+                return False
+            version = _swap(self._store, document, found.version)
+        if version is None:
+            return False
+        self._document, self._version = document, version
+        return True
 
 
 def acquire(
@@ -109,62 +128,106 @@ def acquire(
     """Take the lease of an output, waiting at most one time-to-live for a holder that may be gone.
 
     Args:
-        on_wait: called once, with the holder that has to be watched.
+        on_wait: called with a holder that has to be watched, before the wait.
 
     Raises:
         SpecbatchError: JOB_HELD, the holder renewed the lease meanwhile.
     """
-    host, boot_id = socket.gethostname(), read_boot_id()
-    first = read_lease(store)
-    if judge(first, host=host, boot_id=boot_id, process_started=process_started) == "watch":
-        assert first is not None
-        on_wait(first)
-        _watch(store, first, ttl_seconds, sleep)
-    document = LeaseDocument(
-        format=LEASE_FORMAT,
-        host=host,
-        boot_id=boot_id,
-        pid=os.getpid(),
-        process_started=process_started(os.getpid()) or "",
-        epoch=first.epoch if first is not None else 0,
-        token=secrets.token_hex(8),
-        renewals=0,
-        renewed_at=time.time(),
-        ttl_seconds=ttl_seconds,
-        released=False,
+    for _ in range(_MAX_ROUNDS):
+        found = _read(store)
+        if found.document is not None and _judge_here(found.document) == "watch":
+            on_wait(found.document)
+            unchanged = _watch(store, found.document, ttl_seconds, sleep)
+            if unchanged is None:
+                break
+            found = unchanged
+        document = LeaseDocument(
+            format=LEASE_FORMAT,
+            host=socket.gethostname(),
+            boot_id=read_boot_id(),
+            pid=os.getpid(),
+            process_started=process_started(os.getpid()) or "",
+            epoch=found.document.epoch if found.document is not None else 0,
+            token=secrets.token_hex(8),
+            renewals=0,
+            renewed_at=time.time(),
+            ttl_seconds=ttl_seconds,
+            released=False,
+        )
+        version = _swap(store, document, found.version)
+        if version is not None:
+            return HeldLease(store, document, version)
+        # A rival was quicker; it lives, so that the next round will watch it renew.
+    holder = read_lease(store)
+    who = f" (host {holder.host}, process {holder.pid})" if holder is not None else ""
+    raise SpecbatchError(
+        ErrorCode.JOB_HELD,
+        f"another run works on {store.uri}{who}; wait for it, or end it with: specbatch cancel {store.uri}",
     )
-    _write(store, document)
-    return HeldLease(store, document)
 
 
-def _watch(store: Store, first: LeaseDocument, ttl_seconds: float, sleep: Callable[[float], None]) -> None:
-    """Return once the lease may be taken: its holder released it, died, or let one time-to-live pass."""
-    waited_seconds = 0.0
-    while waited_seconds < ttl_seconds:
-        sleep(_WATCH_SECONDS)
-        waited_seconds += _WATCH_SECONDS
-        now = read_lease(store)
-        if judge(now, host=socket.gethostname(), boot_id=read_boot_id(), process_started=process_started) != "watch":
-            return
-        assert now is not None
-        if (now.token, now.renewals) != (first.token, first.renewals):
-            raise SpecbatchError(
-                ErrorCode.JOB_HELD,
-                f"another run works on {store.uri} (host {now.host}, process {now.pid}); "
-                "wait for it, or stop it and run this again",
-            )
+def find_holder(
+    store: Store, *, ttl_seconds: float = TTL_SECONDS, sleep: Callable[[float], None] = time.sleep
+) -> tuple[Liveness, LeaseDocument | None]:
+    """Whether a run holds an output, and its lease; takes nothing.
+
+    A holder on another host is watched for one time-to-live at most.
+    """
+    document = read_lease(store)
+    if document is None or _judge_here(document) != "watch":
+        return "none", None
+    if document.host == socket.gethostname():  # its process exists, though it may sleep
+        return "live", document
+    unchanged = _watch(store, document, ttl_seconds, sleep)
+    if unchanged is None:
+        return "live", document
+    if unchanged.document is None or _judge_here(unchanged.document) != "watch":
+        return "none", None
+    return "silent", document
 
 
 def read_lease(store: Store) -> LeaseDocument | None:
     """The lease as it stands; None where there is none, or none that can be read: it only saves compute."""
+    return _read(store).document
+
+
+def may_be_held(document: LeaseDocument | None) -> bool:
+    """Whether a run may hold the output now: the lease is neither free nor of a process that is known to be gone."""
+    return document is not None and _judge_here(document) == "watch"
+
+
+def _watch(store: Store, first: LeaseDocument, ttl_seconds: float, sleep: Callable[[float], None]) -> _Found | None:
+    """The lease once it may be taken (released, its holder dead, or silent for a time-to-live); None if it renewed."""
+    found = _Found(first, None)
+    waited_seconds = 0.0
+    while waited_seconds < ttl_seconds:
+        sleep(_WATCH_SECONDS)
+        waited_seconds += _WATCH_SECONDS
+        found = _read(store)
+        if found.document is None or _judge_here(found.document) != "watch":
+            return found
+        if (found.document.token, found.document.renewals) != (first.token, first.renewals):
+            return None
+    return found
+
+
+def _judge_here(document: LeaseDocument) -> Verdict:
+    return judge(document, host=socket.gethostname(), boot_id=read_boot_id(), process_started=process_started)
+
+
+def _read(store: Store) -> _Found:
     try:
-        return LeaseDocument(**json.loads(store.read(LEASE_KEY)))
-    except (NotFound, ValueError, TypeError):
-        return None
+        data, version = store.read_versioned(LEASE_KEY)
+    except NotFound:
+        return _Found(None, None)
+    try:
+        return _Found(LeaseDocument(**json.loads(data)), version)
+    except (ValueError, TypeError):
+        return _Found(None, version)
 
 
-def _write(store: Store, document: LeaseDocument) -> None:
-    store.replace(LEASE_KEY, json.dumps(asdict(document), indent=2).encode() + b"\n")
+def _swap(store: Store, document: LeaseDocument, expected: str | None) -> str | None:
+    return store.swap(LEASE_KEY, json.dumps(asdict(document), indent=2).encode() + b"\n", expected)
 
 
 @cache

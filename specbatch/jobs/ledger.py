@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -16,7 +17,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from specbatch.jobs.identity import diff_fields
+from specbatch.jobs.amended import read_amendments as read_amendments
+from specbatch.jobs.identity import other_job_error
+from specbatch.jobs.jobdocument import JOB_KEY, decode_job, with_absolute_paths
 from specbatch.jobs.manifest import (
     MANIFEST_NAME,
     SUCCESS_NAME,
@@ -42,11 +45,13 @@ from specbatch.schemas.plan import Shard, part_name, plan_digest
 from specbatch.schemas.run import ProgressDocument, RunRecord
 from specbatch.storage.store import NotFound, Store
 
-JOB_KEY = "_specbatch/job.json"
 RUNS_FOLDER = "_specbatch/runs"
 PROGRESS_KEY = "_specbatch/progress.json"
 DATA_FOLDER = "data"
 _CHUNK_BYTES = 1 << 20
+_NUM_FOOTER_READERS = 8
+_FEW_SHARDS = 32
+"""So many are looked for by name: a listing of all parts costs more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +87,26 @@ class Ledger:
         Raises:
             SpecbatchError: JOB_PREFIX_TAKEN, JOB_FORMAT, JOB_INTEGRITY.
         """
-        try:
-            data = self.store.read(JOB_KEY)
-        except NotFound:
+        data = self._read_job()
+        if data is None:
             foreign = [key for key in self.store.list("") if not key.startswith("_specbatch/")]
-            if foreign:
+            if not foreign:
+                return None
+            data = self._read_job()  # another run may have begun, and written parts, between the two looks
+            if data is None:
                 raise SpecbatchError(
                     ErrorCode.JOB_PREFIX_TAKEN,
                     f"{self.store.uri} is not empty and holds no specbatch job (it has {foreign[0]}); "
                     "choose another folder with --output",
-                ) from None
-            return None
-        document = _decode_job(data, self.store.uri)
+                )
+        document = decode_job(data, self.store.uri)
         return StoredJob(document, self._read_plan(document))
+
+    def _read_job(self) -> bytes | None:
+        try:
+            return self.store.read(JOB_KEY)
+        except NotFound:
+            return None
 
     def _read_plan(self, document: JobDocument) -> tuple[Shard, ...]:
         from specbatch.storage.planfile import decode_plan
@@ -118,6 +130,8 @@ class Ledger:
 
         Raises:
             SpecbatchError: JOB_SPEC_CHANGED where the output belongs to a job of another S.
+
+        Local paths are stored absolute, so that the job can be gone on with from any folder.
         """
         from specbatch.storage.planfile import encode_plan
 
@@ -128,7 +142,7 @@ class Ledger:
             created_at=now_text(),
             identity=identity,
             models=models,
-            spec=spec,
+            spec=with_absolute_paths(spec),
         )
         self.store.create(JOB_KEY, document.model_dump_json(indent=2).encode() + b"\n")
         stored = self.find_job()
@@ -151,34 +165,55 @@ class Ledger:
         Raises:
             SpecbatchError: JOB_INTEGRITY for a file under a part's name that is not that part.
         """
+        wanted = stored.shards if among is None else [shard for shard in stored.shards if shard.index in among]
+        if len(wanted) > _FEW_SHARDS or among is None:
+            present = set(self.store.list(DATA_FOLDER))
+            wanted = [shard for shard in wanted if part_name(shard.index, stored.plan) in present]
+        if len(wanted) < _NUM_FOOTER_READERS:
+            receipts = [self._read_receipt(stored.plan, shard) for shard in wanted]
+        else:
+            with ThreadPoolExecutor(_NUM_FOOTER_READERS) as pool:
+                receipts = list(pool.map(lambda shard: self._read_receipt(stored.plan, shard), wanted))
+        return {receipt.shard: receipt for receipt in receipts if receipt is not None}
+
+    def _read_receipt(self, plan: str, shard: Shard) -> PartReceipt | None:
+        """What the part of a shard says about itself; None where there is none."""
         from specbatch.storage.parts import read_part_meta
 
-        present = set(self.store.list(DATA_FOLDER))
-        found: dict[int, PartReceipt] = {}
-        for shard in stored.shards:
-            path = part_name(shard.index, stored.plan)
-            if path not in present or (among is not None and shard.index not in among):
-                continue
-            with self.store.open(path) as file:
+        path = part_name(shard.index, plan)
+        try:
+            file = self.store.open(path)
+        except NotFound:
+            return None
+        with file:
+            try:
                 meta = read_part_meta(file)
-            described = (meta.plan, meta.shard, meta.row_start, meta.row_stop)
-            if described != (stored.plan, shard.index, shard.row_start, shard.row_stop):
-                raise SpecbatchError(
-                    ErrorCode.JOB_INTEGRITY,
-                    f"{path} in {self.store.uri} says that it is shard {meta.shard} of plan {meta.plan}, "
-                    f"rows {meta.row_start} to {meta.row_stop}; see specbatch verify {self.store.uri}",
-                )
-            found[shard.index] = PartReceipt(
-                shard=shard.index,
-                path=path,
-                num_rows=meta.stats.num_rows,
-                num_bytes=self.store.size(path),
-                sha256="",
-                token=meta.token,
-                created=False,
-                stats=meta.stats,
+            except SpecbatchError as error:
+                if error.code is ErrorCode.JOB_INTEGRITY:
+                    raise _unsound_part(path, self.store.uri, error.message) from error
+                if error.code is ErrorCode.JOB_FORMAT:
+                    raise SpecbatchError(error.code, f"{path} in {self.store.uri}: {error.message}") from error
+                raise
+            num_bytes = file.seek(0, 2)
+        described = (meta.plan, meta.shard, meta.row_start, meta.row_stop)
+        if described != (plan, shard.index, shard.row_start, shard.row_stop):
+            reason = (
+                f"it says that it is shard {meta.shard} of plan {meta.plan}, rows {meta.row_start} to {meta.row_stop}"
             )
-        return found
+            raise _unsound_part(path, self.store.uri, reason)
+        if meta.stats.num_rows != shard.num_rows:
+            reason = f"it holds {meta.stats.num_rows} rows, {shard.num_rows} are planned"
+            raise _unsound_part(path, self.store.uri, reason)
+        return PartReceipt(
+            shard=shard.index,
+            path=path,
+            num_rows=meta.stats.num_rows,
+            num_bytes=num_bytes,
+            sha256="",
+            token=meta.token,
+            created=False,
+            stats=meta.stats,
+        )
 
     def hash_part(self, path: str) -> str:
         """Hex SHA-256 of a part as it lies in the store."""
@@ -190,7 +225,7 @@ class Ledger:
 
     def begin_run(self, record: RunRecord) -> RunRecord:
         """Write the record of a new run under the next free epoch, and return it with that epoch."""
-        epoch = max(self._epochs(), default=0) + 1
+        epoch = max(self.epochs(), default=0) + 1
         while not self.store.create(run_key(epoch), _encode(numbered := record.model_copy(update={"epoch": epoch}))):
             epoch += 1
         return numbered
@@ -201,14 +236,15 @@ class Ledger:
     def read_runs(self) -> tuple[RunRecord, ...]:
         """Records of all runs by epoch; one that cannot be read is left out, records are not authoritative."""
         records: list[RunRecord] = []
-        for epoch in self._epochs():
+        for epoch in self.epochs():
             try:
                 records.append(RunRecord.model_validate_json(self.store.read(run_key(epoch))))
             except ValidationError:
                 continue
         return tuple(records)
 
-    def _epochs(self) -> list[int]:
+    def epochs(self) -> list[int]:
+        """Epochs of the runs that have a record, ascending."""
         stems = (PurePosixPath(key).stem for key in self.store.list(RUNS_FOLDER))
         return sorted(int(stem) for stem in stems if stem.isdecimal())
 
@@ -262,14 +298,19 @@ def check_same_job(stored: StoredJob, identity: Identity, uri: str) -> None:
     """Assert that a command asks for the job that an output holds.
 
     Raises:
-        SpecbatchError: JOB_SPEC_CHANGED with every field that differs.
+        SpecbatchError: JOB_SPEC_CHANGED with the fields that differ; JOB_FORMAT where the two identities are written
+            by different versions, which cannot be compared field by field.
     """
     if stored.document.identity.S != identity.S:
-        changes = "; ".join(diff_fields(stored.document.identity.fields, identity.fields))
-        raise SpecbatchError(
-            ErrorCode.JOB_SPEC_CHANGED,
-            f"{uri} holds a job with other settings ({changes}); choose another --output, or use the old settings",
-        )
+        raise other_job_error(stored.document.identity.fields, identity.fields, uri)
+
+
+def _unsound_part(path: str, uri: str, reason: str) -> SpecbatchError:
+    return SpecbatchError(
+        ErrorCode.JOB_INTEGRITY,
+        f"{path} in {uri} is not the part that was planned: {reason}; specbatch verify says more, and "
+        f"specbatch repair {uri} --output NEW makes a sound copy",
+    )
 
 
 def now_text() -> str:
@@ -279,21 +320,3 @@ def now_text() -> str:
 
 def _encode(document: RunRecord | ProgressDocument) -> bytes:
     return document.model_dump_json(indent=2).encode() + b"\n"
-
-
-def _decode_job(data: bytes, uri: str) -> JobDocument:
-    try:
-        document = JobDocument.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(key) for key in first["loc"]) or "it"
-        raise SpecbatchError(
-            ErrorCode.JOB_FORMAT, f"{JOB_KEY} in {uri} cannot be read by this version: {where}: {first['msg']}"
-        ) from None
-    if document.format != JOB_FORMAT:
-        raise SpecbatchError(
-            ErrorCode.JOB_FORMAT,
-            f"{uri} was written as {document.format[:60]}, this version reads {JOB_FORMAT}; "
-            "use the version of specbatch that wrote it",
-        )
-    return document

@@ -107,6 +107,7 @@ def build_observed(runs: Sequence[RunRecord], commit: Commit) -> Observed:
         memory=[_memory(worker) for worker in last.workers] if last else [],
         attempts=sum(run.attempts for run in ordered),
         restarts=sum(run.restarts for run in ordered),
+        preemptions=sum(run.preemptions for run in ordered),
         runs=len(ordered),
     )
 

@@ -5,12 +5,12 @@ Reads only; writes nothing and imports neither torch nor ray. ``plan`` and ``--d
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, cast
 
+from specbatch.jobs.destination import check_output as _check_output
+from specbatch.jobs.destination import default_output as _default_output
 from specbatch.jobs.identity import identity_fields, identity_sha256
 from specbatch.jobs.machine import count_cores, count_cuda_devices, cuda_free_bytes
 from specbatch.jobs.planning import cut_shards
@@ -64,7 +64,7 @@ class PreparedJob:
     Attributes:
         columns: names of the input columns, in the order of every part.
         shards: the plan of a new output; one that has a plan keeps it.
-        output: absolute local path.
+        output: absolute local path, or a URI.
     """
 
     settings: Settings
@@ -98,6 +98,8 @@ class PreparedJob:
             "dtype": execution.dtype,
             "num_threads": execution.num_threads,
             "memory_fraction": execution.memory_fraction,
+            "single_writer": self.spec.execution.single_writer,
+            "address": self.spec.execution.address,
         }
 
 
@@ -107,11 +109,11 @@ def prepare(settings: Settings) -> PreparedJob:
     Raises:
         SpecbatchError: what is wrong with inputs, models, or the resources asked for.
     """
-    from specbatch.storage.inputs import check_columns, discover, read_schema
+    from specbatch.storage.inputs import check_columns, read_inputs
 
     spec = settings.spec
-    inputs = discover(spec.input.datasets)
-    schema = read_schema(inputs)
+    dataset = read_inputs(spec.input.datasets)
+    inputs, schema = dataset.files, dataset.schema
     check_columns(schema, spec.input.prompt_column, spec.input.id_column)
     shards = cut_shards(inputs, spec.execution.shard_rows, spec.input.limit)
     if not shards:
@@ -132,7 +134,9 @@ def prepare(settings: Settings) -> PreparedJob:
     )
     identity_digest = identity_sha256(fields)
     identity = Identity(S=identity_digest, P=plan_digest(identity_digest, shards), fields=fields)
-    output = spec.output if spec.output is not None else _default_output(spec.input.datasets[0], identity_digest)
+    output = spec.output
+    if output is None:
+        output = _default_output(spec.input.datasets[0], identity_digest, inputs)
     return PreparedJob(
         settings=settings,
         target=target,
@@ -232,34 +236,6 @@ def _resolve_draft(settings: Settings, target: ModelFolder) -> tuple[ModelFolder
     draft = locate_model(name)
     check_pair(target, draft)
     return draft, spec.execution.speculation
-
-
-def _default_output(dataset: str, identity_digest: str) -> str:
-    """``<stem>-<S[:8]>`` beside a file or a folder; in the fixed folder of a glob."""
-    path = Path(dataset).expanduser().absolute()
-    suffix = f"-{identity_digest[:8]}"
-    if glob.has_magic(dataset) and not path.exists():
-        fixed = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
-        return str(fixed / f"{fixed.name or 'dataset'}{suffix}")
-    if path.is_dir():
-        path = path.resolve()
-        return str(path.parent / f"{path.name or 'dataset'}{suffix}")
-    return str(path.parent / f"{path.stem}{suffix}")
-
-
-def _check_output(output: str, datasets: Sequence[str]) -> str:
-    """The output as an absolute path that is neither a dataset nor a file."""
-    from specbatch.storage.store import local_path
-
-    path = local_path(output, "output")
-    for dataset in datasets:
-        if local_path(dataset, "dataset").resolve() == path.resolve():
-            raise SpecbatchError(
-                ErrorCode.JOB_URI_OVERLAP, f"output and dataset are both {path}; give --output a folder of its own"
-            )
-    if path.exists() and not path.is_dir():
-        raise SpecbatchError(ErrorCode.JOB_PREFIX_TAKEN, f"output {path} is a file; choose a new folder with --output")
-    return str(path)
 
 
 def _weight_files(folder: ModelFolder) -> dict[str, str]:

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from specbatch.jobs import formatting as fmt
+from specbatch.jobs.amended import amended_counts, read_amendments
 from specbatch.jobs.comparison import Comparison, compare
 from specbatch.jobs.manifest import MANIFEST_NAME, decode_manifest
 from specbatch.jobs.report_tables import render_csv, render_markdown
@@ -42,12 +44,27 @@ def load_manifest(output: str) -> Manifest:
     )
 
 
-def render(manifests: Sequence[tuple[str, Manifest]], format: str) -> str:
+def load_amendments(output: str) -> tuple[Manifest, ...]:
+    """Manifests of the finished amendments of a finished job, in order.
+
+    Raises:
+        SpecbatchError: ``JOB_INTEGRITY``, one amends another manifest; ``JOB_FORMAT``, ``JOB_URI_INVALID``.
+    """
+    from specbatch.storage.store import open_store
+
+    return read_amendments(open_store(output))
+
+
+def render(
+    manifests: Sequence[tuple[str, Manifest]], format: str, amendments: Sequence[Sequence[Manifest]] = ()
+) -> str:
     """The report of one output, or the comparison of several with the first as the base.
 
     Args:
         manifests: pairs (output as the user named it, manifest); at least one.
         format: ``human``, ``json``, ``markdown`` or ``csv``.
+        amendments: for each output the manifests of its amendments. They are told apart from the job itself, whose
+            figures stay as they are; ``csv`` leaves them out.
 
     Returns:
         Text that ends with a line break; never with terminal escapes.
@@ -64,7 +81,32 @@ def render(manifests: Sequence[tuple[str, Manifest]], format: str) -> str:
     if format not in renderers:
         raise SpecbatchError(ErrorCode.JOB_CONFIG, f"format is {format!r}; it must be one of {', '.join(renderers)}")
     comparison = compare([manifest for _, manifest in manifests]) if len(manifests) > 1 else None
-    return renderers[format](manifests, comparison)
+    text = renderers[format](manifests, comparison)
+    amended = [(*pair, chain) for pair, chain in zip(manifests, amendments, strict=False) if chain]
+    if not amended or format == "csv":
+        return text
+    if format == "json":
+        return _add_to_json(text, manifests, amendments)
+    title = "## Amendments\n" if format == "markdown" else "Amendments"
+    bullet = "- " if format == "markdown" else "  "
+    lines = [bullet + _amended_line(output, manifest, chain) for output, manifest, chain in amended]
+    return "\n".join([text, title, *lines]) + "\n"
+
+
+def _amended_line(output: str, manifest: Manifest, chain: Sequence[Manifest]) -> str:
+    counts = amended_counts(manifest, chain)
+    by_code = ", ".join(f"{fmt.clean(code)} {fmt.count(number)}" for code, number in counts.errors_by_code.items())
+    errors = f"{fmt.plural(counts.errors, 'error')} ({by_code})" if counts.errors else "no errors"
+    return f"{fmt.clean(output)} with {fmt.plural(len(chain), 'amendment')}: {fmt.count(counts.ok)} ok, {errors}"
+
+
+def _add_to_json(text: str, manifests: Sequence[tuple[str, Manifest]], amendments: Sequence[Sequence[Manifest]]) -> str:
+    document = json.loads(text)
+    for entry, (_, manifest), chain in zip(document["outputs"], manifests, amendments, strict=True):
+        if chain:
+            counts = amended_counts(manifest, chain).model_dump(mode="json")
+            entry["amendments"] = {"number": len(chain), "counts": counts}
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
 def _render_json(manifests: Sequence[tuple[str, Manifest]], comparison: Comparison | None) -> str:

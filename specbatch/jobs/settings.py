@@ -23,7 +23,16 @@ from specbatch.schemas.spec import MAX_DRAFT_LENGTH, JobSpec
 
 MAX_JOB_FILE_BYTES = 1 << 20
 ENV_PREFIX = "SPECBATCH_"
-FOREIGN_VARIABLES = frozenset({"SPECBATCH_FAILPOINT", "SPECBATCH_DEBUG"})
+FOREIGN_VARIABLES = frozenset(
+    {
+        "SPECBATCH_FAILPOINT",
+        "SPECBATCH_FAILPOINT_ROW",
+        "SPECBATCH_ENGINE_FACTORY",
+        "SPECBATCH_DEBUG",
+        "SPECBATCH_ALLOW_HTTP",
+        "SPECBATCH_STORE_PATIENCE_SECONDS",
+    }
+)
 """Variables with our prefix that are not settings."""
 
 OPTIONS: Mapping[str, str] = MappingProxyType(
@@ -60,6 +69,9 @@ OPTIONS: Mapping[str, str] = MappingProxyType(
         "shard_rows": "execution.shard_rows",
         "max_error_rate": "execution.max_error_rate",
         "row_errors_ok": "execution.row_errors_ok",
+        "deadline": "execution.deadline",
+        "single_writer": "execution.single_writer",
+        "address": "execution.address",
     }
 )
 """Option name -> path in ``JobSpec``. ``input.datasets`` is the one path without an option: it is the argument."""
@@ -67,7 +79,19 @@ OPTIONS: Mapping[str, str] = MappingProxyType(
 PATHS: tuple[str, ...] = ("input.datasets", *OPTIONS.values())
 
 _TEXT_PATHS = frozenset(
-    OPTIONS[name] for name in ("output", "prompt_column", "id_column", "target", "draft", "dtype", "device", "coupling")
+    OPTIONS[name]
+    for name in (
+        "output",
+        "prompt_column",
+        "id_column",
+        "target",
+        "draft",
+        "dtype",
+        "device",
+        "coupling",
+        "deadline",
+        "address",
+    )
 )
 _LIST_PATHS = frozenset({"input.datasets", "generation.stop_token_ids", "generation.logit_bias"})
 _VERBATIM_LIST_PATHS = frozenset({"generation.stop"})

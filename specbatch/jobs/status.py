@@ -8,18 +8,17 @@ import shlex
 import socket
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
 
 from specbatch.jobs import formatting as fmt
+from specbatch.jobs.jobdocument import JOB_KEY, decode_job
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.schemas.manifest import JOB_FORMAT, JobDocument
+from specbatch.schemas.manifest import JobDocument
 from specbatch.schemas.plan import part_name
 from specbatch.schemas.run import ProgressDocument
-from specbatch.schemas.spec import JobSpec
 
 if TYPE_CHECKING:
     from specbatch.storage.store import Store
@@ -28,7 +27,6 @@ STATUS_FORMAT = "specbatch/status/1"
 FRESH_SECONDS = 30.0
 """A run overwrites its progress every few seconds; older than this, it is taken for gone."""
 
-_JOB_KEY = "_specbatch/job.json"
 _PROGRESS_KEY = "_specbatch/progress.json"
 
 State = Literal["complete", "running", "interrupted", "not a job"]
@@ -83,7 +81,7 @@ def read_status(output: str, now: datetime | None = None) -> StatusReport:
 
     store = open_store(output)
     try:
-        job = _read_job(store.read(_JOB_KEY), output)
+        job = decode_job(store.read(JOB_KEY), output)
     except NotFound:
         if not store.list(""):
             raise SpecbatchError(
@@ -97,9 +95,10 @@ def read_status(output: str, now: datetime | None = None) -> StatusReport:
             next_step="give the folder that `specbatch submit` named",
         )
     try:
-        return _complete(output, job, store.read("manifest.json"), has_success=_exists(store, "_SUCCESS"))
+        manifest = store.read("manifest.json")
     except NotFound:
         return _unfinished(output, job, store, now or datetime.now(UTC))
+    return _complete(output, job, store, manifest)
 
 
 def render_status(report: StatusReport, format: str) -> str:
@@ -133,33 +132,22 @@ def render_status(report: StatusReport, format: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _read_job(data: bytes, output: str) -> JobDocument:
-    try:
-        document: Any = json.loads(data)
-        found = document.get("format") if isinstance(document, dict) else None
-        if found == JOB_FORMAT:
-            return JobDocument.model_validate(document)
-    except (ValueError, RecursionError, ValidationError):
-        found = "unreadable"
-    raise SpecbatchError(
-        ErrorCode.JOB_FORMAT,
-        f"{output}/{_JOB_KEY} has format {fmt.clean(found, 60)!r}, this version reads {JOB_FORMAT!r}; "
-        "use the version of specbatch that wrote it",
-    )
-
-
-def _complete(output: str, job: JobDocument, data: bytes, *, has_success: bool) -> StatusReport:
+def _complete(output: str, job: JobDocument, store: Store, data: bytes) -> StatusReport:
+    from specbatch.jobs.amended import amended_counts, read_amendments
     from specbatch.jobs.manifest import decode_manifest
 
     manifest = decode_manifest(data)
-    counts, acceptance = manifest.commit.counts, manifest.commit.acceptance
+    amendments = read_amendments(store)
+    counts, acceptance = amended_counts(manifest, amendments), manifest.commit.acceptance
+    with_them = f", with {fmt.plural(len(amendments), 'amendment')}" if amendments else ""
+    detail = f"the manifest is written{with_them}"
+    if not _exists(store, "_SUCCESS"):
+        detail = f"{detail}, _SUCCESS is not; to add it: {_command('resume', output)}"
     return StatusReport(
         output=output,
         state="complete",
-        detail="the manifest is written"
-        if has_success
-        else f"the manifest is written, _SUCCESS is not; to add it run again: {_submit_command(job, output)}",
-        next_step=f"specbatch report {output}",
+        detail=detail,
+        next_step=_command("report", output),
         job_id=job.job_id,
         num_rows=counts.rows,
         rows_done=counts.rows,
@@ -185,9 +173,7 @@ def _unfinished(output: str, job: JobDocument, store: Store, now: datetime) -> S
         output=output,
         state="running" if running else "interrupted",
         detail=detail,
-        next_step="wait, or interrupt it with Ctrl-C where it runs: finished parts are kept"
-        if running
-        else f"run the same command again, it decodes only what is missing: {_submit_command(job, output)}",
+        next_step=_next_step(output, store, progress, running=running),
         job_id=job.job_id,
         num_rows=sum(shard_rows.values()) if shard_rows else (progress.num_rows if progress else None),
         rows_done=rows_done,
@@ -202,26 +188,18 @@ def _unfinished(output: str, job: JobDocument, store: Store, now: datetime) -> S
     )
 
 
-def _submit_command(job: JobDocument, output: str) -> str:
-    """The command that began the job, with the settings that differ from the defaults, as ``job.json`` keeps them."""
-    from specbatch.jobs.settings import OPTIONS, to_texts
+def _next_step(output: str, store: Store, progress: ProgressDocument | None, *, running: bool) -> str:
+    from specbatch.jobs.cancel import cancel_requested
 
-    try:
-        spec = JobSpec.model_validate(job.spec)
-    except ValidationError:
-        return "specbatch submit ..."
-    words = ["specbatch", "submit", *spec.input.datasets, "--output", output]
-    for name, path in OPTIONS.items():
-        value, default = (attrgetter(path)(values) for values in (spec, JobSpec()))
-        flag = name.replace("_", "-")
-        if name == "output" or value == default:
-            continue
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            for item in to_texts(path, value):
-                words += [f"--{flag}", item]
-    return shlex.join(words)
+    if not running or progress is None:
+        return f"{_command('resume', output)} decodes what is missing"
+    if cancel_requested(store, progress.epoch):
+        return "wait: it was asked to stop, and finishes the shards in flight"
+    return f"wait, or stop it with {_command('cancel', output)}: finished parts are kept"
+
+
+def _command(name: str, output: str) -> str:
+    return f"specbatch {name} {shlex.quote(output)}"
 
 
 def _judge(progress: ProgressDocument | None, now: datetime) -> tuple[bool, str]:
@@ -229,7 +207,7 @@ def _judge(progress: ProgressDocument | None, now: datetime) -> tuple[bool, str]
     if progress is None:
         return False, "no run has reported yet, or its report cannot be read"
     who = f"run {progress.epoch} (process {progress.pid} on {progress.host})"
-    if progress.state in ("interrupted", "failed"):
+    if progress.state in ("interrupted", "cancelled", "deadline", "failed"):
         return False, f"{who} ended: {progress.state}"
     if progress.state == "complete":
         who += " decoded the last row; it"

@@ -65,7 +65,7 @@ def check_part(data: bytes | mmap.mmap, shard: PlannedShard, rules: PartRules, p
             raise Unsound(f"{shard.name} has {names.count(name)} columns {name}")
         if not is_right(parquet.schema_arrow.field(name).type):
             raise Unsound(f"{shard.name}: column {name} has type {parquet.schema_arrow.field(name).type}")
-    num_planned = (shard.row_stop - shard.row_start) * rules.num_samples
+    num_planned = shard.num_results(rules.num_samples)
     if parquet.metadata.num_rows != num_planned:
         raise Unsound(f"{shard.name} holds {parquet.metadata.num_rows:,} rows; {num_planned:,} are planned")
 
@@ -74,10 +74,10 @@ def check_part(data: bytes | mmap.mmap, shard: PlannedShard, rules: PartRules, p
     try:
         for batch in parquet.iter_batches(_BATCH_ROWS, columns=list(types), use_threads=False):
             first_result = totals.num_results
-            for what, bad in _check_batch(batch, shard.row_start, first_result, rules, totals):
+            row_ids, samples = shard.expected(rules.num_samples, first_result, first_result + batch.num_rows)
+            for what, bad in _check_batch(batch, row_ids, samples, rules, totals):
                 if bad.any():
-                    row = shard.row_start + (first_result + int(bad.argmax())) // rules.num_samples
-                    first, count = findings.get(what, (row, 0))
+                    first, count = findings.get(what, (int(row_ids[int(bad.argmax())]), 0))
                     findings[what] = (first, count + int(bad.sum()))
     except (pa.ArrowException, OSError) as error:
         raise Unsound(f"{shard.name} cannot be read: {str(error).splitlines()[0][:200]}") from error
@@ -89,19 +89,17 @@ def check_part(data: bytes | mmap.mmap, shard: PlannedShard, rules: PartRules, p
 
 
 def _check_batch(
-    batch: pa.RecordBatch, row_start: int, first_result: int, rules: PartRules, totals: Totals
+    batch: pa.RecordBatch, row_ids: Ints, samples: Ints, rules: PartRules, totals: Totals
 ) -> Iterator[tuple[str, Mask]]:
     """Yields (what is wrong, at which results) and adds the batch to the totals.
 
     Args:
-        row_start: first row of the part. first_result: results of the part before this batch.
+        row_ids, samples: which results the batch must hold.
     """
     columns = {name: batch.column(index) for index, name in enumerate(batch.schema.names)}
-    place = np.arange(first_result, first_result + batch.num_rows)
-    row_ids, samples = row_start + place // rules.num_samples, place % rules.num_samples
     for name, column in columns.items():
         if name not in _MAY_BE_NULL and column.null_count:
-            raise Unsound(f"rows from {row_start + first_result // rules.num_samples}: {name} has empty cells")
+            raise Unsound(f"rows from {int(row_ids[0])}: {name} has empty cells")
     counts = {name: _ints(columns[name]) for name in COUNTS}
     ids = _Lists.of(columns["completion_token_ids"])
     accepted = _Lists.of(columns["acceptance_histogram"])
@@ -147,7 +145,9 @@ def _check_batch(
 
     totals.add(
         Totals(
-            num_rows=int((samples == 0).sum()),
+            num_rows=int((np.diff(row_ids, prepend=totals.last_row_id) != 0).sum()),
+            last_row_id=int(row_ids[-1]),
+            failed=_failures(columns["error_code"], error, row_ids, samples),
             num_results=batch.num_rows,
             num_ok=int(ok.sum()),
             counts={name: int(values.sum()) for name, values in counts.items()},
@@ -236,6 +236,14 @@ def _value_counts(column: pa.DictionaryArray) -> dict[str, int]:
         text = str(column.dictionary[int(index)])
         found[text] = found.get(text, 0) + int(number)
     return found
+
+
+def _failures(codes: pa.DictionaryArray, error: Mask, row_ids: Ints, samples: Ints) -> dict[tuple[int, int], str]:
+    """(row, sample) -> code of the results that failed."""
+    where = np.flatnonzero(error)
+    texts = codes.take(pa.array(where)).to_pylist()
+    pairs = zip(row_ids[where].tolist(), samples[where].tolist(), strict=True)
+    return dict(zip(pairs, map(str, texts), strict=True))
 
 
 def _segment_sums(values: Ints, ends: Ints, length: Ints) -> Ints:

@@ -24,7 +24,10 @@ COUNTS = (
 
 @dataclass(slots=True)
 class Totals:
-    """Sums over rows, in the words of a part's footer; ``near_ties`` and ``seconds`` are the footer's own."""
+    """Sums over rows, in the words of a part's footer; ``near_ties`` and ``seconds`` are the footer's own.
+
+    ``failed`` has the code of every failed (row, sample); ``last_row_id`` is that of the last result.
+    """
 
     num_rows: int = 0
     num_results: int = 0
@@ -35,6 +38,8 @@ class Totals:
     draft_length_histogram: list[int] = field(default_factory=list)
     num_near_ties: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    failed: dict[tuple[int, int], str] = field(default_factory=dict)
+    last_row_id: int = -1
 
     def add(self, other: Totals) -> None:
         """Adds the sums of other rows."""
@@ -42,6 +47,8 @@ class Totals:
         self.num_results += other.num_results
         self.num_ok += other.num_ok
         self.num_near_ties += other.num_near_ties
+        self.failed |= other.failed
+        self.last_row_id = other.last_row_id
         for name, count in other.counts.items():
             self.counts[name] += count
         for code, count in other.errors_by_code.items():

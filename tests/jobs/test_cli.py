@@ -52,6 +52,9 @@ SUBMIT_OPTIONS = [
     "--shard-rows",
     "--max-error-rate",
     "--row-errors-ok/--no-row-errors-ok",
+    "--deadline",
+    "--single-writer/--no-single-writer",
+    "--address",
     "--config",
     "--set",
     "--dry-run",
@@ -102,15 +105,54 @@ def test_the_commands_are_pinned(capsys: pytest.CaptureFixture[str]) -> None:
         "report",
         "status",
         "verify",
+        "resume",
+        "retry-failed",
+        "repair",
+        "cancel",
+        "gc",
+        "doctor",
         "config",
     ]
+
+
+EXECUTION_OPTIONS = [
+    "--target",
+    "--draft",
+    "--speculation",
+    "--workers",
+    "--batch-size",
+    "--device",
+    "--memory-fraction",
+    "--max-error-rate",
+    "--row-errors-ok/--no-row-errors-ok",
+    "--deadline",
+    "--single-writer/--no-single-writer",
+    "--address",
+    "--format",
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [("resume", []), ("retry-failed", ["--codes"]), ("repair", ["--output"])],
+)
+def test_commands_that_run_on_an_output_take_the_execution_options_only(name: str, own: list[str]) -> None:
+    command = typer.main.get_command(cli.app).commands[name]  # type: ignore[attr-defined]
+    options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
+    assert ["/".join([*option.opts, *option.secondary_opts]) for option in options] == [*own, *EXECUTION_OPTIONS]
+
+
+@pytest.mark.parametrize("name", ["resume", "retry-failed", "repair", "cancel", "gc", "doctor"])
+def test_the_help_has_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([name, "--help"]) == 0
+    assert f"Example: specbatch {name}" in capsys.readouterr().out
 
 
 def imported(tmp_path: Path, *arguments: str) -> set[str]:
     """Heavy libraries that a command imports."""
     script = (
         "import sys\nfrom specbatch.jobs import cli\ncli.run(sys.argv[1:])\n"
-        "heavy = ('torch', 'transformers', 'pyarrow', 'ray', 'numpy')\n"
+        "heavy = ('torch', 'transformers', 'pyarrow', 'ray', 'numpy', 'boto3', 'botocore')\n"
         "print('HEAVY', *(name for name in heavy if name in sys.modules))\n"
     )
     done = subprocess.run(
@@ -119,14 +161,19 @@ def imported(tmp_path: Path, *arguments: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split()[1:])
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["submit", "--help"], ["config", "show"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["submit", "--help"], ["resume", "--help"], ["doctor", "--help"], ["config", "show"]],
+)
 def test_help_imports_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
     assert imported(tmp_path, *arguments) == set()
 
 
-@pytest.mark.parametrize("command", ["plan", "submit --dry-run", "report", "status", "verify"])
+@pytest.mark.parametrize(
+    "command", ["plan", "submit --dry-run", "report", "status", "verify", "cancel", "gc", "doctor --draft none"]
+)
 def test_reading_commands_import_neither_torch_nor_ray(tmp_path: Path, dataset: str, command: str) -> None:
-    assert not imported(tmp_path, *command.split(), dataset) & {"torch", "transformers", "ray"}
+    assert not imported(tmp_path, *command.split(), dataset) & {"torch", "transformers", "ray", "boto3", "botocore"}
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
@@ -204,7 +251,8 @@ def test_bad_datasets(refused: Callable[..., str], tmp_path: Path, dataset: str)
     assert "text.parquet" in refused("JOB_INPUT_CORRUPT", 2, "submit", str(text))
     assert "no rows" in refused("JOB_INPUT_EMPTY", 2, "submit", str(empty))
     assert "no dataset" in refused("JOB_INPUT_EMPTY", 2, "submit")
-    assert "s3://" in refused("JOB_URI_INVALID", 2, "submit", "s3://bucket/data.parquet")
+    assert "gs://" in refused("JOB_URI_INVALID", 2, "submit", "gs://bucket/data.parquet")
+    assert "secret" not in refused("JOB_URI_INVALID", 2, "submit", "s3://key:secret@bucket/data.parquet")
     line = refused("JOB_COLUMN_MISSING", 2, "submit", dataset, "--prompt-column", "question")
     assert all(f"'{column}'" in line for column in ("question", "id", "prompt", "note"))
     refused("JOB_COLUMN_MISSING", 2, "submit", dataset, "--id-column", "key")

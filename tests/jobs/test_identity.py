@@ -70,7 +70,6 @@ def test_a_dataset_that_moved_is_the_same_dataset() -> None:
         fields(dtype="bfloat16"),
         fields(tokenizer_sha256="4" * 64),
         fields(target_files={"model.safetensors": "2" * 64}),
-        fields(inputs=[replace(FILE, name="b.parquet")]),
         fields(inputs=[replace(FILE, footer_sha256="0" * 64)]),
         fields(inputs=[replace(FILE, size_bytes=1)]),
         fields(inputs=[FILE, replace(FILE, name="b.parquet")]),
@@ -79,6 +78,12 @@ def test_a_dataset_that_moved_is_the_same_dataset() -> None:
 def test_whatever_decides_the_text_or_the_files_is_in_s(changed: dict[str, Any]) -> None:
     assert identity_sha256(changed) != BASE
     assert len(diff_fields(fields(), changed)) == 1
+
+
+def test_a_renamed_input_is_another_one() -> None:
+    renamed = fields(inputs=[replace(FILE, name="b.parquet")])
+    assert identity_sha256(renamed) != BASE
+    assert [line.partition(":")[0] for line in diff_fields(fields(), renamed)] == ["input a.parquet", "input b.parquet"]
 
 
 def test_differences_are_told_field_by_field() -> None:
@@ -94,7 +99,26 @@ def test_differences_are_told_field_by_field() -> None:
 
 def test_a_changed_input_is_told_with_its_name() -> None:
     (line,) = diff_fields(fields(), fields(inputs=[replace(FILE, size_bytes=1)]))
-    assert line == "inputs[0]: ['a.parquet', 1000, ffffffffffff, 30] → ['a.parquet', 1, ffffffffffff, 30]"
+    assert line == (
+        "input a.parquet: file 1 with 30 rows in 1000 bytes, ffffffffffff → "
+        "file 1 with 30 rows in 1 bytes, ffffffffffff"
+    )
+
+
+def test_added_removed_and_equally_named_inputs_are_told_apart() -> None:
+    second = replace(FILE, footer_sha256="0" * 64)
+    (line,) = diff_fields(fields(), fields(inputs=[FILE, second]))
+    assert line == "input a.parquet (2): absent → file 2 with 30 rows in 1000 bytes, 000000000000"
+    (line,) = diff_fields(fields(inputs=[FILE, replace(FILE, name="b.parquet")]), fields())
+    assert line.startswith("input b.parquet: file 2 with 30 rows")
+    assert line.endswith("→ absent")
+
+
+def test_long_texts_are_not_repeated() -> None:
+    old, new = {"prompt": {"template": "secret " * 20}}, {"prompt": {"template": None}}
+    (line,) = diff_fields(old, new)
+    assert "secret" not in line
+    assert line.startswith("prompt.template: a text of 140 characters, ")
 
 
 def distribution(draft_files: dict[str, str] | None, **execution: Any) -> str:

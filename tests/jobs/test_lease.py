@@ -7,8 +7,10 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,9 @@ from specbatch.jobs.lease import (
     LEASE_KEY,
     LeaseDocument,
     acquire,
+    find_holder,
     judge,
+    may_be_held,
     process_started,
     read_boot_id,
     read_lease,
@@ -135,3 +139,98 @@ def test_start_times_tell_processes_apart() -> None:
     assert process_started(os.getpid()) is not None
     assert process_started(os.getpid()) != process_started(1)
     assert process_started(2**22 + 1) is None
+
+
+class Meddler:
+    """A store in which something happens just before, or instead of the reply to, a swap."""
+
+    def __init__(self, store: Store, *, before: Callable[[], None] = lambda: None, lose_reply: bool = False) -> None:
+        self._store = store
+        self._before = before
+        self.lose_reply = lose_reply
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def swap(self, key: str, data: bytes, expected: str | None) -> str | None:
+        before, self._before = self._before, lambda: None
+        before()
+        version = self._store.swap(key, data, expected)
+        return None if self.lose_reply else version
+
+
+@pytest.mark.parametrize("found", [None, replace(OTHER, released=True)])
+def test_of_two_that_find_it_free_one_gets_it(store: Store, found: LeaseDocument | None) -> None:
+    if found is not None:
+        write(store, found)
+    quicker = []
+    meddler: Any = Meddler(store, before=lambda: quicker.append(acquire(store)))
+
+    def renew(seconds: float) -> None:
+        assert quicker[0].renew(1)
+
+    with pytest.raises(SpecbatchError, match="JOB_HELD") as caught:
+        acquire(meddler, sleep=renew)
+    assert f"specbatch cancel {store.uri}" in caught.value.message
+    assert quicker[0].renew(2), "the loser has changed nothing"
+
+
+def test_a_rival_that_dies_between_is_followed(store: Store) -> None:
+    meddler: Any = Meddler(store, before=lambda: acquire(store).release())
+    lease = acquire(meddler, sleep=Sleeper())
+    assert lease.renew(1)
+
+
+def test_a_renewal_whose_reply_was_lost_is_recognised_as_ours(store: Store) -> None:
+    """Fault 28, of a swap."""
+    meddler: Any = Meddler(store)
+    lease = acquire(meddler)
+    meddler.lose_reply = True
+    lease.renew(1)
+    meddler.lose_reply = False
+    assert lease.renew(2)
+    found = read_lease(store)
+    assert found is not None
+    assert found.epoch == 2
+
+
+def test_a_holder_that_was_paused_notices_when_it_wakes(store: Store) -> None:
+    """Fault 43."""
+    paused = acquire(store)
+    found = read_lease(store)
+    assert found is not None
+    write(store, replace(found, host="elsewhere"))
+    thief = acquire(store, sleep=Sleeper())
+    assert not paused.renew(1)
+    paused.release()
+    assert thief.renew(2)
+
+
+def test_a_release_does_not_hide_how_the_run_ended(store: Store) -> None:
+    def fail() -> None:
+        raise SpecbatchError(ErrorCode.JOB_STORE_LOST, "gone")
+
+    lease = acquire(store)
+    lease._store = Meddler(store, before=fail)  # type: ignore[assignment]
+    lease.release()
+
+
+def test_the_holder_is_found_without_taking_anything(store: Store) -> None:
+    sleeper = Sleeper()
+    assert find_holder(store, sleep=sleeper) == ("none", None)
+    write(store, replace(OTHER, released=True))
+    assert find_holder(store, sleep=sleeper) == ("none", None)
+    lease = acquire(store)
+    held = read_lease(store)
+    assert find_holder(store, sleep=sleeper) == ("live", held), "its process is alive: no need to wait"
+    assert may_be_held(held)
+    lease.release()
+    assert not may_be_held(read_lease(store))
+    assert sleeper.seconds == 0
+    write(store, OTHER)
+    assert find_holder(store, sleep=sleeper) == ("silent", OTHER)
+    assert sleeper.seconds == 30
+    assert find_holder(store, sleep=Sleeper(2, lambda: write(store, replace(OTHER, renewals=6)))) == ("live", OTHER)
+    write(store, OTHER)
+    assert find_holder(store, sleep=Sleeper(2, lambda: write(store, replace(OTHER, released=True)))) == ("none", None)
+    assert read_lease(store) == replace(OTHER, released=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -139,6 +140,27 @@ def test_another_identity_is_refused_with_the_difference(ledger: Ledger) -> None
     check_same_job(stored, make_identity()[0], "out")
 
 
+def test_many_differences_are_cut_short(ledger: Ledger) -> None:
+    stored = begin(ledger)
+    identity, _ = make_identity()
+    many = {**identity.fields, "generation": {f"setting_{n:02d}": n for n in range(30)}}
+    with pytest.raises(SpecbatchError) as caught:
+        check_same_job(stored, Identity(S="0" * 64, P=identity.P, fields=many), "out")
+    assert caught.value.message.count(" → ") == 10
+    assert " more); choose another --output, or use the old settings" in caught.value.message
+
+
+def test_an_identity_of_another_version_is_no_change_of_the_spec(ledger: Ledger) -> None:
+    """Fault 48: fields of two versions mean different things, so that they are not compared."""
+    stored = begin(ledger)
+    identity, _ = make_identity()
+    newer = {**identity.fields, "format": "specbatch/identity/99"}
+    with pytest.raises(SpecbatchError) as caught:
+        check_same_job(stored, Identity(S="0" * 64, P=identity.P, fields=newer), "out")
+    assert caught.value.code is ErrorCode.JOB_FORMAT
+    assert "specbatch/identity/99" in caught.value.message
+
+
 @pytest.mark.parametrize("data", [b"", b"{}", b'{"format": "specbatch/job/9"}', b"\xff"])
 def test_a_job_file_of_another_version_is_named(ledger: Ledger, data: bytes) -> None:
     ledger.store.replace(JOB_KEY, data)
@@ -174,6 +196,34 @@ def test_a_damaged_part_and_a_part_in_anothers_place_are_integrity_failures(ledg
     ledger.store.replace(part_name(0, stored.plan), b"PAR1 no PAR1")
     with pytest.raises(SpecbatchError, match="JOB_INTEGRITY"):
         ledger.find_parts(stored)
+
+
+def test_a_few_shards_are_looked_for_without_a_listing(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = begin(ledger)
+    put_part(ledger, stored, stored.shards[1])
+    put_part(ledger, stored, stored.shards[2])
+    listings: list[str] = []
+    kind = type(ledger.store)
+    real = kind.list
+    monkeypatch.setattr(kind, "list", lambda self, prefix: listings.append(prefix) or real(self, prefix))
+    assert list(ledger.find_parts(stored, [0, 1])) == [1]
+    assert listings == []
+    assert list(ledger.find_parts(stored)) == [1, 2]
+    assert listings == ["data"]
+
+
+@pytest.mark.slow
+def test_a_thousand_parts_are_found_in_order_and_in_seconds(ledger: Ledger) -> None:
+    """A resume of a large job reads every footer; at this pace ten thousand take less than a minute."""
+    identity, _ = make_identity()
+    shards = cut_shards([InputFile("a.parquet", "/data/a.parquet", 1000, "f" * 64, (1000,))], 1)
+    whole = Identity(S=identity.S, P=plan_digest(identity.S, shards), fields=identity.fields)
+    stored = ledger.begin_job(whole, MODELS, {}, shards)
+    for shard in stored.shards:
+        put_part(ledger, stored, shard)
+    started = time.perf_counter()
+    assert list(ledger.find_parts(stored)) == list(range(1000))
+    assert time.perf_counter() - started < 6
 
 
 def test_epochs_count_up_and_records_are_overwritten(ledger: Ledger) -> None:

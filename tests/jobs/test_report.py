@@ -203,6 +203,7 @@ def test_json_schema_is_stable(outputs: list[tuple[str, Manifest]]) -> None:
         "memory",
         "attempts",
         "restarts",
+        "preemptions",
         "runs",
         "paths",
     ]
@@ -278,7 +279,7 @@ def test_load_says_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign/x").touch()
     expected = {
-        "unfinished": (ErrorCode.JOB_INCOMPLETE, "18 of 20 rows (3 of 4 parts); run the same command again"),
+        "unfinished": (ErrorCode.JOB_INCOMPLETE, "18 of 20 rows (3 of 4 parts); specbatch resume "),
         "foreign": (ErrorCode.JOB_OUTPUT_MISSING, "no _specbatch/job.json"),
         "nowhere": (ErrorCode.JOB_OUTPUT_MISSING, "does not exist"),
     }
@@ -289,7 +290,7 @@ def test_load_says_what_is_missing(tmp_path: Path) -> None:
         assert words in caught.value.message
         assert "\n" not in caught.value.message
     with pytest.raises(SpecbatchError) as caught:
-        load_manifest("s3://bucket/out")
+        load_manifest("gs://bucket/out")
     assert caught.value.code is ErrorCode.JOB_URI_INVALID
 
 

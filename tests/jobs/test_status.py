@@ -18,7 +18,6 @@ from finished_output import Output, build
 from specbatch.jobs.status import FRESH_SECONDS, read_status, render_status
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.run import ProgressDocument
-from specbatch.schemas.spec import ExecutionSpec, GenerationSpec, InputSpec, JobSpec
 
 NOW = datetime(2026, 11, 23, 10, 0, 0, tzinfo=UTC)
 
@@ -75,7 +74,7 @@ def test_complete_without_success_says_how_to_add_it(tmp_path: Path) -> None:
     (out.root / "_SUCCESS").unlink()
     report = read_status(str(out.root), NOW)
     assert report.state == "complete"
-    assert "_SUCCESS is not; to add it run again: specbatch submit" in report.detail
+    assert report.detail.endswith(f"_SUCCESS is not; to add it: specbatch resume {out.root}")
 
 
 def test_running_shows_progress_of_the_run(unfinished: Output) -> None:
@@ -145,30 +144,18 @@ def test_a_damaged_plan_leaves_what_the_progress_knows(unfinished: Output) -> No
     assert (report.num_rows, report.num_parts) == (20, 4)
 
 
-def test_the_next_command_is_the_one_that_began_the_job(unfinished: Output) -> None:
-    from typer.testing import CliRunner
+def test_the_next_command_goes_on_with_the_job(tmp_path: Path) -> None:
+    out = build(tmp_path / "my out", num_parts=2)
+    next_step = read_status(str(out.root), NOW).next_step
+    assert shlex.split(next_step)[:3] == ["specbatch", "resume", str(out.root)]
 
-    from specbatch.jobs.cli import app
 
-    spec = JobSpec(
-        input=InputSpec(datasets=("a b.parquet", "c.parquet"), limit=9),
-        generation=GenerationSpec(stop_token_ids=(5, 7), ignore_eos=True, temperature=0.5),
-        execution=ExecutionSpec(speculation="off"),
-    )
-    path = unfinished.root / "_specbatch/job.json"
-    document = json.loads(path.read_bytes())
-    path.write_text(json.dumps({**document, "spec": spec.model_dump(mode="json")}))
-    command = shlex.split(read_status(str(unfinished.root), NOW).next_step.rpartition(": ")[2])
-    assert command[:4] == ["specbatch", "submit", "a b.parquet", "c.parquet"]
-    # The command line itself understands it as the same settings.
-    shown = CliRunner().invoke(app, ["config", "show", *command[2:], "--format", "json"])
-    assert shown.exit_code == 0, shown.output
-    values = {name: entry["value"] for name, entry in json.loads(shown.stdout)["settings"].items()}
-    assert values["generation.stop_token_ids"] == [5, 7]
-    assert values["generation.ignore_eos"] is True
-    assert values["execution.speculation"] == "off"
-    assert values["input.limit"] == 9
-    assert values["output"] == str(unfinished.root)
+@pytest.mark.parametrize("state", ["cancelled", "deadline"])
+def test_a_run_that_was_stopped_is_not_running(unfinished: Output, state: str) -> None:
+    write_progress(unfinished, state=state)
+    report = read_status(str(unfinished.root), NOW)
+    assert report.state == "interrupted"
+    assert f"ended: {state}" in report.detail
 
 
 def test_a_foreign_folder_is_not_a_job_and_an_empty_one_is_missing(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def test_an_honest_output_is_sound(tmp_path: Path, k: int) -> None:
         "errors": 1,
         "completion_tokens": out.manifest.commit.tokens.completion,
         "bytes": sum(part.record.bytes for part in out.parts),
+        "amendments": 0,
     }
     assert "every input row is there exactly once" in render_verify(report)
 
@@ -128,7 +129,7 @@ def test_an_output_in_the_making_is_incomplete(tmp_path: Path) -> None:
     report = verify_output(str(out.root))
     assert (report.state, report.exit_code) == ("incomplete", VerifyExit.INCOMPLETE)
     assert "2 of 4 parts exist" in report.problems[0]
-    assert "run the same `specbatch submit` command again" in render_verify(report)
+    assert "`specbatch resume` finishes the job" in render_verify(report)
 
 
 def test_a_manifest_without_success_is_incomplete(output: Output) -> None:
@@ -421,9 +422,9 @@ def test_no_output_is_a_usage_error(tmp_path: Path, name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_uri_is_refused() -> None:
+def test_another_scheme_is_refused() -> None:
     with pytest.raises(SpecbatchError) as caught:
-        verify_output("s3://bucket/key")
+        verify_output("gs://bucket/key")
     assert caught.value.code is ErrorCode.JOB_URI_INVALID
 
 

@@ -1,0 +1,232 @@
+"""The commands that work on an existing output, from any machine with its URI alone, and ``doctor``.
+
+Those that run a job take the execution options of ``submit``; what is not given stays as it was.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from specbatch.jobs.cli_options import DeviceName, GroupedCommand, job_options
+from specbatch.jobs.cli_run import end, run_prepared, talk
+from specbatch.schemas.errors import ErrorCode, ExitCode, SpecbatchError
+
+if TYPE_CHECKING:
+    from specbatch.jobs.settings import Layer
+
+_KEPT_OPTIONS = frozenset(
+    {
+        "draft",
+        "speculation",
+        "workers",
+        "batch_size",
+        "device",
+        "memory_fraction",
+        "max_error_rate",
+        "row_errors_ok",
+        "deadline",
+        "single_writer",
+        "address",
+        "format",
+    }
+)
+"""Of the options of ``submit``; ``target`` is declared here with other words."""
+
+_OutArgument = Annotated[
+    str, typer.Argument(metavar="OUT", help="The output of a job: a folder or s3://bucket/prefix.")
+]
+_TargetOption = Annotated[
+    str | None,
+    typer.Option("--target", metavar="MODEL", help="Where the same target lies now.", rich_help_panel="Models"),
+]
+
+
+class DocumentFormat(StrEnum):
+    HUMAN = "human"
+    JSON = "json"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    for name, function, help in (
+        (
+            "resume",
+            _with_execution_options(_resume_options, _resume),
+            "Go on with a job: decode what is missing. Options that are not given stay as they were.\n\n"
+            "Example: specbatch resume s3://bucket/out --workers 4 --speculation off",
+        ),
+        (
+            "retry-failed",
+            _with_execution_options(_retry_options, _retry_failed),
+            "Decode the failed results of a finished job again, as an amendment: the job itself is never edited.\n\n"
+            "Example: specbatch retry-failed out --codes ROW_MEMORY,ROW_POISON --batch-size 4",
+        ),
+        (
+            "repair",
+            _with_execution_options(_repair_options, _repair),
+            "Make a sound copy of a damaged output: copy the sound parts, decode the others again.\n\n"
+            "Example: specbatch repair out --output out-repaired",
+        ),
+        ("cancel", cancel, None),
+        ("gc", gc, None),
+        ("doctor", doctor, None),
+    ):
+        app.command(name, cls=GroupedCommand, help=help or inspect.cleandoc(function.__doc__ or ""))(function)
+
+
+def _with_execution_options(
+    declared: Callable[..., None], function: Callable[[dict[str, Any]], None]
+) -> Callable[..., None]:
+    """A function for typer with the parameters of ``declared`` and the execution options, given their values."""
+
+    def command(**options: Any) -> None:
+        function(options)
+
+    own = inspect.signature(declared, eval_str=True)
+    shared = inspect.signature(job_options, eval_str=True).parameters.items()
+    kept = [*own.parameters.values(), *(parameter for name, parameter in shared if name in _KEPT_OPTIONS)]
+    command.__signature__ = own.replace(parameters=kept)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in kept}
+    return command
+
+
+def _resume_options(output: _OutArgument, target: _TargetOption = None) -> None:
+    """Declares what ``resume`` takes besides."""
+
+
+def _retry_options(
+    output: _OutArgument,
+    codes: Annotated[
+        list[str] | None,
+        typer.Option("--codes", metavar="CODES", help="Only these error codes: ROW_X,ROW_Y or repeated. [all]"),
+    ] = None,
+    target: _TargetOption = None,
+) -> None:
+    """Declares what ``retry-failed`` takes besides."""
+
+
+def _repair_options(
+    output: _OutArgument,
+    new_output: Annotated[str, typer.Option("--output", metavar="NEW", help="Where the sound copy goes; a new place.")],
+    target: _TargetOption = None,
+) -> None:
+    """Declares what ``repair`` takes besides."""
+
+
+def _overrides(options: dict[str, Any]) -> Layer:
+    """The execution settings that a command line changes."""
+    from specbatch.jobs.resume import free_layer
+
+    names = (_KEPT_OPTIONS | {"target"}) - {"format"}
+    given = {
+        name: str(value) if isinstance(value, StrEnum) else value
+        for name, value in options.items()
+        if name in names and value is not None
+    }
+    return free_layer(given, os.environ)
+
+
+def _resume(options: dict[str, Any]) -> None:
+    started = time.monotonic()
+    from specbatch.jobs.resume import complete_outcome, open_output, prepare_stored, resume_settings
+
+    overrides = _overrides(options)
+    output = open_output(options["output"])
+    settings = resume_settings(output.stored, overrides, output=output.uri)
+    outcome = complete_outcome(output, settings)
+    if outcome is not None and options["target"] is None:
+        end(outcome, options["format"])
+    run_prepared(prepare_stored(output.stored, settings), options["format"], started)
+
+
+def _retry_failed(options: dict[str, Any]) -> None:
+    started = time.monotonic()
+    from specbatch.jobs.amendments import prepare_retry
+
+    codes = [code for text in options["codes"] or () for code in text.split(",") if code]
+    for code in codes:
+        if code not in ErrorCode.__members__ or not code.startswith("ROW_"):
+            known = ", ".join(name for name in ErrorCode.__members__ if name.startswith("ROW_"))
+            raise SpecbatchError(ErrorCode.JOB_CONFIG, f"--codes {code}: it is no code of a row; those are {known}")
+    say = talk(options["format"])
+    retry = prepare_retry(options["output"], _overrides(options), codes=codes, say=say)
+    if retry is None:
+        raise typer.Exit(ExitCode.COMPLETE)
+    go_on = f"specbatch retry-failed {shlex.quote(retry.parent)}"
+    run_prepared(retry.prepared, options["format"], started, go_on=go_on, whole=retry.parent)
+
+
+def _repair(options: dict[str, Any]) -> None:
+    started = time.monotonic()
+    from specbatch.jobs.repair import prepare_repair
+
+    say = talk(options["format"])
+    repair = prepare_repair(options["output"], options["new_output"], _overrides(options), say=say)
+    run_prepared(repair.prepared, options["format"], started)
+
+
+def cancel(output: _OutArgument) -> None:
+    """Ask the run that works on an output to stop: it finishes the shards in flight and keeps what is done.
+
+    Example: specbatch cancel s3://bucket/out
+    """
+    from specbatch.jobs.cancel import cancel_output
+    from specbatch.jobs.formatting import clean
+
+    typer.echo(clean(cancel_output(output)))
+
+
+def gc(
+    output: _OutArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Also remove parts of other plans from data/.")] = False,
+    format: Annotated[DocumentFormat, typer.Option("--format", help="How to print it.")] = DocumentFormat.HUMAN,
+) -> None:
+    """Remove what killed runs left behind; parts of the job are never removed. Refused while a run works on it.
+
+    Example: specbatch gc out --yes
+    """
+    from specbatch.jobs.gc import collect_garbage, render_gc
+
+    report = collect_garbage(output, remove_foreign=yes)
+    if format is DocumentFormat.JSON:
+        typer.echo(json.dumps(asdict(report), indent=2))
+    else:
+        typer.echo(render_gc(report), nl=False)
+
+
+def doctor(
+    output: Annotated[
+        str | None, typer.Argument(metavar="[OUT|PREFIX]", help="An output, or a folder or prefix for outputs.")
+    ] = None,
+    target: Annotated[
+        str, typer.Option("--target", metavar="MODEL", help="Bundled name, folder or hub id.")
+    ] = "code-pair/target",
+    draft: Annotated[
+        str | None,
+        typer.Option("--draft", metavar="MODEL|none", help="Draft model. Default: the target's bundled one."),
+    ] = None,
+    device: Annotated[DeviceName, typer.Option("--device", help="Where to decode.")] = DeviceName.AUTO,
+    single_writer: Annotated[
+        bool, typer.Option("--single-writer", help="Accept a store that cannot create objects once only.")
+    ] = False,
+    format: Annotated[DocumentFormat, typer.Option("--format", help="How to print it.")] = DocumentFormat.HUMAN,
+) -> None:
+    """Check whether this machine, a store and a pair of models are fit for a job. Exit 0 fit, 2 not.
+
+    Example: specbatch doctor s3://bucket/outputs --target ./my-target --draft ./my-draft
+    """
+    from specbatch.jobs.doctor import examine, is_fit, render_findings
+
+    findings = examine(output, target=target, draft=draft, device=device.value, single_writer=single_writer)
+    typer.echo(render_findings(findings, format.value), nl=False)
+    raise typer.Exit(ExitCode.COMPLETE if is_fit(findings) else ExitCode.USAGE)

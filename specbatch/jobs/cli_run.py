@@ -1,0 +1,117 @@
+"""What every command that runs a job does: show its progress, say how it ended, exit as it ended."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+from specbatch.jobs.cli_options import Format
+
+if TYPE_CHECKING:
+    from specbatch.jobs.job import JobOutcome
+    from specbatch.jobs.prepare import PreparedJob
+
+_JSON_LINE_SECONDS = 2.0
+
+
+def run_prepared(
+    prepared: PreparedJob, format: Format, started: float, *, go_on: str | None = None, whole: str | None = None
+) -> NoReturn:
+    """Run a prepared job and exit as it ended.
+
+    Args:
+        started: ``time.monotonic()`` at the start of the command.
+        go_on: the command that goes on after an interruption; ``resume`` of the output if None.
+        whole: the output whose report shows this one too.
+    """
+    from specbatch.jobs.interrupt import StopNow
+    from specbatch.jobs.job import run_job
+    from specbatch.jobs.progress import make_view
+
+    view = JsonLinesView() if format is Format.JSONL else make_view("quiet" if format is Format.QUIET else "auto")
+    go_on = go_on or f"specbatch resume {shlex.quote(prepared.output)}"
+    try:
+        outcome = run_job(prepared, view, talk(format), started=started)
+    except StopNow as stop:
+        typer.echo(f"stopped; finished parts are kept, go on with: {go_on}", err=True)
+        raise typer.Exit(128 + stop.number) from None
+    if outcome.manifest is None:
+        progress = f"{outcome.parts_done} of {outcome.num_parts} parts are done"
+        typer.echo(f"interrupted: {progress}, go on with: {go_on}", err=True)
+    end(outcome, format, whole=whole)
+
+
+def end(outcome: JobOutcome, format: Format, *, whole: str | None = None) -> NoReturn:
+    """Print how a run ended, on stdout, and exit with its code."""
+    _print_outcome(outcome, format)
+    if whole is not None and outcome.manifest is not None and format in (Format.AUTO, Format.HUMAN):
+        typer.echo(f"whole:   specbatch report {shlex.quote(whole)}")
+    raise typer.Exit(int(outcome.exit_code))
+
+
+def talk(format: Format) -> Callable[[str], None]:
+    """Where single lines for the user go: nowhere under ``--format quiet``."""
+
+    def say(line: str) -> None:
+        from specbatch.jobs.formatting import clean
+
+        print(clean(line), file=sys.stderr, flush=True)  # noqa: T201 - through sys.stderr, above a live bar
+
+    return (lambda line: None) if format is Format.QUIET else say
+
+
+class JsonLinesView:
+    """Progress as one JSON object a line on stdout, at most one every two seconds."""
+
+    def __init__(self) -> None:
+        self._due = 0.0
+
+    def update(self, doc: Any) -> None:
+        """Print the document unless another one was printed just before."""
+        if time.monotonic() >= self._due or doc.state != "running":
+            self._due = time.monotonic() + _JSON_LINE_SECONDS
+            typer.echo(json.dumps({"type": "progress", **doc.model_dump(mode="json")}))
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+
+def outcome_document(outcome: JobOutcome) -> dict[str, Any]:
+    """A run's end as JSON values."""
+    manifest = outcome.manifest
+    return {
+        "output": outcome.output,
+        "data": f"{outcome.output}/data/*.parquet",
+        "exit_code": int(outcome.exit_code),
+        "parts_done": outcome.parts_done,
+        "parts": outcome.num_parts,
+        "was_complete": outcome.was_complete,
+        "job_id": manifest.job_id if manifest is not None else None,
+        "manifest": f"{outcome.output}/manifest.json" if manifest is not None else None,
+        "counts": manifest.commit.counts.model_dump() if manifest is not None else None,
+        "throughput": manifest.observed.throughput.model_dump() if manifest is not None else None,
+    }
+
+
+def _print_outcome(outcome: JobOutcome, format: Format) -> None:
+    from specbatch.jobs.report import render
+
+    manifest = outcome.manifest
+    if format is Format.JSON:
+        typer.echo(json.dumps(outcome_document(outcome), indent=2))
+    elif format is Format.JSONL:
+        typer.echo(json.dumps({"type": "outcome", **outcome_document(outcome)}))
+    elif format is Format.QUIET:
+        typer.echo(outcome.output)
+    elif manifest is not None:
+        if outcome.was_complete:
+            typer.echo("this job was finished by an earlier run; nothing was done", err=True)
+        typer.echo(render([(outcome.output, manifest)], "human"))
+        typer.echo(f"results: {outcome.output}/data/*.parquet")
+        typer.echo(f"report:  specbatch report {shlex.quote(outcome.output)}")

@@ -1,0 +1,116 @@
+"""Where a job's output goes: the default beside the dataset, and what a chosen place must not be."""
+
+from __future__ import annotations
+
+import glob
+import posixpath
+from collections.abc import Sequence
+from pathlib import Path
+
+from specbatch.schemas.errors import ErrorCode, SpecbatchError
+from specbatch.schemas.plan import InputFile
+from specbatch.storage.store import is_s3, local_path, s3_location
+
+
+def default_output(dataset: str, identity_digest: str, inputs: Sequence[InputFile] = ()) -> str:
+    """``<stem>-<S[:8]>`` beside a file or a folder; in the fixed folder of a glob.
+
+    Args:
+        dataset: the first dataset argument.
+        identity_digest: S.
+        inputs: what the datasets hold: an object on S3 is told from a folder by being among them.
+    """
+    suffix = f"-{identity_digest[:8]}"
+    if is_s3(dataset):
+        return _default_on_s3(dataset, suffix, inputs)
+    path = Path(dataset).expanduser().absolute()
+    if glob.has_magic(dataset) and not path.exists():
+        fixed = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
+        return str(fixed / f"{fixed.name or 'dataset'}{suffix}")
+    if path.is_dir():
+        path = path.resolve()
+        return str(path.parent / f"{path.name or 'dataset'}{suffix}")
+    return str(path.parent / f"{path.stem}{suffix}")
+
+
+def _default_on_s3(dataset: str, suffix: str, inputs: Sequence[InputFile]) -> str:
+    bucket, key = s3_location(dataset, "dataset")
+    uris = [file.path for file in inputs]
+    if f"s3://{bucket}/{key}" in uris:
+        return f"s3://{bucket}/{posixpath.splitext(key)[0]}{suffix}"
+    if not glob.has_magic(key) or any(uri.startswith(f"s3://{bucket}/{key}/") for uri in uris):
+        return f"s3://{bucket}/{key or bucket}{suffix}"
+    segments = key.split("/")
+    fixed = segments[: next(index for index, segment in enumerate(segments) if glob.has_magic(segment))]
+    name = fixed[-1] if fixed else bucket
+    return "/".join(["s3:/", bucket, *fixed, f"{name}{suffix}"])
+
+
+def check_output(output: str, datasets: Sequence[str]) -> str:
+    """The output as an absolute path or URI that is no file, no dataset and not inside of one.
+
+    A folder that is a dataset must not hold the output: other readers of the dataset would take the parts for data.
+    Globs are left alone, whoever writes one says which files are meant, and outputs are skipped in them.
+
+    Raises:
+        SpecbatchError: ``JOB_URI_INVALID``, ``JOB_URI_OVERLAP``, ``JOB_PREFIX_TAKEN`` (it is a file); for S3 also
+            ``JOB_STORE_LOST``, ``JOB_STORE_DENIED``.
+    """
+    return _check_on_s3(output, datasets) if is_s3(output) else _check_local(output, datasets)
+
+
+def _check_local(output: str, datasets: Sequence[str]) -> str:
+    path = local_path(output, "output")
+    resolved = path.resolve()
+    for dataset in datasets:
+        if is_s3(dataset):
+            continue
+        place = local_path(dataset, "dataset").resolve()
+        if place == resolved:
+            raise _is_dataset(str(path))
+        if place in resolved.parents and place.is_dir():
+            raise _is_inside(str(path), str(place))
+    if path.exists() and not path.is_dir():
+        raise _is_file(str(path))
+    return str(path)
+
+
+def _check_on_s3(output: str, datasets: Sequence[str]) -> str:
+    from specbatch.storage.s3_client import bucket_of
+    from specbatch.storage.store import NotFound
+
+    bucket, key = bucket_of(output)
+    uri = f"s3://{bucket.name}/{key}".removesuffix("/")
+    for dataset in filter(is_s3, datasets):
+        bucket_name, place = s3_location(dataset, "dataset")
+        if bucket_name != bucket.name:
+            continue
+        if place == key:
+            raise _is_dataset(uri)
+        if not place or key.startswith(f"{place}/"):
+            raise _is_inside(uri, dataset)
+    if key:
+        try:
+            bucket.head(key)
+        except NotFound:
+            return uri
+        raise _is_file(uri)
+    return uri
+
+
+def _is_dataset(output: str) -> SpecbatchError:
+    return SpecbatchError(
+        ErrorCode.JOB_URI_OVERLAP, f"output and dataset are both {output}; give --output a folder of its own"
+    )
+
+
+def _is_inside(output: str, dataset: str) -> SpecbatchError:
+    return SpecbatchError(
+        ErrorCode.JOB_URI_OVERLAP,
+        f"output {output} lies inside the dataset {dataset}, whose readers would take its parts for data; "
+        "give --output a folder beside it",
+    )
+
+
+def _is_file(output: str) -> SpecbatchError:
+    return SpecbatchError(ErrorCode.JOB_PREFIX_TAKEN, f"output {output} is a file; choose a new folder with --output")

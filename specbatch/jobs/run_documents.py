@@ -1,0 +1,130 @@
+"""What a run writes about itself while it goes on: its record, its progress, and the events that people ask about.
+
+None of it is authoritative, so a store that does not take it for a while costs no more than a stale ``status``.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from specbatch.jobs.coordinator import Coordinator
+from specbatch.jobs.ledger import Ledger, StoredJob, now_text
+from specbatch.jobs.machine import count_cores, describe_hardware
+from specbatch.jobs.prepare import PreparedJob
+from specbatch.jobs.tally import RunTally
+from specbatch.schemas.errors import ErrorCode, SpecbatchError
+from specbatch.schemas.manifest import RUN_FORMAT
+from specbatch.schemas.messages import PartReceipt
+from specbatch.schemas.run import ProgressDocument, RunRecord
+from specbatch.schemas.stats import PartStats
+
+PROGRESS_FORMAT = "specbatch/progress/1"
+MAX_EVENTS = 1000
+D = TypeVar("D", RunRecord, ProgressDocument)
+
+_TRANSIENT = frozenset({ErrorCode.JOB_STORE_LOST, ErrorCode.JOB_OUTPUT_UNWRITABLE})
+
+
+@dataclass(slots=True)
+class RunDocuments:
+    """The documents of one epoch.
+
+    Attributes:
+        now: seconds since the run began.
+        found, found_stats: parts that existed when the run began.
+        coordinator, receipts: of this run; empty until it has something to decode.
+    """
+
+    prepared: PreparedJob
+    ledger: Ledger
+    stored: StoredJob
+    tally: RunTally
+    now: Callable[[], float]
+    found: dict[int, PartReceipt] = field(default_factory=dict)
+    found_stats: PartStats = field(default_factory=PartStats)
+    coordinator: Coordinator | None = None
+    receipts: dict[int, PartReceipt] = field(default_factory=dict)
+    record: RunRecord | None = None
+    _events: list[tuple[float, str]] = field(default_factory=list)
+
+    @property
+    def epoch(self) -> int:
+        return self.record.epoch if self.record is not None else 0
+
+    @property
+    def parts_done(self) -> int:
+        return len(self.found.keys() | self.receipts.keys())
+
+    def begin(self, num_missing: int) -> None:
+        """Take the next free epoch."""
+        self.record = self.ledger.begin_run(self._build_record("running", num_missing))
+
+    def note(self, line: str) -> None:
+        """Keep an event; of very many the first ones."""
+        if len(self._events) < MAX_EVENTS:
+            self._events.append((round(self.now(), 1), line))
+
+    def write_record(self, outcome: str) -> None:
+        """Overwrite the record of this run; a store that fails now is told so by the writes that matter."""
+        assert self.record is not None
+        self.record = self._build_record(outcome, len(self.stored.shards) - len(self.found))
+        _leniently(self.ledger.write_run, self.record)
+
+    def write_progress(self, state: str) -> None:
+        """Overwrite what ``status`` shows."""
+        _leniently(self.ledger.write_progress, self.progress(state))
+
+    def progress(self, state: str) -> ProgressDocument:
+        """The run as it stands."""
+        num_rows = sum(shard.num_rows for shard in self.stored.shards)
+        return ProgressDocument(
+            format=PROGRESS_FORMAT,
+            epoch=self.epoch,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            updated_at=now_text(),
+            state=state,
+            num_rows=num_rows,
+            num_parts=len(self.stored.shards),
+            parts_done=self.parts_done,
+            rows_in_parts=self.found_stats.num_rows + sum(receipt.num_rows for receipt in self.receipts.values()),
+            **self.tally.progress_fields(num_rows, self.found_stats),
+        )
+
+    def _build_record(self, outcome: str, num_missing: int) -> RunRecord:
+        execution = self.prepared.execution_document()
+        if num_missing:
+            execution["workers"] = min(execution["workers"], num_missing)
+            execution["num_threads"] = max(count_cores() // execution["workers"], 1)
+        coordinator = self.coordinator
+        return RunRecord(
+            format=RUN_FORMAT,
+            epoch=self.epoch,
+            started_at=self.record.started_at if self.record is not None else now_text(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            outcome=outcome,
+            wall_seconds=self.tally.wall_seconds,
+            total_seconds=self.now(),
+            attempts=coordinator.num_attempts if coordinator is not None else 0,
+            restarts=coordinator.num_restarts if coordinator is not None else 0,
+            preemptions=coordinator.num_preemptions if coordinator is not None else 0,
+            probes=coordinator.num_probes if coordinator is not None else 0,
+            parts_found=len(self.found),
+            events=tuple(self._events),
+            execution=execution,
+            hardware=describe_hardware(),
+            workers=self.tally.worker_records(),
+        )
+
+
+def _leniently(write: Callable[[D], None], document: D) -> None:
+    try:
+        write(document)
+    except SpecbatchError as error:
+        if error.code not in _TRANSIENT:
+            raise
