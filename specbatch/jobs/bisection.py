@@ -38,6 +38,11 @@ class Bisection:
         return len(self._poison) > MAX_POISON_ROWS
 
     @property
+    def condemns_all(self) -> bool:
+        """Every row of several kills: then it is the machine, the model or the driver, and not the rows."""
+        return not self._untried and len(self._poison) == self._shard.num_rows > 1
+
+    @property
     def probe(self) -> tuple[int, int] | None:
         """Row ids [start, stop) to try next; None when the search is over."""
         if not self._untried:

@@ -236,6 +236,14 @@ class ShardBoard:
                     f"shard {shard}: more than {MAX_POISON_ROWS} rows kill the workers that decode them",
                 )
             ]
+        if record.bisection.condemns_all:
+            return [
+                FailJob(
+                    ErrorCode.SHARD_FAILED,
+                    f"shard {shard}: every row of it kills the worker that decodes it, each alone: the rows are not to "
+                    "blame; look at the workers' logs under _specbatch/logs/",
+                )
+            ]
         if record.bisection.probe is not None:
             return []
         record.poison = record.bisection.poison

@@ -108,6 +108,10 @@ class SimulatedClient:
         metadata = {"HTTPStatusCode": 200, "HTTPHeaders": headers}
         return {"Contents": contents, "IsTruncated": False, "ResponseMetadata": metadata}
 
+    def list_multipart_uploads(self, *, Prefix: str = "", **rest: Any) -> dict[str, Any]:
+        """There are none: no writer of ours begins one."""
+        return self._ask("ListMultipartUploads", f"LIST UPLOADS {Prefix}", dict, mutates=False)
+
     def delete_object(self, *, Key: str, **rest: Any) -> dict[str, Any]:
         self._ask("DeleteObject", f"DELETE {_key(Key)}", lambda: self._objects.delete(_key(Key)), mutates=True)
         return {}
