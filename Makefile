@@ -66,9 +66,13 @@ bench-openvino: ## Make the environment of its own in which `make bench` runs Op
 		"torch==$(TORCH_VERSION)" "openvino-genai==$(OPENVINO_GENAI_VERSION)" "optimum-intel==$(OPTIMUM_INTEL_VERSION)"
 	$(OPENVINO_ENV)/bin/python -m pip uninstall --quiet --yes torchvision
 
+.PHONY: test-all
+test-all: $(STAMP) ## Run every test there is, the long ones and the chaos too (about two hours on 2 cores)
+	$(BIN)/python -m pytest -m ""
+
 .PHONY: chaos
-chaos: $(STAMP) ## Kill real jobs at random moments and check what they leave
-	$(BIN)/python -m pytest tests/chaos -m chaos
+chaos: $(STAMP) ## Kill real jobs at random moments and check what they leave (CHAOS_RUNS=25 CHAOS_SEED=7 for fifty others)
+	$(BIN)/python -m pytest tests/chaos tests/simulation -m chaos -s
 
 .PHONY: package
 package: $(STAMP) ## Build sdist and, from it, the wheel
