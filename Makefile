@@ -58,6 +58,12 @@ bench: $(STAMP) ## Measure the engine against its peers; writes benchmarks/resul
 bench-overhead: $(STAMP) ## Measure the engine's step against its own matrix products
 	$(BIN)/python benchmarks/bench_overhead.py $(BENCH)
 
+.PHONY: bench-jobs
+bench-jobs: $(STAMP) ## Measure whole jobs: against the engine alone, against Ray Data, and by number of shards
+	$(BIN)/python benchmarks/bench_planning.py
+	$(BIN)/python benchmarks/bench_coordinator.py
+	$(BIN)/python benchmarks/bench_jobs.py $(BENCH)
+
 # torchvision comes along for models with images only, and as built for another torch it breaks the import.
 .PHONY: bench-openvino
 bench-openvino: ## Make the environment of its own in which `make bench` runs OpenVINO GenAI

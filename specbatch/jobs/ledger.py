@@ -30,7 +30,9 @@ from specbatch.jobs.manifest import (
     encode_manifest,
     success_digest,
 )
+from specbatch.schemas.canonical import sha256_hex
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
+from specbatch.schemas.failpoints import failpoint
 from specbatch.schemas.manifest import (
     JOB_FORMAT,
     MANIFEST_FORMAT,
@@ -135,7 +137,9 @@ class Ledger:
         """
         from specbatch.storage.planfile import encode_plan
 
+        failpoint("plan_create:before")
         self.store.create(plan_key(identity.P), encode_plan(shards))
+        failpoint("plan_create:after")
         document = JobDocument(
             format=JOB_FORMAT,
             job_id=str(uuid.uuid4()),
@@ -144,7 +148,9 @@ class Ledger:
             models=models,
             spec=with_absolute_paths(spec),
         )
+        failpoint("job_create:before")
         self.store.create(JOB_KEY, document.model_dump_json(indent=2).encode() + b"\n")
+        failpoint("job_create:after")
         stored = self.find_job()
         assert stored is not None
         check_same_job(stored, identity, self.store.uri)
@@ -275,10 +281,13 @@ class Ledger:
             job_id=stored.document.job_id,
             identity=stored.document.identity,
             models=models,
+            stored={key: sha256_hex(self.store.read(key)) for key in (JOB_KEY, plan_key(stored.document.identity.P))},
             commit=commit,
             observed=build_observed(self.read_runs(), commit),
         )
+        failpoint("manifest_create:before")
         self.store.create(MANIFEST_NAME, encode_manifest(manifest))
+        failpoint("manifest_create:after")
         written = self.find_manifest()
         assert written is not None
         if written.commit != commit:
@@ -291,7 +300,9 @@ class Ledger:
 
     def seal(self) -> None:
         """Write ``_SUCCESS`` for the manifest that is there."""
+        failpoint("success_create:before")
         self.store.create(SUCCESS_NAME, success_digest(self.store.read(MANIFEST_NAME)))
+        failpoint("success_create:after")
 
 
 def check_same_job(stored: StoredJob, identity: Identity, uri: str) -> None:

@@ -226,6 +226,8 @@ class Runner:
             return self._bury(process, said.error)
         if isinstance(said.value, WorkerReady):
             self._tally.add_ready(said.value, self._clock())
+            if said.value.note is not None:
+                self._on_say(f"worker {process.number}: {said.value.note}")
             return [WorkerJoined(process.number, said.value.place)]
         return [] if said.value is None else self._take_poll(process, said.value)
 

@@ -105,6 +105,12 @@ class Verification:
         for key in ("job_id", "identity"):
             if manifest.get(key) != self.job.get(key):
                 self._problems.append(f"manifest.json: {key} is not that of job.json")
+        stored = manifest.get("stored", {})
+        plan = f"_specbatch/plan-{self.job['identity']['P']}.parquet"
+        for name in (JOB_NAME, plan):
+            digest = stored.get(name) if isinstance(stored, dict) else None
+            if stored and digest != sha256_hex(read_bounded(self.source, name, _MAX_MANIFEST_BYTES)):
+                self._problems.append(f"{name} is not the one that the manifest was made for")
         # The model's name may change from run to run, its files may not; the tokenizer's are digested apart.
         found, pinned = _lookup(manifest, "models.target.files"), _lookup(self.job, "identity.fields.model.files")
         if not (isinstance(found, dict) and isinstance(pinned, dict) and pinned.items() <= found.items()):

@@ -47,7 +47,7 @@ def open_untrusted(data: bytes | mmap.mmap, name: str, *, dictionary_columns: Se
             page_checksum_verification=True,
             arrow_extensions_enabled=False,
         )
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise Unsound(f"{name} cannot be opened as Parquet") from error
 
 

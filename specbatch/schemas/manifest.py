@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 MANIFEST_FORMAT = "specbatch/manifest/1"
 JOB_FORMAT = "specbatch/job/1"
@@ -166,9 +166,12 @@ class Observed(_Document):
 
 
 class Manifest(_Document):
+    """``manifest.json``. ``stored`` has the hex SHA-256 of ``job.json`` and the plan, which are created once too."""
+
     format: str
     job_id: str
     identity: Identity
     models: Models
+    stored: dict[str, str] = Field(default_factory=dict)
     commit: Commit
     observed: Observed

@@ -72,6 +72,7 @@ class WorkerReady:
     load_seconds: float
     memory: MemoryReport
     versions: tuple[tuple[str, str], ...]
+    note: str | None = None
 
     @property
     def place(self) -> str:

@@ -8,19 +8,32 @@ import platform
 import socket
 from collections.abc import Callable, Collection, Hashable, Sequence
 from importlib.metadata import version
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.failpoints import failpoint
 from specbatch.schemas.messages import MemoryReport, RoundBlock, WorkerConfig, WorkerReady
 from specbatch.schemas.sampling import SamplingParams
+from specbatch.schemas.spec import Speculation
 from specbatch.schemas.stats import PhaseSeconds
 from specbatch.specdec.output import SequenceOutput
+
+if TYPE_CHECKING:
+    from specbatch.workers.pair import PairEngine
 
 ENGINE_FACTORY_VARIABLE = "SPECBATCH_ENGINE_FACTORY"
 """``module:function`` that makes the engine of every worker process instead of the pair: for tests and benchmarks of
 the job system. Nothing is said of it in the output, so it is not for real jobs."""
 
+_DRAFT_FAULTS = frozenset(
+    {
+        ErrorCode.JOB_MODEL_LOAD,
+        ErrorCode.JOB_MODEL_MISSING,
+        ErrorCode.JOB_MODEL_UNSUPPORTED,
+        ErrorCode.JOB_UNSAFE_WEIGHTS,
+    }
+)
+"""Errors of a load that may be the draft's; one of the target comes again when that is loaded alone."""
 _VERSIONED = ("specbatch", "torch", "transformers", "tokenizers", "pyarrow")
 
 
@@ -105,17 +118,38 @@ def describe_worker(
         load_seconds=load_seconds,
         memory=memory,
         versions=(("python", platform.python_version()), *((name, version(name)) for name in _VERSIONED)),
+        note=getattr(engine, "note", None),  # engines of tests have none
     )
 
 
 def _load_pair(config: WorkerConfig) -> DecodingEngine:
+    """The pair; the target alone where the draft is what cannot be loaded: the text is the same, only later."""
+    try:
+        return _load(config, config.draft_path, config.speculation)
+    except Exception as error:
+        if config.draft_path is None or not _may_be_the_draft(config, error):
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    engine = _load(config, None, "auto" if config.speculation == "auto" else "off")
+    engine.note = f"the draft {config.draft_path} cannot be loaded, going on without it ({reason})"
+    return engine
+
+
+def _may_be_the_draft(config: WorkerConfig, error: Exception) -> bool:
+    """Whether the target alone is worth a try; under ``distribution`` the text is the draft's too."""
+    if config.generation.coupling == "distribution" or isinstance(error, MemoryError):
+        return False
+    return not isinstance(error, SpecbatchError) or error.code in _DRAFT_FAULTS
+
+
+def _load(config: WorkerConfig, draft_path: str | None, speculation: Speculation) -> PairEngine:
     from specbatch.workers.pair import PairEngine
 
     engine = PairEngine.from_pretrained(
         config.target_path,
-        config.draft_path,
+        draft_path,
         max_batch_size=config.batch_size,
-        speculation=config.speculation,
+        speculation=speculation,
         device=config.device,
         dtype=config.dtype,
         coupling=config.generation.coupling,

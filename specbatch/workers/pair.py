@@ -11,7 +11,9 @@ from specbatch.specdec.engine import Engine
 
 
 class PairEngine(Engine):
-    """An engine whose single rows can be cancelled."""
+    """An engine whose single rows can be cancelled; ``note`` is what the user should know about how it was loaded."""
+
+    note: str | None = None
 
     def cancel(self, keys: Collection[Hashable]) -> None:
         """Forget some sequences, queued or in flight; ``step`` returns none of them any more."""

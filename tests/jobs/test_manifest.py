@@ -104,7 +104,7 @@ def test_manifest_survives_the_file(tmp_path: Path) -> None:
     data = encode_manifest(manifest)
     assert decode_manifest(data) == manifest
     assert encode_manifest(decode_manifest(data)) == data
-    assert list(json.loads(data)) == ["commit", "format", "identity", "job_id", "models", "observed"]
+    assert list(json.loads(data)) == ["commit", "format", "identity", "job_id", "models", "observed", "stored"]
 
 
 def test_success_is_what_sha256sum_reads(tmp_path: Path) -> None:
