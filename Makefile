@@ -73,7 +73,7 @@ bench-openvino: ## Make the environment of its own in which `make bench` runs Op
 	$(OPENVINO_ENV)/bin/python -m pip uninstall --quiet --yes torchvision
 
 .PHONY: test-all
-test-all: $(STAMP) ## Run every test there is, the long ones and the chaos too (about two hours on 2 cores)
+test-all: $(STAMP) ## Run every test there is, the long ones and the chaos too (hours on 2 cores)
 	$(BIN)/python -m pytest -m ""
 
 .PHONY: chaos

@@ -1,7 +1,7 @@
 """Real jobs, killed at random moments on local disk and on S3, then run again until they finish.
 
     make chaos                                          # 2 runs on each store
-    CHAOS_RUNS=25 make chaos                            # fifty runs, under an hour on two cores
+    CHAOS_RUNS=25 make chaos                            # fifty runs: estimated at an hour, from single ones
     CHAOS_RUNS=25 CHAOS_SEED=7 CHAOS_STORES=s3 make chaos
 
 A run kills a job up to four times: its driver, a worker, everything at once, or a process is only stopped for a
