@@ -21,12 +21,12 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from specbatch.jobs.coordinator import (
+from specbatch.jobs.coordinator import Coordinator
+from specbatch.jobs.coordinator_events import (
     Assign,
     Beat,
     Begin,
     Command,
-    Coordinator,
     Event,
     FinishJob,
     PartDone,

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 from specbatch.jobs.coordinator_assignment import Assignment
 from specbatch.jobs.coordinator_events import (
-    Assign,
     AttemptFailed,
     Beat,
     Begin,
@@ -28,12 +27,10 @@ from specbatch.jobs.coordinator_events import (
     FailJob,
     FinishJob,
     Interrupted,
-    KillWorker,
     PartDone,
     PreemptionNotice,
     ProbePassed,
     Say,
-    StartWorker,
     StopReason,
     Tick,
     WorkerDied,
@@ -43,7 +40,6 @@ from specbatch.jobs.coordinator_events import (
 from specbatch.jobs.coordinator_losses import Losses
 from specbatch.jobs.coordinator_policy import (
     CAPACITY_TIMEOUT_SECONDS,
-    MAX_ATTEMPTS,
     START_TIMEOUT_SECONDS,
     Durations,
     ErrorBudget,
@@ -55,36 +51,6 @@ from specbatch.jobs.coordinator_staffing import Staffing
 from specbatch.jobs.coordinator_workers import Fleet, Phase, WorkerView
 from specbatch.schemas.messages import PartReceipt, ProbeDone, ShardFailed
 from specbatch.schemas.plan import Shard
-
-__all__ = [
-    "MAX_ATTEMPTS",
-    "Assign",
-    "AttemptFailed",
-    "Beat",
-    "Begin",
-    "Cancelled",
-    "CapacityChanged",
-    "Command",
-    "Coordinator",
-    "DrainWorker",
-    "DropShard",
-    "EndInterrupted",
-    "Event",
-    "FailJob",
-    "FinishJob",
-    "Interrupted",
-    "KillWorker",
-    "PartDone",
-    "PreemptionNotice",
-    "ProbePassed",
-    "Say",
-    "StartWorker",
-    "Tick",
-    "WorkerDied",
-    "WorkerDrained",
-    "WorkerJoined",
-    "WorkerView",
-]
 
 
 class Coordinator:

@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from specbatch.jobs.cancel import cancel_requested
-from specbatch.jobs.coordinator import Cancelled, Coordinator, EndInterrupted, Event
+from specbatch.jobs.coordinator import Coordinator
+from specbatch.jobs.coordinator_events import Cancelled, EndInterrupted, Event
 from specbatch.jobs.interrupt import Interrupts, StopNow
 from specbatch.jobs.lease import RENEW_SECONDS, HeldLease
 from specbatch.jobs.ledger import Ledger, StoredJob

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection
 
-from specbatch.jobs.coordinator import (
+from specbatch.jobs.coordinator import Coordinator
+from specbatch.jobs.coordinator_events import (
     Assign,
     Beat,
     Begin,
     Command,
-    Coordinator,
     DrainWorker,
     DropShard,
     EndInterrupted,

@@ -10,8 +10,8 @@ from coordinator_farm import Farm, done, make_shards, passed, row_ids, run_begun
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from specbatch.jobs.coordinator import (
-    MAX_ATTEMPTS,
+from specbatch.jobs.coordinator import Coordinator
+from specbatch.jobs.coordinator_events import (
     Assign,
     AttemptFailed,
     Beat,
@@ -19,7 +19,6 @@ from specbatch.jobs.coordinator import (
     Cancelled,
     CapacityChanged,
     Command,
-    Coordinator,
     DrainWorker,
     DropShard,
     EndInterrupted,
@@ -36,6 +35,7 @@ from specbatch.jobs.coordinator import (
     WorkerDrained,
     WorkerJoined,
 )
+from specbatch.jobs.coordinator_policy import MAX_ATTEMPTS
 from specbatch.schemas.errors import ErrorCode
 from specbatch.schemas.messages import Lease, ShardFailed
 from specbatch.schemas.plan import Segment, Shard

@@ -7,14 +7,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from specbatch.jobs.coordinator import (
+from specbatch.jobs.coordinator import Coordinator
+from specbatch.jobs.coordinator_events import (
     AttemptFailed,
     Beat,
     Begin,
     Cancelled,
     CapacityChanged,
     Command,
-    Coordinator,
     EndInterrupted,
     Event,
     FailJob,
