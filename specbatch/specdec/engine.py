@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -42,7 +42,8 @@ Coupling = Literal["seed", "distribution"]
 class Engine:
     """Batched speculative decoding with one target and at most one draft.
 
-    Use ``from_pretrained``; then either ``generate``, or ``submit`` and ``step``.
+    Use ``from_pretrained``; then either ``generate``, or ``submit`` and ``step``. ``note`` belongs to whoever loads the
+    engine: what the user should know about how that went.
 
     Args:
         target, draft: resident models; the draft may be None.
@@ -54,6 +55,8 @@ class Engine:
         grown_batch_size: rows in flight once the draft has been given up.
         has_suffix: index all text for drafts. has_profile: measure the models now, for the policy to begin with.
     """
+
+    note: str | None = None
 
     def __init__(
         self,
@@ -251,6 +254,24 @@ class Engine:
     def take_blocks(self) -> tuple[RoundBlock, ...]:
         """Sums over rounds since the last call."""
         return self._rounds.take()
+
+    def cancel(self, keys: Collection[Hashable]) -> None:
+        """Forget some sequences, queued or in flight; ``step`` returns none of them any more."""
+        self._queue = deque(request for request in self._queue if request.key not in keys)
+        slots = self._batch.slots
+        for slot in range(slots.num_active - 1, -1, -1):
+            request = slots.requests[slot]
+            if request is not None and request.key in keys:
+                self._batch.preempt(slot)
+
+    @torch.inference_mode()
+    def check_device(self) -> None:
+        """Evaluate a short fixed prefix again.
+
+        Raises:
+            SpecbatchError: JOB_DEVICE; the answer is not the one that was given when the engine was made.
+        """
+        self._selftest.check()
 
     def cancel_all(self) -> None:
         """Drop every queued and active sequence."""

@@ -19,7 +19,7 @@ from specbatch.schemas.stats import PhaseSeconds
 from specbatch.specdec.output import SequenceOutput
 
 if TYPE_CHECKING:
-    from specbatch.workers.pair import PairEngine
+    from specbatch.specdec.engine import Engine
 
 ENGINE_FACTORY_VARIABLE = "SPECBATCH_ENGINE_FACTORY"
 """``module:function`` that makes the engine of every worker process instead of the pair: for tests and benchmarks of
@@ -44,7 +44,7 @@ class PromptEncoder(Protocol):
 
 
 class DecodingEngine(Protocol):
-    """What a worker asks of an engine; ``pair.PairEngine`` gives it. One thread makes it and calls it.
+    """What a worker asks of an engine; ``specdec.engine.Engine`` gives it. One thread makes it and calls it.
 
     ``max_batch_size``, rows in flight, may change from step to step: an engine that gives up its draft has room for
     more, one whose memory runs short for fewer. ``cancel`` forgets sequences, of which ``step`` then returns none;
@@ -142,10 +142,10 @@ def _may_be_the_draft(config: WorkerConfig, error: Exception) -> bool:
     return not isinstance(error, SpecbatchError) or error.code in _DRAFT_FAULTS
 
 
-def _load(config: WorkerConfig, draft_path: str | None, speculation: Speculation) -> PairEngine:
-    from specbatch.workers.pair import PairEngine
+def _load(config: WorkerConfig, draft_path: str | None, speculation: Speculation) -> Engine:
+    from specbatch.specdec.engine import Engine
 
-    engine = PairEngine.from_pretrained(
+    return Engine.from_pretrained(
         config.target_path,
         draft_path,
         max_batch_size=config.batch_size,
@@ -156,8 +156,6 @@ def _load(config: WorkerConfig, draft_path: str | None, speculation: Speculation
         memory_fraction=config.memory_fraction,
         num_threads=config.num_threads,
     )
-    assert isinstance(engine, PairEngine)
-    return engine
 
 
 def _import_factory(name: str) -> EngineFactory:

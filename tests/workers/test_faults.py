@@ -21,10 +21,10 @@ from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.messages import Lease
 from specbatch.schemas.plan import part_name
 from specbatch.schemas.sampling import SamplingParams
+from specbatch.specdec.engine import Engine
 from specbatch.specdec.output import SequenceOutput
 from specbatch.workers.decoding import ENGINE_FACTORY_VARIABLE, load_engine
 from specbatch.workers.faults import shard_failed
-from specbatch.workers.pair import PairEngine
 from specbatch.workers.trust import DeviceTrust
 from specbatch.workers.worker import Worker
 
@@ -204,7 +204,7 @@ def pair_config(output: Path, **changes: Any) -> Any:
 def test_fault_7_a_weight_that_changes_is_found_before_the_part(tmp_path: Path) -> None:
     """Fluent garbage: the logits stay finite, so no row is an error row."""
     shards = cut([write_dataset(tmp_path / "in.parquet", PROMPTS)], 10)
-    engines: list[PairEngine] = []
+    engines: list[Engine] = []
 
     def make(config: Any) -> Any:
         engines.append(load_engine(config))  # type: ignore[arg-type]
