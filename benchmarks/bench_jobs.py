@@ -3,11 +3,12 @@
     python benchmarks/bench_jobs.py                  # --part a, b or c for one of them; --markdown keeps the tables
 
 Part a: tokens per second of one worker (reading, tokenizing, writing, shard borders) over those of its engine alone on
-the same rows, and the share of the time that the worker's decode loop waited. Both sides take turns in one process, and
-take turns at going first.
+the same rows, and the share of the time that the worker's decode loop waited. Both sides take turns at going first,
+each time in a process of its own: threads of one process that compute slow each other, even where one only did so once.
 
 Part b: rows per second of a whole local job whose engine does nothing, against Ray Data's ``map_batches`` doing the
-same nothing to each row of the same file, writing Parquet too. Whole commands, from start to exit; and without
+same nothing to each row of the same file, writing Parquet too. Both may use all cores: Ray Data decides for itself,
+the job gets ``--workers`` processes. Whole commands, from start to exit; and without
 start-up, which is from the first ready worker to the last part, or from reading to the last file.
 
 Part c: the same job with ever more shards of the same size: seconds per shard and memory of the coordinator's process.
@@ -19,13 +20,15 @@ import argparse
 import datetime
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +50,7 @@ TAUGHT = "code-pair/draft-taught"
 LEAST_RATIO = 0.9
 FEWEST_SHARDS = 10
 ENGINE_FACTORY = "noop_engine:NoopEngine"
-NOTHING = ["--draft", "none", "--speculation", "off", "--workers", "1", "--max-new-tokens", "4", "--format", "quiet"]
+NOTHING = ["--draft", "none", "--speculation", "off", "--max-new-tokens", "4", "--format", "quiet"]
 
 
 # ---- part a: one worker against its engine ---------------------------------------------------------------------------
@@ -96,6 +99,12 @@ def one_worker(config: WorkerConfig, shards: Sequence[Shard]) -> dict[str, float
     return {"seconds": seconds, "tokens": tokens, "idle_share": idle_seconds / seconds}
 
 
+def separately(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
+    """What a function returns in a new process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
 def part_a(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Both sides in turn."""
     from specbatch.specdec.inflate import inflate
@@ -123,9 +132,9 @@ def part_a(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             generation=GenerationSpec(max_new_tokens=options.max_new_tokens, temperature=0.8, seed=1),
         )
         if repeat % 2 == 0:
-            alone, worker = engine_alone(config, prompts), one_worker(config, shards)
+            alone, worker = separately(engine_alone, config, prompts), separately(one_worker, config, shards)
         else:
-            worker, alone = one_worker(config, shards), engine_alone(config, prompts)
+            worker, alone = separately(one_worker, config, shards), separately(engine_alone, config, prompts)
         if alone["tokens"] != worker["tokens"]:
             raise RuntimeError(f"{worker['tokens']} tokens in the parts, {alone['tokens']} from the engine alone")
         repeats.append({"engine": alone, "worker": worker, "ratio": alone["seconds"] / worker["seconds"]})
@@ -212,13 +221,13 @@ def part_b(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     write_prompts(dataset, options.rows_b)
     repeats = []
     for repeat in range(options.repeats):
-        ours = noop_job(dataset, folder / f"b-{repeat}")
+        ours = noop_job(dataset, folder / f"b-{repeat}", "--workers", str(options.workers))
         theirs = ray_data(dataset, folder / f"b-ray-{repeat}")
         if ours["rows"] != theirs["rows"]:
             raise RuntimeError(f"{ours['rows']} and {theirs['rows']} rows were written")
         repeats.append({"specbatch": ours, "ray_data": theirs})
         print(f"b: {repeats[-1]}", flush=True)
-    return {"rows": options.rows_b, "repeats": repeats}
+    return {"rows": options.rows_b, "workers": options.workers, "repeats": repeats}
 
 
 def part_c(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -229,7 +238,7 @@ def part_c(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         dataset = folder / f"prompts-c-{num_shards}.parquet"
         write_prompts(dataset, num_shards * options.rows_per_shard, group_rows=100 * options.rows_per_shard)
         shard_rows = ["--shard-rows", str(options.rows_per_shard)]
-        runs.append(noop_job(dataset, folder / f"c-{num_shards}", *shard_rows))
+        runs.append(noop_job(dataset, folder / f"c-{num_shards}", "--workers", "1", *shard_rows))
         print(f"c: {runs[-1]}", flush=True)
         num_shards *= 10
     return {"rows_per_shard": options.rows_per_shard, "runs": runs}
@@ -281,7 +290,8 @@ def render_b(part: dict[str, Any]) -> list[str]:
         )
         lines.append([name, f"{ours:,.0f}", f"{theirs:,.0f}", verdict(ours / theirs, 1.0)])
     head = ["", "specbatch, rows/s", "Ray Data, rows/s", "specbatch / Ray Data"]
-    return [f"An engine that does nothing, {part['rows']:,} rows, medians:", "", *table(head, lines)]
+    title = f"An engine that does nothing, {part['rows']:,} rows, --workers {part['workers']}, medians:"
+    return [title, "", *table(head, lines)]
 
 
 def render_c(part: dict[str, Any]) -> list[str]:
@@ -334,10 +344,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--parameters", type=int, default=60_000_000, help="of part a's target")
     parser.add_argument("--threads", type=int, default=count_cores(), help="arithmetic threads of part a")
     parser.add_argument("--speculation", type=speculation, default=4, help="of part a")
-    parser.add_argument("--rows-b", type=int, default=200_000)
+    parser.add_argument("--rows-b", type=int, default=500_000)
+    parser.add_argument("--workers", type=int, default=count_cores(), help="of part b")
     parser.add_argument("--rows-per-shard", type=int, default=10, help="of part c")
     parser.add_argument("--most-shards", type=int, default=10_000, help="of part c")
-    parser.add_argument("--markdown", action="store_true", help="write benchmarks/results/jobs_<date>.md")
+    parser.add_argument("--markdown", action="store_true", help="write benchmarks/results/jobs_<cores>-cores_<date>.md")
     options = parser.parse_args(arguments)
     document: dict[str, Any] = {
         "benchmark": "jobs",
@@ -354,7 +365,7 @@ def main(arguments: list[str] | None = None) -> int:
                 document["parts"][name] = measure(options, Path(folder))
     print(render(document))
     if options.markdown:
-        out = ROOT / "benchmarks" / "results" / f"jobs_{document['date']}.md"
+        out = ROOT / "benchmarks" / "results" / f"jobs_{count_cores()}-cores_{document['date']}.md"
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(render(document) + "\n")
         out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")

@@ -36,6 +36,7 @@ from specbatch.jobs.coordinator_events import (
     WorkerDied,
     WorkerDrained,
     WorkerJoined,
+    WorkerPlaced,
 )
 from specbatch.jobs.coordinator_losses import Losses
 from specbatch.jobs.coordinator_policy import (
@@ -64,7 +65,7 @@ class Coordinator:
         rows_done: result rows (one per sample) in parts that exist already.
         errors_done: error rows among them.
         deadline_seconds: time of the tick at which the run drains and ends with ``JOB_DEADLINE``; None for none.
-        capacity_timeout_seconds: most time to wait for a cluster that has no room for any worker.
+        capacity_timeout_seconds: most time to wait for a cluster that has no place for any worker.
         start_timeout_seconds: most time that a worker may take to load its models.
         has_twins: whether a late shard may be given out twice; only where the store lets one part win.
     """
@@ -175,6 +176,9 @@ class Coordinator:
                 return self._errors.judge()
             case CapacityChanged(num_slots):
                 self._staffing.set_slots(num_slots)
+                return []
+            case WorkerPlaced(worker):
+                self._fleet.place(worker)
                 return []
             case WorkerJoined(worker, place):
                 return self._welcome(worker, place)

@@ -43,6 +43,13 @@ class CapacityChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerPlaced:
+    """A worker's process runs; until then it only waits for a place in the cluster, which is no fault of its own."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerJoined:
     """A worker has loaded its models. ``place`` is that of its ``WorkerReady``: host and device."""
 
@@ -129,6 +136,7 @@ Event = (
     Begin
     | Tick
     | CapacityChanged
+    | WorkerPlaced
     | WorkerJoined
     | Beat
     | WorkerDied
@@ -146,7 +154,7 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class StartWorker:
-    """Start a process; ``WorkerJoined`` or ``WorkerDied`` follows."""
+    """Start a process; ``WorkerPlaced`` and ``WorkerJoined`` follow, or ``WorkerDied``."""
 
     worker: int
 

@@ -20,6 +20,8 @@ HUNG_SECONDS = 120.0
 HUNG_STEPS = 10.0
 START_TIMEOUT_SECONDS = 1800.0
 CAPACITY_TIMEOUT_SECONDS = 600.0
+PATIENCE_SECONDS = 30.0
+"""Wait for a place in the cluster of which nothing is said yet."""
 MAX_TICK_GAP_SECONDS = 5.0
 
 TWIN_RATIO = 2.0

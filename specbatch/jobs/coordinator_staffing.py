@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from specbatch.jobs.coordinator_events import Command, FailJob, StartWorker, WorkerDied
-from specbatch.jobs.coordinator_policy import MAX_ATTEMPTS, MAX_LOAD_FAILURES
+from specbatch.jobs.coordinator_events import Command, FailJob, Say, StartWorker, WorkerDied
+from specbatch.jobs.coordinator_policy import MAX_ATTEMPTS, MAX_LOAD_FAILURES, PATIENCE_SECONDS
 from specbatch.jobs.coordinator_workers import WORKING, Fleet, Phase
 from specbatch.schemas.errors import ErrorCode
 
@@ -24,6 +24,7 @@ class Staffing:
         self._num_slots: int | None = None
         self._capacity_timeout_seconds = capacity_timeout_seconds
         self._no_room_since: float | None = None
+        self._has_said_so = False
         self._num_load_failures = 0
         self._num_dead = 0  # crashed and not replaced yet
         self._num_in_vain = 0  # crashed since the last progress
@@ -82,26 +83,33 @@ class Staffing:
 
     def _judge_emptiness(self, fleet: Fleet, awake_seconds: float) -> list[Command]:
         """Nobody was started. That is well while somebody works; else it is a matter of time, or the end."""
-        coming_or_going = (Phase.STARTING, Phase.ENDING) if self._num_room else ()  # no room: it cannot come up
-        if fleet.count(Phase.READY, Phase.DRAINING, *coming_or_going):
+        num_unplaced = 0
+        is_well = fleet.count(Phase.READY, Phase.DRAINING) > 0
+        if not is_well and self._num_room:  # without room nobody comes up
+            num_unplaced = fleet.num_unplaced()
+            is_well = fleet.count(Phase.STARTING, Phase.ENDING) > num_unplaced
+        if is_well:
             self._no_room_since = None
             return []
-        if len(fleet) < self._num_room:
-            return [self._give_up(ErrorCode.JOB_CLUSTER_LOST, "workers keep dying, the last one with")]
-        if self._num_room and len(fleet):
+        if self._num_room and not num_unplaced:
+            if len(fleet) < self._num_room:
+                return [self._give_up(ErrorCode.JOB_CLUSTER_LOST, "workers keep dying, the last one with")]
             places = ", ".join(sorted({worker.place for _, worker in fleet}))
             return [FailJob(ErrorCode.JOB_DEVICE, f"every device there is has failed again and again: {places}")]
+        return self._wait_for_room(awake_seconds)
+
+    def _wait_for_room(self, awake_seconds: float) -> list[Command]:
+        """Say so after a while, give up after a long one."""
         if self._no_room_since is None:
-            self._no_room_since = awake_seconds
-        if awake_seconds - self._no_room_since < self._capacity_timeout_seconds:
+            self._no_room_since, self._has_said_so = awake_seconds, False
+        waited, limit = awake_seconds - self._no_room_since, self._capacity_timeout_seconds
+        if waited >= limit:
+            text = f"the cluster has had no room for a worker for {limit:.0f} s; run the same command again when it has"
+            return [FailJob(ErrorCode.JOB_NO_CAPACITY, text)]
+        if self._has_said_so or waited < PATIENCE_SECONDS:
             return []
-        return [
-            FailJob(
-                ErrorCode.JOB_NO_CAPACITY,
-                f"the cluster has had no room for a worker for {self._capacity_timeout_seconds:.0f} s; "
-                "run the same command again when it has",
-            )
-        ]
+        self._has_said_so = True
+        return [Say(f"the cluster has no room for a worker yet; waiting for up to {limit:.0f} s")]
 
     def _give_up(self, code: ErrorCode, what: str) -> FailJob:
         """With the code of the last death where that is one of whole jobs: device or store."""

@@ -42,6 +42,7 @@ class Worker:
     """One process.
 
     Attributes:
+        is_placed: its process runs; until then it waits for a place.
         has_joined: it has loaded its models.
         place: host and device, once it has joined.
         shards: what it holds, in the order of the leases.
@@ -53,6 +54,7 @@ class Worker:
 
     alive_seconds: float
     phase: Phase = Phase.STARTING
+    is_placed: bool = False
     has_joined: bool = False
     place: str = ""
     shards: dict[int, Held] = field(default_factory=dict)
@@ -129,6 +131,10 @@ class Fleet:
         """Workers in these phases."""
         return sum(self._phases[phase] for phase in phases)
 
+    def num_unplaced(self) -> int:
+        """Starting workers whose process does not run yet."""
+        return sum(worker.phase is Phase.STARTING and not worker.is_placed for worker in self._workers.values())
+
     def views(self) -> tuple[WorkerView, ...]:
         """All workers, by number."""
         return tuple(
@@ -155,10 +161,16 @@ class Fleet:
             self.open.discard(number)
         return worker
 
+    def place(self, number: int) -> None:
+        """A worker's process runs."""
+        worker = self._workers.get(number)
+        if worker is not None:
+            worker.is_placed = True
+
     def join(self, number: int, place: str, phase: Phase, awake_seconds: float) -> None:
         """A worker has loaded its models."""
         worker = self._workers[number]
-        worker.has_joined = True
+        worker.is_placed = worker.has_joined = True
         worker.place = place
         worker.alive_seconds = awake_seconds
         self.set_phase(number, phase)

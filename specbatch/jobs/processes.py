@@ -20,9 +20,13 @@ _QUIET_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What came of a call: a value, or the error that ended the worker; neither where it has to be made again."""
+    """What came of a call: a value, or the error that ended the worker; neither where it has to be made again.
+
+    ``is_placed``: it was the first answer, which says where the worker runs.
+    """
 
     value: Any = None
+    is_placed: bool = False
     error: Exception | None = None
 
 
@@ -107,7 +111,7 @@ class WorkerProcess:
         if self.whereabouts is None:
             self.whereabouts = value
             self.node_id = value.node_id
-            return Said()
+            return Said(is_placed=True)
         if isinstance(value, WorkerReady):
             self.is_ready = True
             return Said(value)

@@ -33,6 +33,7 @@ from specbatch.jobs.coordinator_events import (
     WorkerDied,
     WorkerDrained,
     WorkerJoined,
+    WorkerPlaced,
 )
 from specbatch.jobs.deaths import describe_death, find_cause
 from specbatch.jobs.interrupt import Interrupts
@@ -229,7 +230,9 @@ class Runner:
             if said.value.note is not None:
                 self._on_say(f"worker {process.number}: {said.value.note}")
             return [WorkerJoined(process.number, said.value.place)]
-        return [] if said.value is None else self._take_poll(process, said.value)
+        if isinstance(said.value, WorkerPoll):
+            return self._take_poll(process, said.value)
+        return [WorkerPlaced(process.number)] if said.is_placed else []
 
     def _bury(self, process: WorkerProcess, error: Exception) -> list[Event]:
         import ray

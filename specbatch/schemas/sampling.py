@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import fields as fields_of
 from operator import index
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
@@ -84,6 +85,22 @@ class SamplingParams:
         _check_strings(self)
         _check_conflicts(self)
 
+    def with_seed(self, seed: int) -> SamplingParams:
+        """These settings under another seed. They are not checked again, which every row of a job would pay for.
+
+        Raises:
+            SpecbatchError: JOB_CONFIG; the seed is out of range.
+        """
+        _check_seed(seed)
+        other = object.__new__(SamplingParams)
+        for field in _FIELDS:
+            object.__setattr__(other, field, getattr(self, field))
+        object.__setattr__(other, "seed", seed)
+        return other
+
+
+_FIELDS = tuple(field.name for field in fields_of(SamplingParams))
+
 
 def check_vocabulary(params: SamplingParams, stop_ids: Sequence[int], vocab_size: int) -> None:
     """Refuse settings that no token of this vocabulary can satisfy.
@@ -148,8 +165,7 @@ def _check_numbers(params: SamplingParams) -> None:
         raise _refuse("top_k", params.top_k, "0 (off) or more")
     if not 0 < params.top_p <= 1:
         raise _refuse("top_p", params.top_p, "above 0 and at most 1")
-    if not 0 <= params.seed < 1 << 63:
-        raise _refuse("seed", params.seed, "from 0 to 2**63 - 1")
+    _check_seed(params.seed)
     if not 0 <= params.min_p <= 1:
         raise _refuse("min_p", params.min_p, "from 0 (off) to 1")
     if not 0.1 <= params.repetition_penalty <= 10:
@@ -159,6 +175,11 @@ def _check_numbers(params: SamplingParams) -> None:
             raise _refuse(field, getattr(params, field), "from -2 to 2; 0 is off")
     if not 1 <= params.num_samples <= MAX_NUM_SAMPLES:
         raise _refuse("num_samples", params.num_samples, f"from 1 to {MAX_NUM_SAMPLES}")
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 1 << 63:
+        raise _refuse("seed", seed, "from 0 to 2**63 - 1")
 
 
 def _check_tokens(params: SamplingParams) -> None:

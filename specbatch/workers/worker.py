@@ -62,6 +62,7 @@ class Worker:
             num_samples=config.generation.num_samples,
             with_logprobs=config.generation.logprobs,
         )
+        self._params = config.generation.sampling_params(seed=0)
         self._pipeline = Pipeline()
         self._heartbeat = Heartbeat()
         self._threads: list[threading.Thread] = []
@@ -215,8 +216,7 @@ class Worker:
             return
         failpoint("row_submit:before", row.row_id)
         try:
-            params = self._config.generation.sampling_params(row.seed)
-            engine.submit((shard.number, position), row.prompt_ids, params)
+            engine.submit((shard.number, position), row.prompt_ids, self._params.with_seed(row.seed))
         except SpecbatchError as error:
             if not error.code.startswith("ROW_"):
                 raise

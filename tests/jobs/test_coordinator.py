@@ -34,6 +34,7 @@ from specbatch.jobs.coordinator_events import (
     WorkerDied,
     WorkerDrained,
     WorkerJoined,
+    WorkerPlaced,
 )
 from specbatch.jobs.coordinator_policy import MAX_ATTEMPTS
 from specbatch.schemas.errors import ErrorCode
@@ -458,6 +459,24 @@ def test_a_worker_that_starts_where_there_is_no_room_any_more_is_waited_for_no_l
     assert play(Begin()) == [StartWorker(0)]
     play(CapacityChanged(0))
     (command,) = play.pass_time(61)
+    assert isinstance(command, FailJob)
+    assert command.code is ErrorCode.JOB_NO_CAPACITY
+
+
+def test_a_worker_that_gets_no_place_is_waited_for_as_long_as_room_is() -> None:
+    """Fault 14: the cluster has the devices, but others hold them."""
+    play = Play(5, num_workers=1, capacity_timeout_seconds=60)
+    play(CapacityChanged(4))
+    assert play(Begin()) == [StartWorker(0)]
+    assert play.pass_time(30) == []
+    assert play.said == []
+    play.pass_time(29)
+    assert ["up to 60 s" in line for line in play.said] == [True], "said once"
+    play(WorkerPlaced(0))
+    assert play.pass_time(100) == [], "it loads"
+    assert play(WorkerDied(0, "node gone", cause="lost")) == [StartWorker(1)]
+    assert play.pass_time(60) == []
+    (command,) = play.pass_time(1)
     assert isinstance(command, FailJob)
     assert command.code is ErrorCode.JOB_NO_CAPACITY
 

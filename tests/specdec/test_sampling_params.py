@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -96,3 +97,34 @@ def test_lists_mappings_and_a_single_string_become_tuples() -> None:
         logit_bias=((9, 1.0), (2, -0.5)), stop=("END",), stop_token_ids=(1, 2), allowed_token_ids=(0, 1, 2)
     )
     assert len({params, SamplingParams()}) == 2, "hashable"
+
+
+def test_another_seed_changes_nothing_else() -> None:
+    """All fields set, so that one that is forgotten shows."""
+    params = SamplingParams(
+        max_new_tokens=9,
+        temperature=0.5,
+        top_k=3,
+        top_p=0.5,
+        seed=1,
+        ignore_eos=True,
+        stop_token_ids=(4,),
+        min_new_tokens=2,
+        min_p=0.1,
+        repetition_penalty=1.5,
+        presence_penalty=0.5,
+        frequency_penalty=0.25,
+        logit_bias=((5, 1.0),),
+        banned_token_ids=(6,),
+        allowed_token_ids=(5, 7),
+        forced_token_ids=(7,),
+        stop=("x",),
+        num_samples=2,
+        logprobs=True,
+    )
+    defaults = SamplingParams()
+    assert all(getattr(params, field.name) != getattr(defaults, field.name) for field in dataclasses.fields(params))
+    assert params.with_seed(8) == dataclasses.replace(params, seed=8)
+    assert params.seed == 1
+    with pytest.raises(SpecbatchError, match="seed is -1"):
+        params.with_seed(-1)
