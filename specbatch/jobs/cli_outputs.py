@@ -17,30 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from specbatch.jobs.cli_options import DeviceName, GroupedCommand, job_options
+from specbatch.jobs.cli_options import FORMAT, GroupedCommand, command, given_options, job_parameters
 from specbatch.jobs.cli_run import end, run_prepared, talk
+from specbatch.jobs.options import FREE_OPTIONS
 from specbatch.schemas.errors import ErrorCode, ExitCode, SpecbatchError
 
 if TYPE_CHECKING:
     from specbatch.jobs.settings import Layer
-
-_KEPT_OPTIONS = frozenset(
-    {
-        "draft",
-        "speculation",
-        "workers",
-        "batch_size",
-        "device",
-        "memory_fraction",
-        "max_error_rate",
-        "row_errors_ok",
-        "deadline",
-        "single_writer",
-        "address",
-        "format",
-    }
-)
-"""Of the options of ``submit``; ``target`` is declared here with other words."""
 
 _OutArgument = Annotated[
     str, typer.Argument(metavar="OUT", help="The output of a job: a folder or s3://bucket/prefix.")
@@ -49,6 +32,12 @@ _TargetOption = Annotated[
     str | None,
     typer.Option("--target", metavar="MODEL", help="Where the same target lies now.", rich_help_panel="Models"),
 ]
+
+
+class _Device(StrEnum):
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
 
 
 class DocumentFormat(StrEnum):
@@ -88,16 +77,9 @@ def _with_execution_options(
     declared: Callable[..., None], function: Callable[[dict[str, Any]], None]
 ) -> Callable[..., None]:
     """A function for typer with the parameters of ``declared`` and the execution options, given their values."""
-
-    def command(**options: Any) -> None:
-        function(options)
-
-    own = inspect.signature(declared, eval_str=True)
-    shared = inspect.signature(job_options, eval_str=True).parameters.items()
-    kept = [*own.parameters.values(), *(parameter for name, parameter in shared if name in _KEPT_OPTIONS)]
-    command.__signature__ = own.replace(parameters=kept)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in kept}
-    return command
+    own = inspect.signature(declared, eval_str=True).parameters
+    kept = [name for name in FREE_OPTIONS if name not in own]
+    return command(function, (*own.values(), *job_parameters(kept), FORMAT))
 
 
 def _resume_options(output: _OutArgument, target: _TargetOption = None) -> None:
@@ -127,13 +109,7 @@ def _overrides(options: dict[str, Any]) -> Layer:
     """The execution settings that a command line changes."""
     from specbatch.jobs.resume import free_layer
 
-    names = (_KEPT_OPTIONS | {"target"}) - {"format"}
-    given = {
-        name: str(value) if isinstance(value, StrEnum) else value
-        for name, value in options.items()
-        if name in names and value is not None
-    }
-    return free_layer(given, os.environ)
+    return free_layer(given_options(options, FREE_OPTIONS), os.environ)
 
 
 def _resume(options: dict[str, Any]) -> None:
@@ -215,7 +191,7 @@ def doctor(
         str | None,
         typer.Option("--draft", metavar="MODEL|none", help="Draft model. Default: the target's bundled one."),
     ] = None,
-    device: Annotated[DeviceName, typer.Option("--device", help="Where to decode.")] = DeviceName.AUTO,
+    device: Annotated[_Device, typer.Option("--device", help="Where to decode.")] = _Device.AUTO,
     single_writer: Annotated[
         bool, typer.Option("--single-writer", help="Accept a store that cannot create objects once only.")
     ] = False,

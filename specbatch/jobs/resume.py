@@ -16,8 +16,9 @@ from specbatch.jobs.amended import AMENDS_FIELD
 from specbatch.jobs.identity import identity_sha256
 from specbatch.jobs.jobdocument import JOB_KEY
 from specbatch.jobs.ledger import Ledger, StoredJob, check_same_job
+from specbatch.jobs.options import FREE_OPTIONS, OPTIONS, PATHS
 from specbatch.jobs.prepare import PreparedJob, prepare
-from specbatch.jobs.settings import OPTIONS, PATHS, Layer, Settings, environment_layer, flag_layer, resolve
+from specbatch.jobs.settings import Layer, Settings, environment_layer, flag_layer, resolve
 from specbatch.schemas.errors import ErrorCode, ExitCode, SpecbatchError
 from specbatch.schemas.manifest import Identity
 from specbatch.schemas.spec import JobSpec
@@ -25,22 +26,6 @@ from specbatch.storage.store import Store, open_store
 
 if TYPE_CHECKING:
     from specbatch.jobs.job import JobOutcome
-
-FREE_OPTIONS = (
-    "target",
-    "draft",
-    "speculation",
-    "workers",
-    "batch_size",
-    "device",
-    "memory_fraction",
-    "max_error_rate",
-    "row_errors_ok",
-    "deadline",
-    "single_writer",
-    "address",
-)
-"""Options of ``submit`` that a resume takes. ``target`` says where the same weights lie now: S knows no names."""
 
 _FREE_PATHS = frozenset(OPTIONS[name] for name in FREE_OPTIONS)
 

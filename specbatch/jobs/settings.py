@@ -1,7 +1,7 @@
 """Settings: layers of values from flags, ``--set``, environment, a YAML file and defaults, resolved to one ``JobSpec``.
 
 Everything here is pure but ``read_job_file``. A setting is known by its path in ``JobSpec`` (``generation.seed``);
-what the command line and the environment call it (``--seed``, ``SPECBATCH_SEED``) is in ``OPTIONS``.
+what the command line and the environment call it (``--seed``, ``SPECBATCH_SEED``) is in ``options``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from specbatch.jobs.jobfile import parse_yaml, scalar
+from specbatch.jobs.options import OPTIONS, PATHS, paths_of
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.sampling import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS
 from specbatch.schemas.spec import MAX_DRAFT_LENGTH, JobSpec
@@ -35,66 +36,9 @@ FOREIGN_VARIABLES = frozenset(
 )
 """Variables with our prefix that are not settings."""
 
-OPTIONS: Mapping[str, str] = MappingProxyType(
-    {
-        "output": "output",
-        "prompt_column": "input.prompt_column",
-        "id_column": "input.id_column",
-        "limit": "input.limit",
-        "target": "models.target",
-        "draft": "models.draft",
-        "dtype": "models.dtype",
-        "max_new_tokens": "generation.max_new_tokens",
-        "min_new_tokens": "generation.min_new_tokens",
-        "ignore_eos": "generation.ignore_eos",
-        "temperature": "generation.temperature",
-        "top_p": "generation.top_p",
-        "top_k": "generation.top_k",
-        "min_p": "generation.min_p",
-        "repetition_penalty": "generation.repetition_penalty",
-        "presence_penalty": "generation.presence_penalty",
-        "frequency_penalty": "generation.frequency_penalty",
-        "logit_bias": "generation.logit_bias",
-        "stop": "generation.stop",
-        "stop_token_ids": "generation.stop_token_ids",
-        "logprobs": "generation.logprobs",
-        "seed": "generation.seed",
-        "num_samples": "generation.num_samples",
-        "speculation": "execution.speculation",
-        "coupling": "generation.coupling",
-        "workers": "execution.workers",
-        "batch_size": "execution.batch_size",
-        "device": "execution.device",
-        "memory_fraction": "execution.memory_fraction",
-        "shard_rows": "execution.shard_rows",
-        "max_error_rate": "execution.max_error_rate",
-        "row_errors_ok": "execution.row_errors_ok",
-        "deadline": "execution.deadline",
-        "single_writer": "execution.single_writer",
-        "address": "execution.address",
-    }
-)
-"""Option name -> path in ``JobSpec``. ``input.datasets`` is the one path without an option: it is the argument."""
-
-PATHS: tuple[str, ...] = ("input.datasets", *OPTIONS.values())
-
-_TEXT_PATHS = frozenset(
-    OPTIONS[name]
-    for name in (
-        "output",
-        "prompt_column",
-        "id_column",
-        "target",
-        "draft",
-        "dtype",
-        "device",
-        "coupling",
-        "deadline",
-        "address",
-    )
-)
-_LIST_PATHS = frozenset({"input.datasets", "generation.stop_token_ids", "generation.logit_bias"})
-_VERBATIM_LIST_PATHS = frozenset({"generation.stop"})
+_TEXT_PATHS = paths_of("text", "choice")
+_LIST_PATHS = paths_of("scalars") | {"input.datasets"}
+_VERBATIM_LIST_PATHS = paths_of("texts")
 """Lists whose items may hold commas and spaces: a text is one item, unless it is a list in JSON."""
 _RULES = {
     "execution.speculation": f"auto, off, or a fixed K from 1 to {MAX_DRAFT_LENGTH}",

@@ -88,7 +88,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 def test_the_options_of_submit_are_pinned() -> None:
     command = typer.main.get_command(cli.app).commands["submit"]  # type: ignore[attr-defined]
     options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
-    assert ["/".join([*option.opts, *option.secondary_opts]) for option in options] == SUBMIT_OPTIONS
+    assert sorted("/".join([*option.opts, *option.secondary_opts]) for option in options) == sorted(SUBMIT_OPTIONS)
 
 
 def test_every_setting_has_an_option() -> None:
