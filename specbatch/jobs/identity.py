@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel
+
 from specbatch.schemas.canonical import canonical_json, sha256_hex
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.plan import InputFile
@@ -46,14 +48,34 @@ def identity_fields(
             "dtype": dtype,
             "path": model_path,
         },
-        "prompt": {"column": spec.input.prompt_column},
-        "generation": spec.generation.model_dump(mode="json"),
-        "output": {"id_column": spec.input.id_column, "limit": spec.input.limit},
+        "prompt": {"column": spec.input.prompt_column, **_changed(spec.input, _PROMPT_FIELDS)},
+        "generation": _without(spec.generation.model_dump(mode="json"), {"seed_by": "row"}),
+        "output": {
+            "id_column": spec.input.id_column,
+            "limit": spec.input.limit,
+            **_changed(spec.input, _COLUMN_FIELDS),
+            **_changed(spec.results, _RESULT_FIELDS),
+        },
         "inputs": [[file.name, file.size_bytes, file.footer_sha256, file.num_rows] for file in inputs],
     }
     if spec.generation.coupling == "distribution":
         fields["speculation"] = {"K": spec.execution.speculation, "draft": draft_files and dict(draft_files)}
     return fields
+
+
+_PROMPT_FIELDS = ("messages_column", "template", "system", "row_params", "truncate_prompt", "on_bad_file")
+_COLUMN_FIELDS = ("keep_columns", "rename", "dedupe", "allow_empty")
+_RESULT_FIELDS = ("prefix", "compression", "row_group_rows")
+
+
+def _changed(section: BaseModel, names: Sequence[str]) -> dict[str, Any]:
+    """The settings that are not at their default. A setting that is new leaves the identity of older jobs alone."""
+    values, fields = section.model_dump(mode="json"), type(section).model_fields
+    return {name: values[name] for name in names if getattr(section, name) != fields[name].default}
+
+
+def _without(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
 
 
 def identity_sha256(fields: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from specbatch.schemas.sampling import (
     MAX_BIASED_TOKENS,
@@ -22,6 +22,7 @@ from specbatch.schemas.sampling import (
 )
 
 MAX_DRAFT_LENGTH = 16
+MAX_TEMPLATE_CHARACTERS = 1 << 20
 
 _DURATION = re.compile(r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9})s)?")
 _MAX_DURATION_SECONDS = 365 * 86400
@@ -57,13 +58,59 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def _is_pair(value: str) -> str:
+    left, separator, right = value.partition("=")
+    if not (separator and left.strip() and right.strip()):
+        raise ValueError("must be written as NAME=VALUE")
+    return value
+
+
+Pair = Annotated[str, AfterValidator(_is_pair)]
+"""``NAME=VALUE``."""
+
+
 class InputSpec(_Section):
-    """Identity: which rows, and which column holds the prompt."""
+    """Identity: which rows, how a prompt is made of each, and which of their columns pass through.
+
+    A prompt comes from ``prompt_column``; from ``messages_column``, chats that the model's template renders; or from
+    ``template``, Jinja over the columns. ``system`` stands before it as a message of its own. ``rename`` holds
+    ``OLD=NEW`` names of columns; ``keep_columns`` None passes all through. Under ``row_params`` columns named like
+    sampling settings override them row by row.
+    """
 
     datasets: Annotated[tuple[str, ...], Field(strict=False)] = ()
     prompt_column: str = "prompt"
+    messages_column: str | None = None
+    template: Annotated[str, Field(min_length=1, max_length=MAX_TEMPLATE_CHARACTERS)] | None = None
+    system: Annotated[str, Field(min_length=1, max_length=MAX_TEMPLATE_CHARACTERS)] | None = None
+    row_params: bool = False
+    truncate_prompt: Literal["error", "left", "right"] = "error"
     id_column: str | None = None
     limit: Annotated[int, Field(ge=1)] | None = None
+    keep_columns: Annotated[tuple[str, ...], Field(strict=False)] | None = None
+    rename: Annotated[tuple[Pair, ...], Field(strict=False)] = ()
+    dedupe: Literal["off", "mark"] = "off"
+    allow_empty: bool = False
+    on_bad_file: Literal["fail", "quarantine"] = "fail"
+
+    @field_validator("template")
+    @classmethod
+    def _one_source_of_prompts(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("messages_column") is not None:
+            raise ValueError("must be left out where messages_column is given: prompts come from one of them")
+        return value
+
+
+class ResultsSpec(_Section):
+    """Identity: the form of the parts, without ``partitions``: those are folders ``KEY=VALUE`` below the output.
+
+    ``prefix`` stands before the name of every column that is added; ``row_group_rows`` None leaves it to the writer.
+    """
+
+    prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{0,64}$")] = ""
+    compression: Literal["zstd", "snappy", "gzip", "lz4", "none"] = "zstd"
+    row_group_rows: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    partitions: Annotated[tuple[Pair, ...], Field(strict=False)] = ()
 
 
 class ModelSpec(_Section):
@@ -80,7 +127,8 @@ class ModelSpec(_Section):
 class GenerationSpec(_Section):
     """Identity: sampling and termination. ``SamplingParams`` says what each means; it has the rules between them.
 
-    ``logprobs`` adds a column of that name; ``num_samples`` results are made of every row.
+    ``logprobs`` adds a column of that name; ``num_samples`` results are made of every row. Seeds of rows are made from
+    their position, or, by ``seed_by``, from their id, so that the text survives another order of the rows.
     """
 
     max_new_tokens: Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS_LIMIT)] = 128
@@ -99,6 +147,7 @@ class GenerationSpec(_Section):
     logprobs: bool = False
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     num_samples: Annotated[int, Field(ge=1, le=MAX_NUM_SAMPLES)] = 1
+    seed_by: Literal["row", "id"] = "row"
     coupling: Coupling = "seed"
 
     @field_validator("temperature")
@@ -165,7 +214,8 @@ class ExecutionSpec(_Section):
     """Execution: how fast, on what; free to change on resume.
 
     ``deadline`` is counted from the start of the run; ``single_writer`` gives up creating objects once only, for
-    stores that cannot; ``address`` is a running Ray cluster instead of one of our own.
+    stores that cannot; ``address`` is a running Ray cluster instead of one of our own. ``profile`` names what
+    ``calibrate`` measured: a file, ``auto`` for the one of this pair on this machine where there is one, or ``none``.
     """
 
     speculation: Speculation = "auto"
@@ -179,6 +229,8 @@ class ExecutionSpec(_Section):
     deadline: str | None = None
     single_writer: bool = False
     address: str | None = None
+    price_per_device_hour: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    profile: Annotated[str, Field(min_length=1)] = "auto"
 
     @field_validator("deadline")
     @classmethod
@@ -192,6 +244,7 @@ class JobSpec(_Section):
     """One job. ``output`` None means ``<stem>-<S[:8]>/`` beside the dataset."""
 
     input: InputSpec = Field(default_factory=InputSpec)
+    results: ResultsSpec = Field(default_factory=ResultsSpec)
     models: ModelSpec = Field(default_factory=ModelSpec)
     generation: GenerationSpec = Field(default_factory=GenerationSpec)
     execution: ExecutionSpec = Field(default_factory=ExecutionSpec)
