@@ -2,7 +2,8 @@
 
 moto looks whether an object exists, or has an ETag, and then writes, with no lock in between: of concurrent creators
 several win. Real S3 serialises those, so here one lock is held around every request. The tests of the probe start the
-server without it (``racy_seconds``), to have a store that lies.
+server without it (``racy_seconds``), to have a store that lies. Faults here are the store's own; those of the network
+in between, for whole jobs, are in ``faults/proxy.py``.
 
 Run as a script it is the server; imported it starts one.
 """

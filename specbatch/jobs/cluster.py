@@ -157,9 +157,9 @@ def _start(folder: Path, num_gpus: int) -> None:
 def _environment(folder: Path) -> Iterator[None]:
     """What Ray reads and its processes inherit; put back afterwards: a notebook may start a Ray of its own later.
 
-    Ray has read its settings when it was imported, perhaps long ago, so it is told to read them again.
+    Ray has read its settings when it was imported, perhaps long ago, and keeps the first token that it met: it is told
+    to read them again.
     """
-    raylet: Any = importlib.import_module("ray._raylet")  # its stub file leaves Config out
     wanted = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": _token,
@@ -176,12 +176,18 @@ def _environment(folder: Path) -> Iterator[None]:
     }
     before = {name: os.environ.get(name) for name in wanted}
     _set_environment(wanted)
-    raylet.Config.initialize("")
+    _reread_environment()
     try:
         yield
     finally:
         _set_environment(before)
-        raylet.Config.initialize("")
+        _reread_environment()
+
+
+def _reread_environment() -> None:
+    raylet: Any = importlib.import_module("ray._raylet")  # its stub file leaves both out
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _set_environment(values: dict[str, str | None]) -> None:

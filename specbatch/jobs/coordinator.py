@@ -44,6 +44,7 @@ from specbatch.jobs.coordinator_policy import (
     START_TIMEOUT_SECONDS,
     Durations,
     ErrorBudget,
+    LeaseDepth,
     WakingClock,
     error_code,
 )
@@ -60,7 +61,8 @@ class Coordinator:
     Args:
         shards: those without a part, in the order in which they shall be handed out (ascending).
         num_workers: processes wanted; None takes all that the cluster has room for (``CapacityChanged`` tells).
-        leases_per_worker: most shards that one worker holds at a time; above 1 its slots refill across borders.
+        leases_per_worker: shards that one worker holds at a time, more where they take a moment only; above 1 its
+            slots refill across borders.
         max_error_rate: largest share of error rows, judged once 1,000 rows are done.
         rows_done: result rows (one per sample) in parts that exist already.
         errors_done: error rows among them.
@@ -88,6 +90,7 @@ class Coordinator:
         self._durations = Durations()
         self._board = ShardBoard(shards)
         self._fleet = Fleet(leases_per_worker, start_timeout_seconds)
+        self._depth = LeaseDepth(leases_per_worker)
         self._staffing = Staffing(num_workers, capacity_timeout_seconds)
         self._assignment = Assignment(self._board, self._fleet, self._durations, has_twins=has_twins)
         self._losses = Losses(self._board, self._fleet, self._staffing, self._durations, self._clock)
@@ -120,6 +123,11 @@ class Coordinator:
         return self._staffing.num_restarts
 
     @property
+    def num_crashes(self) -> int:
+        """Workers that crashed or hung, replaced or not."""
+        return self._staffing.num_crashes
+
+    @property
     def num_preemptions(self) -> int:
         """Workers that were taken away."""
         return self._losses.num_preemptions
@@ -128,6 +136,11 @@ class Coordinator:
     def quarantined_places(self) -> tuple[str, ...]:
         """Host and device of those that get no work any more."""
         return self._losses.strikes.quarantined
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it hands out nothing more and waits for what is in flight."""
+        return self._stop_reason is not None
 
     def in_flight(self) -> tuple[int, ...]:
         """Shards that some worker holds, sorted."""
@@ -220,6 +233,7 @@ class Coordinator:
             return []
         if held is not None and held.probe is None:
             self._durations.add(self._clock.awake_seconds - held.since_seconds, receipt.num_rows)
+            self._depth.add()
         for holder in holders:
             self._fleet.release(holder, shard)
         self._staffing.note_progress()
@@ -255,6 +269,7 @@ class Coordinator:
 
     def _tick(self, now_seconds: float) -> list[Command]:
         self._clock.tick(now_seconds)
+        self._fleet.set_depth(self._depth.count(self._clock.awake_seconds, self._fleet.count(Phase.READY)))
         commands = self._fleet.watch(self._clock.awake_seconds)
         if self._deadline_seconds is not None and self._clock.now_seconds >= self._deadline_seconds:
             commands += self._drain("deadline")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 
@@ -27,6 +28,9 @@ MAX_TICK_GAP_SECONDS = 5.0
 TWIN_RATIO = 2.0
 MIN_DURATIONS = 3
 NUM_DURATIONS = 101
+
+AHEAD_SECONDS = 0.5
+MAX_DEPTH = 8
 
 WORTH_RETRYING = frozenset(
     {
@@ -110,6 +114,32 @@ class Durations:
         if len(self._seconds_per_row) < MIN_DURATIONS:
             return None
         return statistics.median(self._seconds_per_row) * max(num_rows, 1)
+
+
+class LeaseDepth:
+    """How many shards a worker holds at a time: enough that it never waits for the next while a receipt is on its way.
+
+    Shards of minutes need no more than the least; of shards that take a moment, many.
+
+    Args:
+        least: leases that a worker needs to fill its batch and refill it.
+    """
+
+    def __init__(self, least: int) -> None:
+        self._least = least
+        self._num_receipts = 0
+        self._counted_from = 0.0
+
+    def add(self) -> None:
+        """A shard is finished."""
+        self._num_receipts += 1
+
+    def count(self, now_seconds: float, num_workers: int) -> int:
+        """The depth from now on, by what each of the workers finished since it was asked for the last time."""
+        seconds = now_seconds - self._counted_from
+        ahead = AHEAD_SECONDS * self._num_receipts / max(num_workers, 1) / seconds if seconds > 0 else 0.0
+        self._num_receipts, self._counted_from = 0, now_seconds
+        return max(min(math.ceil(ahead), MAX_DEPTH), self._least)
 
 
 class DeviceStrikes:

@@ -30,6 +30,7 @@ class Staffing:
         self._num_in_vain = 0  # crashed since the last progress
         self._last_death: WorkerDied | None = None
         self.num_restarts = 0
+        self.num_crashes = 0
 
     def set_slots(self, num_slots: int) -> None:
         """The cluster has room for so many workers in all."""
@@ -47,6 +48,7 @@ class Staffing:
 
     def note_crash(self, death: WorkerDied, *, was_loading: bool, was_probing: bool) -> None:
         """A worker crashed or hung."""
+        self.num_crashes += 1
         self._num_dead += 1
         self._num_in_vain += not was_probing  # a search is bounded by itself
         self._num_load_failures += was_loading

@@ -184,6 +184,14 @@ class Fleet:
         worker.is_suspect = False
         self._judge_room(number, worker)
 
+    def set_depth(self, leases_per_worker: int) -> None:
+        """From now on a worker holds at most so many shards; who holds more keeps them."""
+        if leases_per_worker == self._leases_per_worker:
+            return
+        self._leases_per_worker = leases_per_worker
+        for number, worker in self._workers.items():
+            self._judge_room(number, worker)
+
     def hold(self, number: int, shard: int, held: Held, *, exclusive: bool) -> None:
         """A worker gets a shard."""
         worker = self._workers[number]

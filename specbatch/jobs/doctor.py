@@ -22,7 +22,7 @@ from specbatch.schemas.spec import GenerationSpec
 from specbatch.specdec.host import host_available_bytes
 from specbatch.specdec.memory import EXPECTED_PROMPT_TOKENS, plan_memory
 from specbatch.specdec.models import check_pair, context_length, default_draft, locate_model, resolve_dtype
-from specbatch.storage.probe import check_store, probe_store
+from specbatch.storage.probe import check_store, note_pass, probe_store
 from specbatch.storage.store import Store, open_store
 
 DOCTOR_FORMAT = "specbatch/doctor/1"
@@ -218,6 +218,7 @@ def _store(uri: str | None, *, single_writer: bool) -> Iterator[Finding]:
                     level = "warn"
                 yield Finding(f"store: {check.name}", level, check.detail)
             check_store(store, report)
+            note_pass(store, report)
     except SpecbatchError as error:
         yield Finding("store", "fail", f"{error.code.value}: {error.message}", f"docs/errors.md on {error.code.value}")
 

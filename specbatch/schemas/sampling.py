@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import fields as fields_of
-from operator import index
+from operator import attrgetter, index
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 
@@ -93,13 +93,16 @@ class SamplingParams:
         """
         _check_seed(seed)
         other = object.__new__(SamplingParams)
-        for field in _FIELDS:
-            object.__setattr__(other, field, getattr(self, field))
-        object.__setattr__(other, "seed", seed)
+        for write, value in zip(_WRITERS, _read_all(self), strict=True):
+            write(other, value)
+        _write_seed(other, seed)
         return other
 
 
 _FIELDS = tuple(field.name for field in fields_of(SamplingParams))
+_read_all = attrgetter(*_FIELDS)
+_WRITERS = tuple(getattr(SamplingParams, field).__set__ for field in _FIELDS)
+_write_seed = _WRITERS[_FIELDS.index("seed")]
 
 
 def check_vocabulary(params: SamplingParams, stop_ids: Sequence[int], vocab_size: int) -> None:

@@ -14,13 +14,14 @@ _PROMPT_DOMAIN = "specbatch/prompt/1"
 _LOW_63_BITS = (1 << 63) - 1
 
 
-def _digest_63(state: hashlib.blake2b, *fields: int | str) -> int:
-    """Low 63 bits of BLAKE2b-64 over length-prefixed fields; the prefix keeps ("ab","c") from ("a","bc")."""
-    state.update(b"".join(_prefixed(field) for field in fields))
+def _digest_63(state: hashlib.blake2b, prefixed_fields: bytes) -> int:
+    """Low 63 bits of BLAKE2b-64 behind these fields."""
+    state.update(prefixed_fields)
     return int.from_bytes(state.digest(), "little") & _LOW_63_BITS
 
 
 def _prefixed(field: int | str) -> bytes:
+    """A field with its length before it, which keeps ("ab", "c") from ("a", "bc")."""
     data = str(field).encode("utf-8")
     return len(data).to_bytes(8, "little") + data
 
@@ -29,6 +30,9 @@ def _prefixed(field: int | str) -> bytes:
 def _begun(*fields: int | str) -> hashlib.blake2b:
     """The digest behind these fields, to be copied: the rows of a job share them."""
     return hashlib.blake2b(b"".join(_prefixed(field) for field in fields), digest_size=8)
+
+
+_sample = functools.lru_cache(maxsize=64)(_prefixed)
 
 
 def row_seed(job_seed: int, key: int | str, sample_index: int) -> int:
@@ -43,9 +47,13 @@ def row_seed(job_seed: int, key: int | str, sample_index: int) -> int:
         An integer in [0, 2**63).
     """
     kind = "id" if isinstance(key, str) else "row"
-    return _digest_63(_begun(_ROW_DOMAIN, job_seed, kind).copy(), key, sample_index)
+    return _digest_63(_begun(_ROW_DOMAIN, job_seed, kind).copy(), _prefixed(key) + _sample(sample_index))
 
 
 def prompt_seed(seed: int, prompt_index: int) -> int:
     """Seed of prompt ``prompt_index`` when one ``SamplingParams`` serves many prompts; prompt 0 keeps ``seed``."""
-    return seed if prompt_index == 0 else _digest_63(_begun(_PROMPT_DOMAIN).copy(), seed, prompt_index)
+    return (
+        seed
+        if prompt_index == 0
+        else _digest_63(_begun(_PROMPT_DOMAIN).copy(), _prefixed(seed) + _prefixed(prompt_index))
+    )

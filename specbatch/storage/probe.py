@@ -109,13 +109,17 @@ def ensure_fit(store: Store, *, probe: Callable[[Store], ProbeReport] = probe_st
     Raises:
         SpecbatchError: what ``probe_store`` and ``check_store`` raise.
     """
-    place = place_of(store)
-    if passed_lately(place):
+    if passed_lately(place_of(store)):
         return
     report = probe(store)
     check_store(store, report)
+    note_pass(store, report)
+
+
+def note_pass(store: Store, report: ProbeReport) -> None:
+    """Remember a probe that was passed, so that no job has to make it again today."""
     if report.ok and not _is_single_writer(store):  # whose pass would say nothing about conditional writes
-        remember(place)
+        remember(place_of(store))
 
 
 def _is_single_writer(store: Store) -> bool:

@@ -26,6 +26,7 @@ from specbatch.jobs.placing import Placing
 from specbatch.jobs.processes import AGAIN_SECONDS, WorkerProcess
 from specbatch.schemas.errors import SpecbatchError
 from specbatch.schemas.messages import MemoryReport, ProbeDone, Progress, WorkerConfig, WorkerPoll, WorkerReady
+from specbatch.schemas.prompt import PromptSpec
 from specbatch.schemas.spec import GenerationSpec
 from specbatch.workers.actor import News, Whereabouts, WorkerActor, kill_process, process_start
 
@@ -36,7 +37,7 @@ HERE = Whereabouts("a", "somewhere", 7, "now")
 
 
 def make_config(device: str = "cpu") -> WorkerConfig:
-    return WorkerConfig(0, "out", "p" * 16, "t", None, "auto", device, "off", 4, 1, "prompt", GenerationSpec())
+    return WorkerConfig(0, "out", "p" * 16, "t", None, "auto", device, "off", 4, 1, PromptSpec(), GenerationSpec())
 
 
 def make_poll(**changes: Any) -> WorkerPoll:
@@ -337,3 +338,23 @@ def test_another_process_under_the_same_number_lives(sleeper: subprocess.Popen[b
     assert not kill_process(replace(mine, pid=2**22 + 1))
     assert sleeper.poll() is None
     assert mine.is_here
+
+
+_RAY_AFTER_A_JOB = """
+import ray
+from specbatch.jobs.cluster import local_cluster
+with local_cluster(0):
+    pass
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+assert ray.get(ray.remote(lambda: 7).remote(), timeout=60) == 7
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_notebook_may_start_its_own_ray_after_a_job(tmp_path: Path) -> None:
+    """Ray keeps the token of its first cluster for as long as the process lives, unless it is told to forget it."""
+    foreign = ("RAY_", "SPECBATCH_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    environment = {**kept, "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", _RAY_AFTER_A_JOB], env=environment, cwd=tmp_path, check=True, timeout=120)

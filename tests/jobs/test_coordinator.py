@@ -36,7 +36,7 @@ from specbatch.jobs.coordinator_events import (
     WorkerJoined,
     WorkerPlaced,
 )
-from specbatch.jobs.coordinator_policy import MAX_ATTEMPTS
+from specbatch.jobs.coordinator_policy import MAX_ATTEMPTS, MAX_DEPTH
 from specbatch.schemas.errors import ErrorCode
 from specbatch.schemas.messages import Lease, ShardFailed
 from specbatch.schemas.plan import Segment, Shard
@@ -116,6 +116,27 @@ def test_no_more_workers_than_shards() -> None:
 def test_leases_ahead_can_be_more_than_two() -> None:
     play = Play(9, leases_per_worker=4)
     assert len(play.begin()) == 4
+
+
+def test_shards_that_take_a_moment_are_handed_out_further_ahead() -> None:
+    """And shards that take longer again as few as before: what a worker holds dies with it."""
+    play = Play(200)
+    held = [command.lease.shard.index for command in play.begin() if isinstance(command, Assign)]
+    assert len(held) == 2
+
+    def finish(number: int) -> None:
+        for _ in range(number):
+            commands = play(done(0, held.pop(0)))
+            held.extend(command.lease.shard.index for command in commands if isinstance(command, Assign))
+
+    finish(30)
+    assert len(held) == 2, "nobody has looked at the clock yet"
+    held += [command.lease.shard.index for command in play.pass_time(1, 0) if isinstance(command, Assign)]
+    assert len(held) == MAX_DEPTH
+    finish(1)
+    assert play.pass_time(1, 0) == []
+    finish(MAX_DEPTH - 1)
+    assert len(held) == 2
 
 
 def test_the_tail_is_shared_among_workers() -> None:
