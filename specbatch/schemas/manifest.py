@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on
 
 MANIFEST_FORMAT = "specbatch/manifest/1"
 JOB_FORMAT = "specbatch/job/1"
@@ -93,6 +94,20 @@ class Acceptance(_Document):
     by_position: list[float]
 
 
+class Lengths(_Document):
+    """How long prompts and completions of ok results were, in tokens, and how many were cut at their limit.
+
+    Attributes:
+        prompt: entry i counts the results whose length has i binary digits: 0, 1, 2-3, 4-7, 8-15, ...
+        completion: the same of completions.
+        num_cut: results that ended because they had as many tokens as they were allowed.
+    """
+
+    prompt: list[int]
+    completion: list[int]
+    num_cut: int
+
+
 class Seconds(_Document):
     propose: float
     score: float
@@ -111,7 +126,10 @@ class PartRecord(_Document):
 
 
 class Commit(_Document):
-    """A pure function of the plan and the parts' bytes; two coordinators write the same."""
+    """A pure function of the plan and the parts' bytes; two coordinators write the same.
+
+    ``lengths`` is None where parts of an older version do not say them.
+    """
 
     counts: Counts
     tokens: Tokens
@@ -119,6 +137,7 @@ class Commit(_Document):
     acceptance: Acceptance
     seconds: Seconds
     parts: list[PartRecord]
+    lengths: Lengths | None = None
 
 
 class Throughput(_Document):
@@ -148,13 +167,85 @@ class Speedup(_Document):
     note: str | None
 
 
+class TimelineBucket(TypedDict):
+    """One of at most 200 pieces of a job's time; ``specbatch.jobs.timeline`` makes them.
+
+    ``seconds`` is the bucket's end. The last three are missing in manifests of older versions.
+    """
+
+    seconds: float
+    tokens_per_second: float
+    tokens_per_round: float
+    spec_share: float
+    workers: NotRequired[int]
+    acceptance: NotRequired[float | None]
+    k_share: NotRequired[list[float] | None]
+
+
+class Cost(_Document):
+    """What the devices cost. One worker holds one GPU; on CPU the device is the machine, however many workers it has.
+
+    Attributes:
+        device_hours: from the start of each run to its end, also while models load or a device waits for work.
+        price_per_device_hour: as given for the last run; None where no price was given.
+        total: in the currency of the price; None unless every run had one.
+    """
+
+    device_hours: float
+    price_per_device_hour: float | None
+    total: float | None
+
+
+class RunSummary(_Document):
+    """One run as the report shows it; times are ISO 8601 in UTC."""
+
+    epoch: int
+    started_at: str
+    ended_at: str
+    host: str
+    outcome: str
+    wall_seconds: float
+    total_seconds: float
+    attempts: int
+    deaths: int
+    restarts: int
+    preemptions: int
+
+
+class EventRecord(_Document):
+    """Something that a run said while it went on: a death, a suspicion, a quarantine. Seconds since its start."""
+
+    epoch: int
+    at_seconds: float
+    text: str
+
+
+class DraftGivenUp(_Document):
+    """How many workers of the last run found that their draft does not pay; when the first did, since its start."""
+
+    workers: int
+    at_seconds: float
+
+
 class Observed(_Document):
-    """A snapshot of ``runs/`` when committing; not part of the commit."""
+    """A snapshot of ``runs/`` when committing; not part of the commit.
+
+    What stands behind ``runs`` has a default: manifests of older versions lack it.
+
+    Attributes:
+        timeline: of the whole job, in order.
+        forecast: what was expected of the first run that had a forecast; ``specbatch.jobs.forecast`` has its keys.
+        cost: None where no run had workers.
+        history: one for each run.
+        events: the first of all runs, in their order.
+        deaths: worker processes that crashed or hung; machines that were taken away are ``preemptions``.
+        quarantined: places (host/device) that failed again and again and got no more work.
+    """
 
     throughput: Throughput
     k_share: dict[str, float]
     speedup: Speedup
-    timeline: list[dict[str, float]]
+    timeline: list[TimelineBucket]
     execution: dict[str, Any]
     hardware: dict[str, Any]
     versions: dict[str, str]
@@ -163,10 +254,20 @@ class Observed(_Document):
     restarts: int
     preemptions: int = 0
     runs: int
+    forecast: dict[str, Any] | None = None
+    cost: Cost | None = None
+    history: list[RunSummary] = Field(default_factory=list)
+    events: list[EventRecord] = Field(default_factory=list)
+    deaths: int = 0
+    quarantined: list[str] = Field(default_factory=list)
+    draft_given_up: DraftGivenUp | None = None
 
 
 class Manifest(_Document):
-    """``manifest.json``. ``stored`` has the hex SHA-256 of ``job.json`` and the plan, which are created once too."""
+    """``manifest.json``. ``stored`` has the hex SHA-256 of ``job.json`` and the plan, which are created once too.
+
+    ``spec`` is that of ``job.json``, so that a report can say how to run the job again; None in older manifests.
+    """
 
     format: str
     job_id: str
@@ -175,3 +276,4 @@ class Manifest(_Document):
     stored: dict[str, str] = Field(default_factory=dict)
     commit: Commit
     observed: Observed
+    spec: dict[str, Any] | None = None

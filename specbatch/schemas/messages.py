@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from specbatch.schemas.plan import Shard
+from specbatch.schemas.prompt import PassThrough, PromptSpec
+from specbatch.schemas.rows import ResultForm
 from specbatch.schemas.spec import DataType, GenerationSpec, Speculation
 from specbatch.schemas.stats import PartStats, PhaseSeconds, SpecCounters
 
@@ -25,10 +27,12 @@ class WorkerConfig:
         speculation: how K is chosen; ``off`` goes with no draft.
         batch_size: rows in flight; ``auto`` where only the worker can see its device's memory.
         num_threads: arithmetic threads on CPU.
-        columns: names of the input columns in the order of every part (that of the first file); empty keeps the
-            order of each shard's own file.
+        prompt: how prompts are made of rows.
+        pass_through: the input columns of every part; None takes all, in the order of each shard's own file.
         memory_fraction: share of its device's free memory that the engine may use; workers on one CPU divide theirs.
         single_writer: the store cannot create objects once only, and the user vouches that nobody else writes.
+        form: of the parts; whether they have logprobs is the generation's to say.
+        duplicates: the file that marks duplicates (local path or URI); None where none are marked.
     """
 
     worker: int
@@ -41,11 +45,13 @@ class WorkerConfig:
     speculation: Speculation
     batch_size: int | Literal["auto"]
     num_threads: int
-    prompt_column: str
+    prompt: PromptSpec
     generation: GenerationSpec
-    columns: tuple[str, ...] = ()
+    pass_through: PassThrough | None = None
     memory_fraction: float = 0.9
     single_writer: bool = False
+    form: ResultForm = field(default_factory=ResultForm)
+    duplicates: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +124,9 @@ class RoundBlock:
     Plain rounds here are those drawn by the hash of the round number in a job that may speculate; spec rounds are all
     others, whatever K was chosen. Without speculation every round is plain and ``num_spec_rounds`` is 0. Mixed rounds
     are those in whose forward prompts were read too; they count for throughput and are compared with nothing.
+
+    Entry k of ``draft_length_histogram`` counts the rows that proposed k drafts in a round, entry 0 those that took
+    part plainly; ``num_accepted_draft_tokens`` of these drafts were committed.
     """
 
     num_spec_rounds: int = 0
@@ -129,6 +138,8 @@ class RoundBlock:
     num_mixed_rounds: int = 0
     mixed_seconds: float = 0.0
     num_mixed_tokens: int = 0
+    draft_length_histogram: tuple[int, ...] = ()
+    num_accepted_draft_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +148,12 @@ class Progress:
 
     ``num_rows_done`` counts rows all of whose samples are finished, whether or not their part is written yet;
     ``num_errors`` and ``num_rows_active`` count samples. ``beat_age_seconds`` is the time since the decode loop last
-    came round (0 while it waits for work): a loop that hangs in native code still answers polls, and shows here.
+    came round (0 while it waits for work): a loop that hangs in native code still answers polls, and shows here. So
+    does a part that has been under way for longer than any store may take.
+
+    Attributes:
+        errors_by_code: pairs (error code, samples), sorted by code.
+        writing_shard: the shard whose part is being written, for ``writing_seconds`` so far; None where none is.
     """
 
     num_rows_done: int = 0
@@ -149,6 +165,9 @@ class Progress:
     num_errors: int = 0
     beat_age_seconds: float = 0.0
     median_step_seconds: float = 0.0
+    errors_by_code: tuple[tuple[str, int], ...] = ()
+    writing_shard: int | None = None
+    writing_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

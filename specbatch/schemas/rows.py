@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from specbatch.schemas.stats import SpecCounters
+
+if TYPE_CHECKING:
+    from specbatch.schemas.spec import JobSpec
 
 FinishReason = Literal["stop", "length", "error"]
 
@@ -34,7 +37,60 @@ RESULT_COLUMNS: tuple[str, ...] = (
 LOGPROBS_COLUMN = "logprobs"
 """Stands behind ``RESULT_COLUMNS`` in a job that asked for it."""
 
-RESERVED_COLUMNS: frozenset[str] = frozenset(RESULT_COLUMNS) | {LOGPROBS_COLUMN, "duplicate_of"}
+DUPLICATE_COLUMN = "duplicate_of"
+"""Stands before ``RESULT_COLUMNS``, among the input's columns, in a job that marks duplicates."""
+
+BOOKKEEPING_COLUMNS: tuple[str, ...] = RESULT_COLUMNS[RESULT_COLUMNS.index("min_margin") :]
+"""How a result came about, not what it is."""
+
+
+def result_columns(prefix: str = "", with_logprobs: bool = False) -> tuple[str, ...]:
+    """The names of the columns that are added behind the input's own, in their order."""
+    names = (*RESULT_COLUMNS, LOGPROBS_COLUMN) if with_logprobs else RESULT_COLUMNS
+    return tuple(prefix + name for name in names)
+
+
+def duplicate_column(prefix: str = "") -> str:
+    """The name of the column that marks duplicates."""
+    return prefix + DUPLICATE_COLUMN
+
+
+def reserved_columns(prefix: str = "") -> frozenset[str]:
+    """Names that no column which passes through may have."""
+    return frozenset((*result_columns(prefix, with_logprobs=True), duplicate_column(prefix)))
+
+
+RESERVED_COLUMNS: frozenset[str] = reserved_columns()
+"""Those of a job without a prefix."""
+
+Compression = Literal["zstd", "snappy", "gzip", "lz4", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class ResultForm:
+    """The form of a job's parts.
+
+    Attributes:
+        prefix: stands before the name of every column that is added.
+        row_group_rows: most results of a row group; None leaves it to the writer.
+        with_logprobs: whether there is a column of logprobs.
+    """
+
+    prefix: str = ""
+    compression: Compression = "zstd"
+    row_group_rows: int | None = None
+    with_logprobs: bool = False
+
+    @staticmethod
+    def of(spec: JobSpec) -> ResultForm:
+        """The form that a job asks for."""
+        results = spec.results
+        return ResultForm(results.prefix, results.compression, results.row_group_rows, spec.generation.logprobs)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns that are added behind the input's own, in their order."""
+        return result_columns(self.prefix, self.with_logprobs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,16 @@ class BlockRecord(_Document):
     num_mixed_rounds: int = 0
     mixed_seconds: float = 0.0
     num_mixed_tokens: int = 0
+    draft_length_histogram: tuple[int, ...] = ()
+    num_accepted_draft_tokens: int = 0
 
 
 class WorkerRecord(_Document):
-    """One worker process of one run. ``seconds`` has the keys of ``PhaseSeconds``, ``memory`` of ``MemoryReport``."""
+    """One worker process of one run. ``seconds`` has the keys of ``PhaseSeconds``, ``memory`` of ``MemoryReport``.
+
+    ``draft_given_up_seconds`` is the second since the run's start at which the draft was seen to be gone; None while it
+    is there, and where there was none.
+    """
 
     worker: int
     host: str
@@ -48,6 +54,7 @@ class WorkerRecord(_Document):
     memory: dict[str, int]
     versions: dict[str, str]
     blocks: list[BlockRecord]
+    draft_given_up_seconds: float | None = None
 
 
 class RunRecord(_Document):
@@ -64,6 +71,9 @@ class RunRecord(_Document):
         preemptions: workers that were taken away; they are charged to no shard.
         probes: attempts that stored nothing and only narrowed down a row that kills workers.
         events: deaths, suspicions, quarantines: what was said, with the second since the start of the command.
+        crashes: workers that crashed or hung, replaced or not.
+        quarantined: places (host/device) that get no work any more.
+        forecast: what was expected of the job before it began; None where nothing was.
     """
 
     format: str
@@ -80,16 +90,45 @@ class RunRecord(_Document):
     preemptions: int = 0
     probes: int = 0
     events: tuple[tuple[float, str], ...] = ()
+    crashes: int = 0
+    quarantined: tuple[str, ...] = ()
+    forecast: dict[str, Any] | None = None
     execution: dict[str, Any]
     hardware: dict[str, Any]
     workers: list[WorkerRecord]
 
 
-class ProgressDocument(_Document):
+class NoteRecord(_Document):
+    """A thing that happened in a run, in words. ``at``: UTC, ISO 8601; ``level``: ``info``, ``warning``, ``error``."""
+
+    at: str
+    level: str
+    message: str
+
+
+class ProgressDocument(BaseModel):
     """What ``status`` shows while a run is alive; overwritten every few seconds by the run that holds the output.
 
-    Rows and tokens are of this run; ``parts_done`` and ``rows_in_parts`` of the job.
+    Rows and tokens are of this run; ``parts_done``, ``rows_in_parts`` and ``job_rows_done`` of the job. What came after
+    the first version has a default, so that documents of older runs still read; fields of newer ones are passed over.
+
+    Attributes:
+        tokens_per_second: output tokens, all workers together, over the last seconds.
+        eta_seconds: to the last row, from the tokens that remain; None while nothing is known to tell it by.
+        workers: one entry per process: ``worker``, ``pid``, ``host``, ``rows_done``, ``rows_active``,
+            ``completion_tokens``; since then ``state``, ``place``, ``shards``, ``tokens_per_second``, ``memory_bytes``,
+            and ``writing_shard`` with ``writing_seconds`` while a part is being written.
+        elapsed_seconds: since the start of the command.
+        job_rows_done: rows in parts, and finished rows whose part is still to be written.
+        tokens_per_second_overall: since the first worker was ready.
+        mean_accepted: drafts accepted in a round that had any.
+        k_shares: how often each K was used lately, of all turns of rows in rounds; 0 is a plain turn.
+        errors_by_code: error rows of the whole job, by code.
+        remaining_tokens: output tokens still to be decoded, estimated from the rows that are done.
+        notes: the last of what is worth telling.
     """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     format: str
     epoch: int
@@ -109,3 +148,13 @@ class ProgressDocument(_Document):
     mean_emitted: float | None
     eta_seconds: float | None
     workers: list[dict[str, Any]]
+    output: str = ""
+    started_at: str = ""
+    elapsed_seconds: float | None = None
+    job_rows_done: int | None = None
+    tokens_per_second_overall: float | None = None
+    mean_accepted: float | None = None
+    k_shares: dict[str, float] = {}
+    errors_by_code: dict[str, int] = {}
+    remaining_tokens: int | None = None
+    notes: tuple[NoteRecord, ...] = ()

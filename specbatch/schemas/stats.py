@@ -78,6 +78,9 @@ class PartStats:
     Attributes:
         errors_by_code: pairs (error code, rows), sorted by code.
         num_near_ties: tokens that were decided by canonical evaluation because two scores nearly tied.
+        prompt_lengths, completion_lengths: entry i counts the ok results whose length in tokens has i binary digits;
+            empty in parts of an older version.
+        num_cut: ok results that ended because they had as many tokens as they were allowed.
     """
 
     num_rows: int = 0
@@ -89,6 +92,9 @@ class PartStats:
     errors_by_code: tuple[tuple[str, int], ...] = ()
     counters: SpecCounters = field(default_factory=SpecCounters)
     seconds: PhaseSeconds = field(default_factory=PhaseSeconds)
+    prompt_lengths: tuple[int, ...] = ()
+    completion_lengths: tuple[int, ...] = ()
+    num_cut: int = 0
 
     @property
     def num_errors(self) -> int:
@@ -109,7 +115,20 @@ class PartStats:
             errors_by_code=tuple(sorted(errors.items())),
             counters=SpecCounters.total((self.counters, other.counters)),
             seconds=self.seconds + other.seconds,
+            prompt_lengths=sum_histograms((self.prompt_lengths, other.prompt_lengths)),
+            completion_lengths=sum_histograms((self.completion_lengths, other.completion_lengths)),
+            num_cut=self.num_cut + other.num_cut,
         )
+
+
+def length_histogram(lengths: Iterable[int]) -> tuple[int, ...]:
+    """Entry i: how many of these lengths (in tokens, 0 or more) have i binary digits: 0, 1, 2-3, 4-7, 8-15, ..."""
+    counts: list[int] = []
+    for length in lengths:
+        digits = length.bit_length()
+        counts += [0] * (digits + 1 - len(counts))
+        counts[digits] += 1
+    return tuple(counts)
 
 
 def accepted_by_position(counters: SpecCounters) -> tuple[int, ...]:

@@ -30,12 +30,17 @@ _STEADY_LACK = 2
 
 @dataclass(frozen=True, slots=True)
 class RoundResult:
-    """What a round did: rows that ended, tokens committed, whether it was plain, whether prompts rode along."""
+    """What a round did: rows that ended, tokens committed, whether it was plain, whether prompts rode along.
+
+    ``draft_length_B`` and ``num_accepted_B`` are of the rows that were decoding before it.
+    """
 
     finished: list[SequenceOutput]
     num_tokens: int
     is_plain: bool
     is_mixed: bool
+    draft_length_B: IntArray
+    num_accepted_B: IntArray
 
 
 def may_ride(batch: Batch, round_number: int) -> bool:
@@ -92,7 +97,14 @@ def decode_round(batch: Batch, round_number: int, num_waiting: int, chunk: Chunk
             match_B=kind_of_match(looked_up, len(row_B)),
         )
     )
-    return RoundResult(settled.finished, int(settled.verdict.num_committed_B.sum()), is_plain, num_riding > 0)
+    return RoundResult(
+        finished=settled.finished,
+        num_tokens=int(settled.verdict.num_committed_B.sum()),
+        is_plain=is_plain,
+        is_mixed=num_riding > 0,
+        draft_length_B=verdict.num_proposed_B,
+        num_accepted_B=verdict.num_accepted_B,
+    )
 
 
 def look_up(batch: Batch, row_B: IntArray) -> Proposal | None:

@@ -316,6 +316,8 @@ class Engine:
                 is_mixed=result.is_mixed,
                 seconds=time.perf_counter() - started,
                 num_tokens=result.num_tokens,
+                draft_length_B=result.draft_length_B,
+                num_accepted_B=result.num_accepted_B,
             )
             self._round_number += 1
             self._finished += self._trusted(result.finished)

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from specbatch.schemas.messages import RoundBlock
+from specbatch.specdec.accept import IntArray
 
 PLAIN_ROUNDS_IN = 50
 ROUNDS_PER_BLOCK = 16
@@ -32,9 +35,26 @@ class RoundLog:
     def __init__(self) -> None:
         self._done: list[RoundBlock] = []
         self._open = RoundBlock()
+        self._draft_lengths: list[IntArray] = []
+        self._num_accepted: list[IntArray] = []
 
-    def add(self, *, is_plain: bool, is_mixed: bool, seconds: float, num_tokens: int) -> None:
-        """Log one round with the tokens that it committed; one with prompts in it is compared with nothing."""
+    def add(
+        self,
+        *,
+        is_plain: bool,
+        is_mixed: bool,
+        seconds: float,
+        num_tokens: int,
+        draft_length_B: IntArray,
+        num_accepted_B: IntArray,
+    ) -> None:
+        """Log one round with the tokens that it committed; one with prompts in it is compared with nothing.
+
+        Args:
+            draft_length_B: how many drafts each row proposed. num_accepted_B: how many of them were committed.
+        """
+        self._draft_lengths.append(draft_length_B)  # added up once for each block
+        self._num_accepted.append(num_accepted_B)
         block = self._open
         if is_mixed:
             block = replace(
@@ -64,8 +84,16 @@ class RoundLog:
     def flush(self) -> None:
         """End the open block, if it holds anything."""
         if self._open != RoundBlock():
-            self._done.append(self._open)
+            self._done.append(
+                replace(
+                    self._open,
+                    draft_length_histogram=tuple(np.bincount(np.concatenate(self._draft_lengths)).tolist()),
+                    num_accepted_draft_tokens=int(np.concatenate(self._num_accepted).sum()),
+                )
+            )
             self._open = RoundBlock()
+            self._draft_lengths.clear()
+            self._num_accepted.clear()
 
     def take(self) -> tuple[RoundBlock, ...]:
         """Finished blocks since the last call."""

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer as _Backend
 
+from specbatch.schemas.prompt import ChatText
+
 Decoding = Literal["bytes", "pieces", "whole"]
 """How the text of a completion follows from its tokens.
 
@@ -30,7 +32,8 @@ class Tokenizer:
     """The tokenizer of one model folder.
 
     The spelling of a special token inside a prompt is text, not a command: a prompt that quotes ``<|eos|>`` must not
-    end anything. What the tokenizer itself puts around a prompt (a BOS token, say) is kept.
+    end anything. What the tokenizer itself puts around a prompt (a BOS token, say) is kept. In a ``ChatText`` it is the
+    template that writes special tokens, the first one too: nothing is put around it.
 
     Attributes:
         vocab_size: one past the largest token id.
@@ -46,6 +49,7 @@ class Tokenizer:
         self.decoding: Decoding = decoding_of(json.loads(backend.to_str())["decoder"])
         self._silent = frozenset(token for token, added in backend.get_added_tokens_decoder().items() if added.special)
         self._bytes_of: dict[int, bytes] = {}
+        self._chat_backend: _Backend | None = None
 
     @classmethod
     def from_folder(cls, path: str | Path) -> Tokenizer:
@@ -53,7 +57,9 @@ class Tokenizer:
         return cls(_Backend.from_file(str(Path(path) / "tokenizer.json")))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a prompt, with what the tokenizer puts around it."""
+        """Ids of a prompt, with what the tokenizer puts around it; of a ``ChatText``, what its template wrote."""
+        if isinstance(text, ChatText):
+            return self._encode_chat(text)
         ids: list[int] = self._backend.encode(text).ids
         return ids
 
@@ -61,6 +67,18 @@ class Tokenizer:
         """Text of ids; special tokens give no text, bytes that are no character give U+FFFD."""
         text: str = self._backend.decode(list(ids), skip_special_tokens=True)
         return text
+
+    def _encode_chat(self, chat: ChatText) -> list[int]:
+        if self._chat_backend is None:
+            self._chat_backend = _Backend.from_str(self._backend.to_str())
+            self._chat_backend.no_truncation()
+            self._chat_backend.no_padding()
+            self._chat_backend.encode_special_tokens = False
+        ids: list[int] = []
+        for text, is_command in chat.pieces():
+            backend = self._chat_backend if is_command else self._backend
+            ids += backend.encode(text, add_special_tokens=False).ids
+        return ids
 
     def token_bytes(self, token: int) -> bytes:
         """What one token adds to the text where ``decoding`` is ``bytes``; nothing for a special or unknown id."""

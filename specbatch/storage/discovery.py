@@ -1,4 +1,4 @@
-"""Which files a dataset argument names: a file, a folder, or a glob, local or on S3."""
+"""Which files a dataset argument names: a file, a folder, a glob, or an output of specbatch, local or on S3."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
+from specbatch.storage.jsonl_lines import is_jsonl
 from specbatch.storage.store import is_s3, local_path
 
 JOB_FOLDER = "_specbatch"
 _SUFFIX = ".parquet"
+_KINDS = "*.parquet or *.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,29 +26,43 @@ class FoundFile:
         path: absolute, or a URI.
         etag: of an object, its version when it was found; None of local files.
         num_bytes: of an object, the size of that version.
+        bookkeeping: of a part of an output of specbatch, the columns that specbatch added to the rows.
+        note: what the user should know of the dataset that it belongs to; of the first of its files only.
     """
 
     name: str
     path: str
     etag: str | None = None
     num_bytes: int | None = None
+    bookkeeping: frozenset[str] = frozenset()
+    note: str | None = None
+
+    @property
+    def is_jsonl(self) -> bool:
+        """Whether it is read as JSONL, told by its name."""
+        return is_jsonl(self.path)
 
 
-def find_files(datasets: Sequence[str]) -> list[FoundFile]:
+def find_files(datasets: Sequence[str], *, allow_empty: bool = False) -> list[FoundFile]:
     """The files of all dataset arguments, in the order of the arguments and sorted by name within each.
 
-    A folder stands for the ``*.parquet`` files in it and below. Names that begin with ``_`` or ``.`` and folders that
-    hold a ``_specbatch/`` (outputs of specbatch) are skipped in folders and globs. ``key=value`` folders are folders
-    like others: they give no column.
+    A folder stands for the Parquet and JSONL files in it and below; one that holds a ``_specbatch/`` is an output of
+    specbatch and stands for the parts that its manifest names. In folders and globs such outputs are skipped, as are
+    names that begin with ``_`` or ``.``. ``key=value`` folders are folders like others: they give no column.
+
+    Args:
+        allow_empty: a folder, prefix or glob without files is no error.
 
     Raises:
         SpecbatchError: ``JOB_URI_INVALID``, ``JOB_INPUT_MISSING`` (no such path), ``JOB_INPUT_EMPTY`` (nothing in
-            it), ``JOB_COLUMN_RESERVED`` (it is an output of specbatch), ``JOB_CONFIG`` (a file named twice); for S3
-            also ``JOB_STORE_LOST``, ``JOB_STORE_DENIED``.
+            it), ``JOB_INCOMPLETE`` (an output of specbatch without a manifest), ``JOB_CONFIG`` (a file named twice);
+            for S3 also ``JOB_STORE_LOST``, ``JOB_STORE_DENIED``.
     """
     if not datasets:
-        raise SpecbatchError(ErrorCode.JOB_INPUT_EMPTY, "no dataset given; name a Parquet file, a folder or a glob")
-    files = [file for dataset in datasets for file in _find(dataset)]
+        raise SpecbatchError(
+            ErrorCode.JOB_INPUT_EMPTY, "no dataset given; name a Parquet or JSONL file, a folder or a glob"
+        )
+    files = [file for dataset in datasets for file in _find_if_any(dataset, allow_empty)]
     seen: set[str] = set()
     for file in files:
         if not file.path.isprintable():
@@ -65,7 +81,7 @@ def find_files(datasets: Sequence[str]) -> list[FoundFile]:
 
 def is_data_file(name: str) -> bool:
     """Whether a file's name is one that a folder is searched for."""
-    return name.lower().endswith(_SUFFIX) and not is_hidden(name)
+    return (name.lower().endswith(_SUFFIX) or is_jsonl(name)) and not is_hidden(name)
 
 
 def is_hidden(name: str) -> bool:
@@ -94,7 +110,7 @@ def missing(what: str) -> SpecbatchError:
 def no_files(folder: str) -> SpecbatchError:
     """The dataset is a folder without data."""
     return SpecbatchError(
-        ErrorCode.JOB_INPUT_EMPTY, f"dataset {folder} holds no *{_SUFFIX} file; give a folder or a glob that does"
+        ErrorCode.JOB_INPUT_EMPTY, f"dataset {folder} holds no {_KINDS} file; give a folder or a glob that does"
     )
 
 
@@ -103,16 +119,31 @@ def no_match(pattern: str) -> SpecbatchError:
     return SpecbatchError(ErrorCode.JOB_INPUT_EMPTY, f"dataset {pattern} matches no file; check the pattern")
 
 
-def is_output(folder: str) -> SpecbatchError:
-    """The dataset is an output of a job."""
-    return SpecbatchError(
-        ErrorCode.JOB_COLUMN_RESERVED,
-        f"dataset {folder} is an output of specbatch, whose result columns are reserved; "
-        "write the columns that you want to a new Parquet file and submit that",
-    )
+def _find_if_any(dataset: str, allow_empty: bool) -> list[FoundFile]:
+    try:
+        return _find(dataset)
+    except SpecbatchError as error:
+        if allow_empty and error.code is ErrorCode.JOB_INPUT_EMPTY:
+            return []
+        raise
+
+
+def find_parts(output: str) -> list[FoundFile]:
+    """The parts of an output of specbatch."""
+    from specbatch.storage.discovery_output import parts_of_output
+
+    found = parts_of_output(output)
+    return [
+        FoundFile(name, path, bookkeeping=found.bookkeeping, note=found.note if place == 0 else None)
+        for place, (name, path) in enumerate(found.parts)
+    ]
 
 
 def _find(dataset: str) -> list[FoundFile]:
+    if dataset.startswith("hf://"):
+        from specbatch.storage.hub import find_on_hub
+
+        return find_on_hub(dataset)
     if is_s3(dataset):
         from specbatch.storage.discovery_s3 import find_on_s3
 
@@ -129,7 +160,7 @@ def _find(dataset: str) -> list[FoundFile]:
 
 def _find_in_folder(folder: Path) -> list[FoundFile]:
     if (folder / JOB_FOLDER).is_dir():
-        raise is_output(str(folder))
+        return find_parts(str(folder))
     names = sorted(path.relative_to(folder) for path in _walk(folder))
     if not names:
         raise no_files(str(folder))

@@ -12,9 +12,9 @@ from specbatch.storage.discovery import (
     JOB_FOLDER,
     FoundFile,
     check_pattern,
+    find_parts,
     is_data_file,
     is_hidden,
-    is_output,
     missing,
     no_files,
     no_match,
@@ -44,6 +44,8 @@ def find_on_s3(dataset: str) -> list[FoundFile]:
             pass
     base = f"{key}/" if key else ""
     infos = {_below(base, info.key): info for info in bucket.list(base)}
+    if any(len(name) > 1 and name[0] == JOB_FOLDER for name in infos):
+        return find_parts(bucket.uri(key))
     if infos or not key:
         names = select_in_folder(infos, bucket.uri(key))
     elif glob.has_magic(key):
@@ -56,6 +58,8 @@ def find_on_s3(dataset: str) -> list[FoundFile]:
         names = select_by_glob(infos, segments[plain:])
         if not names:
             raise no_match(bucket.uri(key))
+    elif dataset.endswith("/"):  # folders on S3 are no more than their files
+        raise no_files(bucket.uri(key))
     else:
         raise missing(bucket.uri(key))
     for name in names:
@@ -79,11 +83,9 @@ def select_in_folder(keys: Iterable[_Segments], folder: str) -> list[_Segments]:
         folder: how messages call it.
 
     Raises:
-        SpecbatchError: ``JOB_INPUT_EMPTY``, ``JOB_COLUMN_RESERVED``.
+        SpecbatchError: ``JOB_INPUT_EMPTY``.
     """
     outputs = _outputs_among(keys)
-    if () in outputs:
-        raise is_output(folder)
     names = sorted(key for key in keys if is_data_file(key[-1]) and not _is_skipped(key, outputs))
     if not names:
         raise no_files(folder)

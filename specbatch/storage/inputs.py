@@ -3,27 +3,31 @@
 A file is pinned by its size and the digest of its footer, which names every column chunk's place and statistics. A
 worker refuses a file whose pin no longer fits; damage inside the pages is caught by their checksums where the
 writer made any. An open object stays one version: a read of another one is refused.
+
+JSONL is read from copies in Parquet (``jsonl``). A copy's pin is size and digest of the contents of its original, which
+its footer names.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeVar
 
 import pyarrow as pa
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.plan import InputFile, Segment
-from specbatch.schemas.rows import RESERVED_COLUMNS
 from specbatch.storage.discovery import FoundFile, find_files
-from specbatch.storage.footer import extensions_in, open_parquet, read_footer, stored_schema
+from specbatch.storage.footer import Footer, extensions_in, open_parquet, read_footer, stored_schema
 from specbatch.storage.footer_facts import NotParquet, OverLimit, Unsupported, read_facts
+from specbatch.storage.input_columns import check_distinct, check_same
+from specbatch.storage.input_file import changed as _changed
+from specbatch.storage.input_file import open_input as _open
+from specbatch.storage.jsonl import Source, find_source, observe, survey
+from specbatch.storage.jsonl_types import Shape
 from specbatch.storage.row_reader import KeptReaders, RowReader
-from specbatch.storage.store import NotFound, is_s3
 
 _NUM_FOOTER_READERS = 16
 
@@ -33,69 +37,164 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+_BAD_FILE = frozenset(
+    {
+        ErrorCode.JOB_INPUT_CORRUPT,
+        ErrorCode.JOB_INPUT_EXTENSION,
+        ErrorCode.JOB_INPUT_UNSUPPORTED,
+        ErrorCode.JOB_INPUT_LIMIT,
+    }
+)
+"""Codes of files that cannot be read, whatever else there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file that is left out since it cannot be read.
+
+    Attributes:
+        reason: in words; what was known when the job began has only the code.
+    """
+
+    name: str
+    path: str
+    code: str
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """A pinned dataset.
 
     Attributes:
         files: in the order that numbers the rows; files without rows are among them.
-        schema: what all files share, with the column order of the first.
+        schema: what all files share, with the column order of the first. Of JSONL it is known once there are copies
+            (``with_copies``); until then it is that of the other files, or empty.
+        sources: the files that are JSONL, by their place in ``files``, whose entries are their originals until there
+            are copies.
+        shapes: what was seen of their rows, where they had to be read already.
+        skipped: files that are left out.
+        bookkeeping: columns that specbatch added to the rows of a dataset that is an output of it.
+        notes: what the user should know.
     """
 
     files: tuple[InputFile, ...]
     schema: pa.Schema
+    sources: Mapping[int, Source] = field(default_factory=dict)
+    shapes: Mapping[int, Shape] = field(default_factory=dict)
+    skipped: tuple[Skipped, ...] = ()
+    bookkeeping: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all files."""
+        return sum(file.num_rows for file in self.files)
 
 
-def read_inputs(datasets: Sequence[str]) -> Inputs:
-    """Find, pin and check every input file. Each footer is read once, many at a time.
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What is known of one file that was found: pinned with its schema, or why it cannot be."""
+
+    file: InputFile | None = None
+    schema: pa.Schema | None = None
+    source: Source | None = None
+    shape: Shape | None = None
+    skipped: Skipped | None = None
+
+
+def read_inputs(
+    datasets: Sequence[str],
+    *,
+    on_bad_file: Literal["fail", "quarantine"] = "fail",
+    allow_empty: bool = False,
+    known_bad: Mapping[str, str] | None = None,
+) -> Inputs:
+    """Find, pin and check every input file. Each footer is read once, many at a time; JSONL is read through.
+
+    Args:
+        on_bad_file: ``quarantine`` leaves files out that cannot be read.
+        allow_empty: that nothing is found is no error.
+        known_bad: name -> code of files that are left out without a look: a job goes on with the files it began with.
 
     Raises:
         SpecbatchError: what ``find_files`` raises; for the first file that cannot be used ``JOB_INPUT_CORRUPT``,
             ``JOB_INPUT_EXTENSION``, ``JOB_INPUT_UNSUPPORTED`` or ``JOB_INPUT_LIMIT``; ``JOB_SCHEMA_MISMATCH`` naming
             two files that differ by more than the order of their columns, or a file with two columns of one name.
     """
+    known = known_bad or {}
+    found_files = find_files(datasets, allow_empty=allow_empty)
     files: list[InputFile] = []
+    sources: dict[int, Source] = {}
+    shapes: dict[int, Shape] = {}
+    skipped: list[Skipped] = []
     schema: pa.Schema | None = None
+    first = ""
     # One schema is kept, the others are compared as they come: a hundred thousand of them are gigabytes.
-    for file, found in _map_in_order(_pin, find_files(datasets)):
-        if schema is None:
-            schema = _distinct(file, found)
-        elif difference := _difference(schema, found):
-            raise SpecbatchError(
-                ErrorCode.JOB_SCHEMA_MISMATCH,
-                f"{files[0].path} and {file.path} differ: {difference}; give all files the same columns",
-            )
-        files.append(file)
-    assert schema is not None, "find_files finds a file or raises"
-    return Inputs(tuple(files), schema)
+    for read in _map_in_order(lambda found: _read(found, on_bad_file, known), found_files):
+        if read.skipped is not None:
+            skipped.append(read.skipped)
+            continue
+        assert read.file is not None
+        if read.source is not None:
+            sources[len(files)] = read.source
+            if read.shape is not None:
+                shapes[len(files)] = read.shape
+        else:
+            assert read.schema is not None
+            if schema is None:
+                schema, first = check_distinct(read.file.path, read.schema), read.file.path
+            else:
+                check_same(first, schema, read.file.path, read.schema)
+        files.append(read.file)
+    if skipped and not files:
+        one = skipped[0]
+        raise SpecbatchError(
+            ErrorCode.JOB_INPUT_CORRUPT, f"no file of the dataset can be read; the first one: {one.reason}"
+        )
+    _check_kinds(list(sources.values()))
+    return Inputs(
+        tuple(files),
+        schema if schema is not None else pa.schema([]),
+        sources,
+        shapes,
+        tuple(skipped),
+        frozenset().union(*(found.bookkeeping for found in found_files)),
+        tuple(found.note for found in found_files if found.note is not None),
+    )
+
+
+def with_copies(inputs: Inputs, paths: Mapping[int, str]) -> Inputs:
+    """A dataset whose JSONL files have their copies.
+
+    Args:
+        paths: where the copies lie, by place of the file. Files without rows need none.
+
+    Raises:
+        SpecbatchError: ``JOB_INPUT_CHANGED``, a copy is not one of its original; ``JOB_SCHEMA_MISMATCH``.
+    """
+    files = list(inputs.files)
+    schema = inputs.schema
+    first = next((file.path for place, file in enumerate(files) if place not in inputs.sources), "")
+    for place, path in paths.items():
+        source = inputs.sources[place]
+        with _open(path) as file:
+            footer = _named(path, lambda: read_footer(file))
+        facts = _named(path, lambda: read_facts(footer.metadata, footer.size_bytes))  # noqa: B023
+        if find_source(facts.key_values) != (source.size_bytes, source.sha256):
+            raise _changed(path)
+        found = _named(path, lambda: stored_schema(footer))  # noqa: B023
+        if first:
+            check_same(first, schema, source.found.path, found)
+        else:
+            schema, first = found, source.found.path
+        files[place] = replace(files[place], path=path, row_group_rows=facts.row_group_rows)
+    return replace(inputs, files=tuple(files), schema=schema)
 
 
 def discover(datasets: Sequence[str]) -> tuple[InputFile, ...]:
     """The files of ``read_inputs``."""
     return read_inputs(datasets).files
-
-
-def check_columns(schema: pa.Schema, prompt_column: str, id_column: str | None) -> None:
-    """Check that the named columns exist, that prompts are text, and that no column has a name of ours.
-
-    Raises:
-        SpecbatchError: ``JOB_COLUMN_MISSING``, ``JOB_COLUMN_TYPE``, ``JOB_COLUMN_RESERVED``.
-    """
-    _require(schema, prompt_column, "--prompt-column")
-    if id_column is not None:
-        _require(schema, id_column, "--id-column")
-    kind = schema.field(prompt_column).type
-    if not _is_text(kind):
-        raise SpecbatchError(
-            ErrorCode.JOB_COLUMN_TYPE, f"prompt column {prompt_column!r} is {kind}, not text; convert it to string"
-        )
-    if reserved := [name for name in schema.names if name in RESERVED_COLUMNS]:
-        name = reserved[0]
-        raise SpecbatchError(
-            ErrorCode.JOB_COLUMN_RESERVED,
-            f"input column {_listed(reserved)} has a name that specbatch writes; rename it in the dataset, "
-            f"for example to 'input_{name}'",
-        )
 
 
 def read_segment(segment: Segment) -> pa.Table:
@@ -136,12 +235,58 @@ def _open_reader(path: str, size_bytes: int, footer_sha256: str) -> RowReader:
             footer = read_footer(file)
         except NotParquet as error:  # it was Parquet when it was pinned
             raise _changed(path) from error
-        if (footer.size_bytes, footer.sha256) != (size_bytes, footer_sha256):
+        if not fits_pin(path, footer, size_bytes, footer_sha256):
             raise _changed(path)
         return RowReader(path, file, _named(path, lambda: open_parquet(file, footer)))
     except BaseException:
         file.close()
         raise
+
+
+def fits_pin(path: str, footer: Footer, size_bytes: int, sha256: str) -> bool:
+    """Whether a file is the one that was pinned, or the copy of the JSONL file that was.
+
+    Raises:
+        SpecbatchError: ``JOB_INPUT_CORRUPT``, its footer is damaged.
+    """
+    if (footer.size_bytes, footer.sha256) == (size_bytes, sha256):
+        return True
+    facts = _named(path, lambda: read_facts(footer.metadata, footer.size_bytes))
+    return find_source(facts.key_values) == (size_bytes, sha256)
+
+
+def _read(found: FoundFile, on_bad_file: str, known_bad: Mapping[str, str]) -> _Read:
+    if code := known_bad.get(found.name):
+        reason = f"{found.path} was left out when the job began ({code})"
+        return _Read(skipped=Skipped(found.name, found.path, code, reason))
+    try:
+        if not found.is_jsonl:
+            return _Read(*_pin(found))
+        source = survey(found)
+        # A file must be known to be good before it is counted: a bad line shows only when it is parsed.
+        shape = observe(source) if on_bad_file == "quarantine" else None
+        file = InputFile(found.name, found.path, source.size_bytes, source.sha256, _as_one_group(source.num_rows))
+        return _Read(file, source=source, shape=shape)
+    except SpecbatchError as error:
+        if on_bad_file != "quarantine" or error.code not in _BAD_FILE:
+            raise
+        return _Read(skipped=Skipped(found.name, found.path, error.code.value, error.message))
+
+
+def _as_one_group(num_rows: int) -> tuple[int, ...]:
+    return (num_rows,) if num_rows else ()
+
+
+def _check_kinds(sources: Sequence[Source]) -> None:
+    """JSONL files of one dataset are all rows, or all requests of one kind."""
+    kinds = {source.kind: source for source in sources if source.num_rows}
+    if len(kinds) > 1:
+        (kind, one), (other_kind, other) = list(kinds.items())[:2]
+        names = {"rows": "plain rows", "chat": "OpenAI chat requests", "completions": "OpenAI completion requests"}
+        raise SpecbatchError(
+            ErrorCode.JOB_SCHEMA_MISMATCH,
+            f"{one.found.path} holds {names[kind]} and {other.found.path} {names[other_kind]}; submit them apart",
+        )
 
 
 def _pin(found: FoundFile) -> tuple[InputFile, pa.Schema]:
@@ -157,34 +302,6 @@ def _pin(found: FoundFile) -> tuple[InputFile, pa.Schema]:
         )
     schema = _named(found.path, lambda: stored_schema(footer))
     return InputFile(found.name, found.path, footer.size_bytes, footer.sha256, facts.row_group_rows), schema
-
-
-def _changed(path: str) -> SpecbatchError:
-    return SpecbatchError(
-        ErrorCode.JOB_INPUT_CHANGED,
-        f"{path} is not the file that was planned; restore it, or submit the new one to a new output",
-    )
-
-
-def _open(path: str, etag: str | None = None, num_bytes: int | None = None) -> BinaryIO:
-    if is_s3(path):
-        from specbatch.storage.s3_client import bucket_of
-        from specbatch.storage.s3_file import open_object
-
-        bucket, key = bucket_of(path, "input")
-        try:
-            return open_object(bucket, key, etag, num_bytes)
-        except NotFound as error:
-            raise SpecbatchError(
-                ErrorCode.JOB_INPUT_MISSING, f"{bucket.uri(key)} is no longer there; restore it"
-            ) from error
-    try:
-        if not Path(path).is_file():
-            raise SpecbatchError(ErrorCode.JOB_INPUT_MISSING, f"{path} is not a file; check the path")
-        return Path(path).open("rb")
-    except OSError as error:
-        reason = (error.strerror or type(error).__name__).lower()
-        raise SpecbatchError(ErrorCode.JOB_INPUT_MISSING, f"{path} cannot be opened: {reason}") from error
 
 
 def _named(path: str, read: Callable[[], T]) -> T:
@@ -216,52 +333,3 @@ def _map_in_order(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]
             yield from pool.map(function, items)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _distinct(file: InputFile, schema: pa.Schema) -> pa.Schema:
-    names = schema.names
-    if len(set(names)) < len(names):
-        doubled = min(name for name in names if names.count(name) > 1)
-        raise SpecbatchError(
-            ErrorCode.JOB_SCHEMA_MISMATCH, f"{file.path} has two columns named {doubled!r}; rename one of them"
-        )
-    return schema
-
-
-def _difference(one: pa.Schema, other: pa.Schema) -> str | None:
-    """What differs in names, types or nullability; None where only the order (or metadata) does."""
-    if one.equals(other, check_metadata=False):
-        return None
-    for name in (*one.names, *other.names):
-        if name not in other.names or name not in one.names:
-            return f"only one of them has the column {name!r}"
-    if len(one.names) != len(other.names):
-        return "one of them has a column twice"
-    for left in one:
-        right = other.field(left.name)
-        if left.type != right.type:
-            return f"column {left.name!r} is {left.type} in one and {right.type} in the other"
-        if left.nullable != right.nullable:
-            return f"column {left.name!r} may be null in one of them only"
-    return None
-
-
-def _require(schema: pa.Schema, column: str, option: str) -> None:
-    if column in schema.names:
-        return
-    close = difflib.get_close_matches(column, schema.names, n=1)
-    hint = f"did you mean {option} {close[0]}?" if close else f"name one with {option}"
-    raise SpecbatchError(
-        ErrorCode.JOB_COLUMN_MISSING,
-        f"the dataset has no column {column!r}; its columns are {_listed(schema.names)}; {hint}",
-    )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names)) or "none at all"
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))

@@ -22,14 +22,14 @@ from pydantic import TypeAdapter, ValidationError
 from specbatch.schemas.canonical import canonical_json
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.manifest import PART_FORMAT
-from specbatch.schemas.rows import LOGPROBS_COLUMN, RESULT_COLUMNS, RowResult
-from specbatch.schemas.stats import PartStats, PhaseSeconds, SpecCounters
+from specbatch.schemas.rows import LOGPROBS_COLUMN, RESULT_COLUMNS, ResultForm, RowResult, result_columns
+from specbatch.schemas.stats import PartStats, PhaseSeconds, SpecCounters, length_histogram
 from specbatch.storage.footer import NotParquet, extension_columns, open_parquet, read_footer
 
 _META_KEY = "specbatch"
-_WRITER_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 _GROUP_RESULTS = 1024
-"""Results of a row group: encoding needs memory for one group, however large the part."""
+"""Results of a row group unless told: encoding needs memory for one group, however large the part."""
+_PLAIN_FORM = ResultForm()
 
 _INT32_LIST = pa.list_(pa.field("element", pa.int32(), nullable=False))
 _RESULT_FIELDS: tuple[pa.Field, ...] = (
@@ -65,6 +65,7 @@ class PartMeta:
         row_start: first ``row_id`` of the shard.
         row_stop: one past its last ``row_id``; ``stats.num_rows`` is less where rows between them are not planned.
         token: names the attempt that wrote the part.
+        prefix: stands before the names of the result columns.
     """
 
     format: str
@@ -74,15 +75,17 @@ class PartMeta:
     row_stop: int
     token: str
     stats: PartStats
+    prefix: str = ""
 
 
 _META = TypeAdapter(PartMeta)
 
 
-def result_schema(input_schema: pa.Schema, *, with_logprobs: bool = False) -> pa.Schema:
+def result_schema(input_schema: pa.Schema, form: ResultForm = _PLAIN_FORM) -> pa.Schema:
     """The schema of every part: the input's columns as they are, then ``RESULT_COLUMNS``, then any logprobs."""
     metadata = {key: value for key, value in (input_schema.metadata or {}).items() if key != _META_KEY.encode()}
-    return pa.schema([*input_schema, *_result_fields(with_logprobs)], metadata=metadata or None)
+    added = [field.with_name(form.prefix + field.name) for field in _result_fields(form.with_logprobs)]
+    return pa.schema([*input_schema, *added], metadata=metadata or None)
 
 
 def part_stats(results: Sequence[RowResult], seconds: PhaseSeconds) -> PartStats:
@@ -98,6 +101,11 @@ def part_stats(results: Sequence[RowResult], seconds: PhaseSeconds) -> PartStats
         errors_by_code=tuple((code, codes.count(code)) for code in sorted(set(codes))),
         counters=SpecCounters.total(result.counters for result in results),
         seconds=seconds,
+        prompt_lengths=length_histogram(result.num_prompt_tokens for result in results if result.error_code is None),
+        completion_lengths=length_histogram(
+            result.num_completion_tokens for result in results if result.error_code is None
+        ),
+        num_cut=sum(result.finish_reason == "length" for result in results),
     )
 
 
@@ -109,7 +117,7 @@ def write_part(
     *,
     num_samples: int = 1,
     planned: Sequence[tuple[int, int]] | None = None,
-    with_logprobs: bool = False,
+    form: ResultForm = _PLAIN_FORM,
     clock: Callable[[], float] | None = None,
 ) -> PartMeta:
     """Write one part to a local file. Equal arguments give equal bytes.
@@ -118,9 +126,9 @@ def write_part(
         path: the file to make; it must not exist.
         rows: the input rows of the shard, in order, each once.
         results: the planned ones, ascending by row and sample.
-        meta: what the footer says.
+        meta: what the footer says; its prefix is taken from ``form``.
         planned: (row id, sample index) of every result; None plans ``num_samples`` for each row that ``meta`` names.
-        with_logprobs: add the column of logprobs.
+        form: names of the result columns, compression, size of the row groups.
         clock: if given, the seconds that encoding took by this clock are added to ``stats.seconds.write``.
 
     Returns:
@@ -138,20 +146,31 @@ def write_part(
     assert rows.num_rows == (place[-1] + 1 if place else 0), f"{rows.num_rows} rows, {len(results)} results"
     assert meta.stats.num_results == len(results), "the statistics are of other rows"
     started = clock() if clock else 0.0
-    schema = result_schema(rows.schema, with_logprobs=with_logprobs)
-    fields = _result_fields(with_logprobs)
-    with path.open("xb") as file, pq.ParquetWriter(file, schema, **_WRITER_OPTIONS) as writer:
-        for start in range(0, max(len(results), 1), _GROUP_RESULTS):
-            group = slice(start, start + _GROUP_RESULTS)
+    meta = dataclasses.replace(meta, prefix=form.prefix)
+    schema = result_schema(rows.schema, form)
+    fields = _result_fields(form.with_logprobs)
+    size = form.row_group_rows or _GROUP_RESULTS
+    options: dict[str, Any] = {"compression": form.compression, "write_page_checksum": True}
+    with path.open("xb") as file, pq.ParquetWriter(file, schema, **options) as writer:
+        for start in range(0, max(len(results), 1), size):
+            group = slice(start, start + size)
             arrays = _result_arrays(results[group], fields)
             table = pa.Table.from_arrays([*_rows_at(rows, place[group]).columns, *arrays], schema=schema)
-            writer.write_table(table, row_group_size=_GROUP_RESULTS)
+            writer.write_table(table, row_group_size=size)
         if clock:
             seconds = meta.stats.seconds + PhaseSeconds(write=clock() - started)
             meta = dataclasses.replace(meta, stats=dataclasses.replace(meta.stats, seconds=seconds))
         # In the footer only: in the schema's metadata it would follow the table into files that others derive from it.
-        writer.add_key_value_metadata({_META_KEY: canonical_json(dataclasses.asdict(meta)).decode()})
+        writer.add_key_value_metadata({_META_KEY: canonical_json(_document(meta)).decode()})
     return meta
+
+
+def _document(meta: PartMeta) -> dict[str, Any]:
+    """The footer's JSON. Without a prefix it is what it was before there were any."""
+    document = dataclasses.asdict(meta)
+    if not meta.prefix:
+        del document["prefix"]
+    return document
 
 
 def read_part_meta(file: BinaryIO | Path) -> PartMeta:
@@ -180,8 +199,8 @@ def read_part_meta(file: BinaryIO | Path) -> PartMeta:
         raise _not_sound("its footer is damaged") from error
     _check_counts(meta, parquet.metadata)
     names = tuple(parquet.schema_arrow.names)
-    added = names[:-1] if names[-1:] == (LOGPROBS_COLUMN,) else names
-    if added[-len(RESULT_COLUMNS) :] != RESULT_COLUMNS:
+    added = names[:-1] if names[-1:] == (meta.prefix + LOGPROBS_COLUMN,) else names
+    if added[-len(RESULT_COLUMNS) :] != result_columns(meta.prefix):
         raise _not_sound("it lacks the result columns")
     return meta
 
@@ -210,7 +229,7 @@ def _check_counts(meta: PartMeta, stored: pq.FileMetaData) -> None:
         stored.num_rows == stats.num_results
         and (stats.num_results > 0) == (stats.num_rows > 0) == (meta.row_stop > meta.row_start)
         and may_be_rows
-        and _stored_bounds(stored) == bounds
+        and _stored_bounds(stored, meta.prefix + "row_id") == bounds
     ):
         raise _not_sound(
             f"it holds {stored.num_rows} rows; its footer says rows {meta.row_start} to {meta.row_stop - 1} "
@@ -218,12 +237,12 @@ def _check_counts(meta: PartMeta, stored: pq.FileMetaData) -> None:
         )
 
 
-def _stored_bounds(stored: pq.FileMetaData) -> tuple[int, int] | None:
-    """Least and greatest ``row_id`` by the statistics that Parquet keeps; None where there is none."""
+def _stored_bounds(stored: pq.FileMetaData, row_id: str) -> tuple[int, int] | None:
+    """Least and greatest row id by the statistics that Parquet keeps; None where there is none."""
     # Names, not column objects: those refer to their schema in a cycle, half a gigabyte for ten thousand footers. An
     # input may have a nested field of this name, but all of its columns stand before ours.
     names = list(stored.schema.names)
-    columns = [len(names) - 1 - names[::-1].index("row_id")] if "row_id" in names else []
+    columns = [len(names) - 1 - names[::-1].index(row_id)] if row_id in names else []
     found: list[int] = []
     try:
         for group in range(stored.num_row_groups):

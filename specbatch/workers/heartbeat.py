@@ -1,4 +1,7 @@
-"""The heartbeat of the decode loop: a loop that hangs in native code still lets polls be answered, and shows here."""
+"""Signs of life: a decode loop that hangs in native code still lets polls be answered, and shows here.
+
+So does a writer that never comes back from its store.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,13 @@ import statistics
 import time
 from collections.abc import Callable
 
+from specbatch.storage.store import is_s3
+
+WRITE_LIMIT_SECONDS = 600.0
+"""A part that is under way for so long, beyond the patience with its store, is never going to be written."""
+
 _NUM_STEPS = 64
+_LOCAL_PATIENCE_SECONDS = 120.0
 
 
 class Heartbeat:
@@ -48,3 +57,37 @@ class Heartbeat:
         """Of the last few times round; 0 before there are any."""
         steps = self._steps.copy()
         return statistics.median(steps) if steps else 0.0
+
+
+class Writing:
+    """Which part the writer has in hand, and since when. Written by the writer thread, read by any.
+
+    Args:
+        clock: seconds that never go back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._begun: tuple[int, float] | None = None
+
+    def begin(self, shard: int) -> None:
+        """The writer has taken up a shard."""
+        self._begun = shard, self._clock()
+
+    def end(self) -> None:
+        """Its part is written, or given up."""
+        self._begun = None
+
+    def now(self) -> tuple[int | None, float]:
+        """The shard that is being written and for how many seconds so far; None and 0 where none is."""
+        begun = self._begun
+        return (None, 0.0) if begun is None else (begun[0], max(self._clock() - begun[1], 0.0))
+
+
+def write_limit_seconds(output: str) -> float:
+    """How long a part may be under way before its writer counts as hung: the store's patience and ten minutes."""
+    if not is_s3(output):
+        return _LOCAL_PATIENCE_SECONDS + WRITE_LIMIT_SECONDS
+    from specbatch.storage.s3_session import patience_seconds
+
+    return patience_seconds() + WRITE_LIMIT_SECONDS

@@ -15,6 +15,7 @@ from specbatch.schemas.failpoints import failpoint
 from specbatch.schemas.manifest import PART_FORMAT
 from specbatch.schemas.messages import PartReceipt
 from specbatch.schemas.plan import Shard, part_name
+from specbatch.schemas.rows import ResultForm
 from specbatch.schemas.stats import PhaseSeconds
 from specbatch.storage.local import write_errors
 from specbatch.storage.parts import PartMeta, part_stats, read_part_meta, write_part
@@ -22,6 +23,7 @@ from specbatch.storage.store import NotFound, Store
 from specbatch.workers.shards import FinishedShard, planned_samples
 
 _CHUNK_BYTES = 1 << 20
+_PLAIN_FORM = ResultForm()
 
 
 class PartWriter:
@@ -31,10 +33,10 @@ class PartWriter:
     is told by the next part.
     """
 
-    def __init__(self, store: Store, plan: str, *, num_samples: int = 1, with_logprobs: bool = False) -> None:
+    def __init__(self, store: Store, plan: str, *, num_samples: int = 1, form: ResultForm = _PLAIN_FORM) -> None:
         self.seconds = 0.0
         self._num_samples = num_samples
-        self._with_logprobs = with_logprobs
+        self._form = form
         self._store = store
         self._plan = plan
         self._untold_seconds = 0.0
@@ -59,7 +61,7 @@ class PartWriter:
                     finished.results,
                     self._meta(finished),
                     planned=planned_samples(shard, self._num_samples),
-                    with_logprobs=self._with_logprobs,
+                    form=self._form,
                     clock=time.perf_counter,
                 )
                 failpoint("part_spool:after")
@@ -82,6 +84,7 @@ class PartWriter:
             row_stop=shard.row_stop,
             token=secrets.token_hex(16),
             stats=part_stats(finished.results, seconds),
+            prefix=self._form.prefix,
         )
 
     def _commit(self, spool: Path, shard: Shard, meta: PartMeta) -> PartReceipt:

@@ -6,8 +6,9 @@ Everything here is guarded by one condition; nothing in it takes longer than a l
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from dataclasses import replace
+from typing import Any
 
 from specbatch.schemas.errors import SpecbatchError
 from specbatch.schemas.messages import (
@@ -29,8 +30,8 @@ from specbatch.workers.shards import Assignment, FinishedShard, ShardInFlight
 _MAX_UNWRITTEN = 2
 """Finished shards that may wait for the writer before decoding waits too: this bounds memory."""
 
-Given = tuple[ShardInFlight, tuple[int, PreparedRow | RowResult] | None]
-"""A shard with its next sample and the position of that; None of a shard that has none at all."""
+Given = tuple[ShardInFlight, list[tuple[int, PreparedRow | RowResult]]]
+"""A shard with its next samples and their positions; none of a shard that has none at all."""
 
 
 class Pipeline:
@@ -118,7 +119,7 @@ class Pipeline:
             progress = replace(
                 progress,
                 num_rows_done=max(progress.num_rows_done - sum(held.num_rows_done for held in self._dropped), 0),
-                num_errors=max(progress.num_errors - sum(held.num_errors for held in self._dropped), 0),
+                **self._errors_without_dropped(progress),
                 seconds=progress.seconds + PhaseSeconds(load=self._load_seconds),
             )
             news = WorkerPoll(
@@ -131,6 +132,12 @@ class Pipeline:
             )
             self._receipts, self._failures, self._probes, self._blocks = [], [], [], []
             return news
+
+    def _errors_without_dropped(self, progress: Progress) -> dict[str, Any]:
+        errors = Counter(dict(progress.errors_by_code))
+        for held in self._dropped:
+            errors -= held.errors_by_code.copy()  # the decode thread may still count the last of them
+        return {"num_errors": errors.total(), "errors_by_code": tuple(sorted(errors.items()))}
 
     @property
     def _has_news(self) -> bool:
@@ -163,17 +170,17 @@ class Pipeline:
         """Whether a row can be had without waiting; asked with ``changed`` held."""
         return bool(self._loaded)
 
-    def next_row(self) -> Given | None:
-        """The next sample of the oldest shard; None where no shard is loaded."""
+    def next_rows(self, most: int) -> Given | None:
+        """The next samples of the oldest shard; None where no shard is loaded."""
         with self.changed:
             if not self._loaded:
                 return None
             shard = self._loaded[0]
-            taken = shard.next_row() if shard.num_waiting else None
+            rows = shard.next_rows(most)
             if not shard.num_waiting:
                 self._loaded.popleft()
                 self.changed.notify_all()
-            return shard, taken
+            return shard, rows
 
     def put_finished(self, finished: FinishedShard) -> None:
         """Pass a shard to the writer; waits while the writer is behind."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -25,14 +25,14 @@ class Assignment:
 
     Attributes:
         is_dropped: nobody wants it any more: nothing may be written or told of it.
-        num_rows_done, num_errors: what the worker's totals count of it.
+        num_rows_done, errors_by_code: what the worker's totals count of it.
     """
 
     number: int
     lease: Lease
     is_dropped: bool = False
     num_rows_done: int = 0
-    num_errors: int = 0
+    errors_by_code: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +95,12 @@ class ShardInFlight:
         """Whether every sample has its result."""
         return self._num_missing == 0
 
-    def next_row(self) -> tuple[int, PreparedRow | RowResult]:
-        """The next sample and its position in the shard."""
-        position = self._num_given
-        self._num_given += 1
-        return position, self.loaded.rows[position]
+    def next_rows(self, most: int) -> list[tuple[int, PreparedRow | RowResult]]:
+        """The next samples, each with its position in the shard."""
+        first = self._num_given
+        rows = self.loaded.rows[first : first + most]
+        self._num_given += len(rows)
+        return list(enumerate(rows, first))
 
     def put(self, position: int, result: RowResult) -> bool:
         """Take the result of one sample; a second one for the same sample is a fault of ours.

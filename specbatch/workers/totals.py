@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from specbatch.schemas.messages import Progress
 from specbatch.schemas.rows import RowResult
 from specbatch.schemas.stats import PhaseSeconds, SpecCounters
@@ -13,7 +15,7 @@ class RunningTotals:
     def __init__(self) -> None:
         self._num_rows = 0
         self._num_tokens = 0
-        self._num_errors = 0
+        self._errors: Counter[str] = Counter()
         self._counters = SpecCounters()
         self._uncounted: list[SpecCounters] = []
 
@@ -21,7 +23,8 @@ class RunningTotals:
         """Count one result, and its row if this was the last of the row's samples."""
         self._num_rows += ends_row
         self._num_tokens += result.num_completion_tokens
-        self._num_errors += result.error_code is not None
+        if result.error_code is not None:
+            self._errors[result.error_code] += 1
         self._uncounted.append(result.counters)  # summed once for each time that somebody looks
 
     def progress(self, num_rows_active: int, seconds: PhaseSeconds, idle_seconds: float) -> Progress:
@@ -41,5 +44,6 @@ class RunningTotals:
             counters=self._counters,
             seconds=seconds,
             idle_seconds=idle_seconds,
-            num_errors=self._num_errors,
+            num_errors=self._errors.total(),
+            errors_by_code=tuple(sorted(self._errors.items())),
         )

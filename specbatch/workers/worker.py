@@ -31,11 +31,11 @@ from specbatch.schemas.stats import PhaseSeconds
 from specbatch.specdec.output import SequenceOutput
 from specbatch.storage.store import open_store
 from specbatch.workers.decoding import DecodingEngine, EngineFactory, describe_worker, load_engine
-from specbatch.workers.heartbeat import Heartbeat
+from specbatch.workers.heartbeat import Heartbeat, Writing, write_limit_seconds
 from specbatch.workers.part_writer import PartWriter, warm_up
 from specbatch.workers.pipeline import Pipeline
 from specbatch.workers.prompts import PreparedRow, error_row
-from specbatch.workers.reading import load_shard
+from specbatch.workers.reading import ShardReader
 from specbatch.workers.shards import ShardInFlight, row_result
 from specbatch.workers.totals import RunningTotals
 from specbatch.workers.trust import DeviceTrust
@@ -60,11 +60,13 @@ class Worker:
             open_store(config.output, single_writer=config.single_writer),
             config.plan,
             num_samples=config.generation.num_samples,
-            with_logprobs=config.generation.logprobs,
+            form=replace(config.form, with_logprobs=config.generation.logprobs),
         )
         self._params = config.generation.sampling_params(seed=0)
         self._pipeline = Pipeline()
         self._heartbeat = Heartbeat()
+        self._writing = Writing()
+        self._write_limit_seconds = write_limit_seconds(config.output)
         self._threads: list[threading.Thread] = []
         self._ready: WorkerReady | None = None  # guarded by the pipeline's condition
         # Of the decode thread alone:
@@ -107,18 +109,23 @@ class Worker:
     def poll(self, timeout_seconds: float) -> WorkerPoll:
         """What happened since the last poll; returns at once when a shard or a probe ended, else after the timeout.
 
-        It answers while the decode loop hangs, with a growing ``beat_age_seconds``.
+        It answers while the decode loop hangs, with a growing ``beat_age_seconds``, and says which part is being
+        written; one that takes longer than any store may need counts as a hang too.
 
         Raises:
             Exception: whatever killed one of the threads. The worker is lost then.
         """
         self._pipeline.wait_for_news(timeout_seconds)
         news = self._pipeline.take_news()
+        shard, writing_seconds = self._writing.now()
+        hanging_seconds = writing_seconds if writing_seconds > self._write_limit_seconds else 0.0
         progress = replace(
             news.progress,
             seconds=news.progress.seconds + PhaseSeconds(write=self._writer.seconds),
-            beat_age_seconds=self._heartbeat.age_seconds,
+            beat_age_seconds=max(self._heartbeat.age_seconds, hanging_seconds),
             median_step_seconds=self._heartbeat.median_step_seconds,
+            writing_shard=shard,
+            writing_seconds=writing_seconds,
         )
         return replace(news, progress=progress)
 
@@ -135,9 +142,10 @@ class Worker:
     # ---- reader ----------------------------------------------------------------------------------------------------
 
     def _read(self, encode: Callable[[str], list[int]], context_length: int) -> None:
+        reader = ShardReader(self._config, encode, context_length)
         while (assignment := self._pipeline.next_lease()) is not None:
             try:
-                loaded = load_shard(assignment.lease, self._config, encode, context_length)
+                loaded = reader.load(assignment.lease)
             except (SpecbatchError, MemoryError) as error:
                 self._pipeline.settle(assignment, error)
                 continue
@@ -199,14 +207,14 @@ class Worker:
 
     def _feed(self, engine: DecodingEngine) -> None:
         """Give the engine rows ahead of its free slots, whichever shards they belong to."""
-        while engine.num_queued < engine.max_batch_size:
-            given = self._pipeline.next_row()
+        while (room := engine.max_batch_size - engine.num_queued) > 0:
+            given = self._pipeline.next_rows(room)
             if given is None:
                 return
-            shard, taken = given
+            shard, rows = given
             self._in_flight[shard.number] = shard
-            if taken is not None:
-                self._submit(engine, shard, *taken)
+            for position, row in rows:
+                self._submit(engine, shard, position, row)
 
     def _submit(
         self, engine: DecodingEngine, shard: ShardInFlight, position: int, row: PreparedRow | RowResult
@@ -215,8 +223,9 @@ class Worker:
             self._put(shard, position, row)
             return
         failpoint("row_submit:before", row.row_id)
+        params = self._params if row.params is None else row.params.apply(self._params)
         try:
-            engine.submit((shard.number, position), row.prompt_ids, self._params.with_seed(row.seed))
+            engine.submit((shard.number, position), row.prompt_ids, params.with_seed(row.seed))
         except SpecbatchError as error:
             if not error.code.startswith("ROW_"):
                 raise
@@ -236,7 +245,8 @@ class Worker:
         assignment = shard.assignment
         if assignment.lease.probe is None:  # whose results nobody counts: the rows are decoded again
             assignment.num_rows_done += ends_row
-            assignment.num_errors += result.error_code is not None
+            if result.error_code is not None:
+                assignment.errors_by_code[result.error_code] += 1
             self._totals.add(result, ends_row=ends_row)
 
     def _hand_over(self, engine: DecodingEngine) -> None:
@@ -270,10 +280,13 @@ class Worker:
         finished = self._pipeline.next_finished()
         if finished is None:
             return False
+        self._writing.begin(finished.assignment.lease.shard.index)
         try:
             self._pipeline.settle(finished.assignment, self._writer.write(finished))
         except (SpecbatchError, MemoryError) as error:
             self._pipeline.settle(finished.assignment, error)
+        finally:
+            self._writing.end()
         return True
 
     # ---- threads ---------------------------------------------------------------------------------------------------
