@@ -4,6 +4,7 @@ PYTHON ?= python3
 TORCH_VERSION := 2.13.0
 OPENVINO_GENAI_VERSION := 2026.4.1.0
 OPTIMUM_INTEL_VERSION := 2.2.0
+MKDOCS_MATERIAL_VERSION := 9.8.1
 OPENVINO_ENV ?= $(HOME)/.cache/specbatch/openvino
 VENV := .venv
 BIN := $(VENV)/bin
@@ -80,6 +81,13 @@ test-all: $(STAMP) ## Run every test there is, the long ones and the chaos too (
 chaos: $(STAMP) ## Kill real jobs at random moments and check what they leave (CHAOS_RUNS=25 CHAOS_SEED=7 for fifty others)
 	$(BIN)/python -m pytest tests/chaos tests/simulation -m chaos -s
 
+.PHONY: docs
+docs: $(STAMP) ## Write what the documents take from the code, and build them as a site in site/
+	$(BIN)/python infra/make_docs.py
+	@$(BIN)/python -c 'import material' 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check "mkdocs-material==$(MKDOCS_MATERIAL_VERSION)"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 .PHONY: package
 package: $(STAMP) ## Build sdist and, from it, the wheel
 	$(BIN)/python -m build --outdir dist .
@@ -91,4 +99,4 @@ lock: ## Resolve requirements.lock again (needs uv in .venv)
 
 .PHONY: clean
 clean: ## Remove what the commands above made, the environment included
-	rm -rf $(VENV) .demo dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .demo dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -40,6 +40,7 @@ from specbatch.jobs.machine import count_cores, describe_hardware
 from specbatch.jobs.planning import cut_shards
 from specbatch.schemas.messages import Lease, WorkerConfig
 from specbatch.schemas.plan import Shard
+from specbatch.schemas.prompt import PromptSpec
 from specbatch.schemas.seeds import row_seed
 from specbatch.schemas.spec import GenerationSpec
 from specbatch.storage.inputs import discover
@@ -128,7 +129,7 @@ def part_a(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             speculation=options.speculation,
             batch_size=options.batch_size,
             num_threads=options.threads,
-            prompt_column="prompt",
+            prompt=PromptSpec(),
             generation=GenerationSpec(max_new_tokens=options.max_new_tokens, temperature=0.8, seed=1),
         )
         if repeat % 2 == 0:

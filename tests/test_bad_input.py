@@ -8,6 +8,7 @@ numbers that are none, 38 no end, 39 stop strings, 40 memory) are in ``specdec/`
 from __future__ import annotations
 
 import base64
+import gzip
 import importlib
 import json
 import os
@@ -27,7 +28,7 @@ from hostile_parquet import column, metadata, parquet_file
 from s3_server import S3Server
 
 from specbatch.jobs import cli
-from specbatch.workers.prompts import MAX_PROMPT_BYTES
+from specbatch.workers.rendering import MAX_PROMPT_BYTES
 
 ASSETS = Path(cli.__file__).resolve().parents[1] / "assets" / "code-pair"
 
@@ -178,6 +179,28 @@ def taken_folder(root: Path) -> list[str]:
     return [good(root), "--output", str(root / "out")]
 
 
+def on_lines(data: bytes, compression: str = "") -> Make:
+    return lambda root: [raw(root / f"d.jsonl{compression}", data)]
+
+
+def zstd(data: bytes) -> bytes:
+    return bytes(pa.compress(data, codec="zstd", asbytes=True))
+
+
+def two_formats(root: Path) -> list[str]:
+    write(root / "d" / "b.parquet", prompt=["a"], n=["one"])
+    raw(root / "d" / "a.jsonl", b'{"prompt": "a", "n": 1}')
+    return [str(root / "d")]
+
+
+def unfinished_output(root: Path) -> list[str]:
+    (root / "before" / "_specbatch").mkdir(parents=True)
+    return [str(root / "before"), "--output", str(root / "out")]
+
+
+REQUEST = json.dumps(
+    {"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": {"prompt": "hush", "tools": [{"a": 1}]}}
+).encode()
 SECRET = "hunter2"
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(9)
@@ -197,7 +220,13 @@ CASES = (
     Case("18 no match", "JOB_INPUT_EMPTY", lambda root: [f"{root}/*.parquet"], ("matches no file",)),
     Case("18 no dataset", "JOB_INPUT_EMPTY", lambda root: [], ("no dataset",)),
     Case("18 no such file", "JOB_INPUT_MISSING", lambda root: [f"{root}/gone.parquet"], ("gone.parquet",)),
-    Case("18 --allow-empty is unknown", "JOB_CONFIG", with_option("--allow-empty"), ("--allow-empty",)),
+    Case(
+        "18 no such file, empty allowed",
+        "JOB_INPUT_MISSING",
+        lambda root: [f"{root}/gone.parquet", "--allow-empty"],
+        ("gone.parquet",),
+    ),
+    Case("18 blank lines", "JOB_INPUT_EMPTY", on_lines(b"\n \r\n"), ("no rows", "--allow-empty")),
     Case("19 text", "JOB_INPUT_CORRUPT", lambda r: [raw(r / "t.parquet", b"id,prompt\n1,x\n")], ("t.parquet",)),
     Case("19 nothing", "JOB_INPUT_CORRUPT", lambda r: [raw(r / "t.parquet", b"")], ("t.parquet", "empty")),
     Case("19 cut", "JOB_INPUT_CORRUPT", lambda r: [damaged(r / "t.parquet", lambda d: d[:-9])], ("cut short",)),
@@ -208,7 +237,31 @@ CASES = (
         ("t.parquet",),
     ),
     Case("19 pages outside", "JOB_INPUT_CORRUPT", announcing(chunk=column(pages=1 << 40)), ("outside of the file",)),
-    Case("19 --on-bad-file is unknown", "JOB_CONFIG", with_option("--on-bad-file", "quarantine"), ("--on-bad-file",)),
+    Case(
+        "19 nothing but bad files",
+        "JOB_INPUT_CORRUPT",
+        lambda r: [raw(r / "t.parquet", b"x"), "--on-bad-file", "quarantine"],
+        ("t.parquet", "no file"),
+    ),
+    Case("5 JSONL with bytes", "JOB_INPUT_CORRUPT", on_lines(b'{"prompt": "\xff"}'), ("line 1", "UTF-8")),
+    Case("6 JSONL, half a pair", "JOB_INPUT_CORRUPT", on_lines(b'{"prompt": "\\ud800"}'), ("line 1", "surrogate")),
+    Case("10 JSONL, no prompt", "JOB_COLUMN_MISSING", on_lines(b'{"question": "a"}'), ("'question'",)),
+    Case("11 JSONL, mixed", "JOB_COLUMN_TYPE", on_lines(b'{"prompt": "a"}\n{"prompt": 1}'), ("line 1", "line 2")),
+    Case("11 JSONL, numbers", "JOB_COLUMN_TYPE", on_lines(b'{"prompt": 1}'), ("int64",)),
+    Case("12 JSONL and Parquet differ", "JOB_SCHEMA_MISMATCH", two_formats, ("b.parquet", "a.jsonl", "'n'")),
+    Case("16 JSONL, reserved", "JOB_COLUMN_RESERVED", on_lines(b'{"prompt": "a", "status": 1}'), ("'status'",)),
+    Case("19 JSONL, a bad line", "JOB_INPUT_CORRUPT", on_lines(b'{"prompt": "a"}\n{"prompt": hush}'), ("line 2",)),
+    Case("19 JSONL, no objects", "JOB_INPUT_CORRUPT", on_lines(b"[1]"), ("line 1", "a list")),
+    Case("19 JSONL, not a number", "JOB_INPUT_CORRUPT", on_lines(b'{"prompt": "a", "n": NaN}'), ("line 1", "NaN")),
+    Case(
+        "19 JSONL, key twice", "JOB_INPUT_CORRUPT", on_lines(b'{"prompt": "a", "prompt": "b"}'), ("'prompt'", "twice")
+    ),
+    Case("19 gzip cut short", "JOB_INPUT_CORRUPT", on_lines(gzip.compress(b"{}" * 999)[:-9], ".gz"), ("cut short",)),
+    Case("19 zstd cut short", "JOB_INPUT_CORRUPT", on_lines(zstd(b'{"prompt": "a"}')[:-3], ".zst"), ("cut short",)),
+    Case("19 not gzip", "JOB_INPUT_CORRUPT", on_lines(b'{"prompt": "a"}', ".gz"), ("gzip",)),
+    Case("an unfinished output", "JOB_INCOMPLETE", unfinished_output, ("specbatch resume",), exit_code=1),
+    Case("a request that is not done", "JOB_INPUT_UNSUPPORTED", on_lines(REQUEST), ("line 1", "body.tools")),
+    Case("27 no dataset of a hub", "JOB_URI_INVALID", lambda r: [f"hf://me:{SECRET}@x", "--output", "out"], ("hf://",)),
     Case("21 bomb", "JOB_INPUT_LIMIT", announcing(chunk=column(uncompressed=1 << 40)), ("'prompt'", "announces")),
     Case("21 absurd rows", "JOB_INPUT_LIMIT", announcing(rows=1 << 50), ("row group",)),
     Case(
@@ -286,6 +339,7 @@ def test_a_bad_job_ends_in_one_line(
     assert line.startswith(f"error: {case.code}: ")
     assert "Traceback" not in line
     assert SECRET not in line
+    assert "hush" not in line, "a message repeats nothing of a row"
     assert [text for text in case.says if text not in line] == []
     assert sorted(tmp_path.rglob("*")) == before, "nothing was written, and no code of the input ran"
 
@@ -395,7 +449,6 @@ S3_CASES = (
     ("26 default inside", "JOB_URI_OVERLAP", ["s3://{bucket}/"], "--output"),
     ("28 a file", "JOB_PREFIX_TAKEN", ["s3://{bucket}/d", "--output", "s3://{bucket}/text/readme.txt"], "is a file"),
     ("28 not ours", "JOB_PREFIX_TAKEN", ["s3://{bucket}/d", "--output", "s3://{bucket}/text"], "readme.txt"),
-    ("an output as dataset", "JOB_COLUMN_RESERVED", ["s3://{bucket}/out"], "output of specbatch"),
 )
 
 
@@ -406,6 +459,12 @@ def bucket(s3_server: S3Server, tmp_path: Path) -> str:
     s3_server.put(name, "text/readme.txt", b"no data")
     s3_server.put(name, "out/_specbatch/job.json", b"{}")
     return name
+
+
+def test_an_unfinished_output_on_s3_is_no_dataset(bucket: str, capsys: Capture) -> None:
+    assert cli.run(["submit", f"s3://{bucket}/out", "--dry-run"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: JOB_INCOMPLETE: ")
 
 
 @pytest.mark.parametrize(("name", "code", "arguments", "says"), S3_CASES, ids=[case[0] for case in S3_CASES])

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+import yaml
+from documents import blocks
 
 from specbatch.jobs import cli
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
 UsageError: Any = typer.BadParameter.__mro__[1]
 
 
@@ -56,26 +60,25 @@ def test_environment_variables_in_documents_exist() -> None:
 
 def documented_commands() -> Iterator[tuple[str, bool, str]]:
     """(document, whether it is a line of an example, command line) of every ``specbatch …`` in the documents."""
-    begin = re.compile(r"^(?:[A-Z_]+=\S+ )*specbatch +(?=[a-z-])")
+    begin = re.compile(r"^\s*(?:[A-Z_]+=\S+ )*specbatch +(?=[a-z-])")
     for document in DOCUMENTS:
-        pieces = re.split(r"^```.*$", document.read_text(), flags=re.MULTILINE)
-        for number, piece in enumerate(pieces):
-            is_example = number % 2 == 1
-            text = piece.replace("\\\n", " ") if is_example else piece
-            lines = text.splitlines() if is_example else re.findall(r"`([^`]+)`", text)
-            for line in lines:
+        examples = [block.text.replace("\\\n", " ") for block in blocks(document) if block.language != "text"]
+        prose = "".join(re.split(r"^ *```.*$", document.read_text(), flags=re.MULTILINE)[::2])
+        lines = [(True, line) for example in examples for line in example.splitlines()]
+        lines += [(False, line) for line in re.findall(r"`([^`]+)`", prose)]
+        for is_example, line in lines:
+            if begin.match(line):
                 command = begin.sub("", " ".join(line.split()), count=1)
-                if begin.match(line):
-                    yield document.name, is_example, command
+                yield document.name, is_example, re.split(r" (?:&&|\|\||[|>;]) ", command)[0]
 
 
 def parse(command: str) -> str | None:
     """What is wrong with the arguments of a command line, None where nothing is; runs nothing."""
     words = shlex.split(re.sub(r"[][]", "", command), comments=True)
-    if words == ["--help"]:
+    group: Any = typer.main.get_command(cli.app)
+    if len(words) == 1 and words[0] in {"--help", *(name for each in group.params for name in each.opts)}:
         return None
     arguments = [word for word in words if word != "--help"]
-    group: Any = typer.main.get_command(cli.app)
     try:
         while hasattr(group, "commands"):
             if not arguments or arguments[0] not in group.commands:
@@ -108,3 +111,33 @@ def test_the_search_for_commands_sees_what_is_wrong() -> None:
     for command in ("nothing", "status OUT --deep", "submit data.parquet --limit eight", "config", "config hide"):
         assert parse(command) is not None, command
     assert str(parse("verify")).startswith("MissingParameter")
+
+
+def pages_of(entry: Any) -> Iterator[str]:
+    """The pages that a piece of the site's navigation names."""
+    if isinstance(entry, str):
+        yield entry
+    else:
+        for each in entry.values() if isinstance(entry, dict) else entry:
+            yield from pages_of(each)
+
+
+def test_the_site_shows_every_page_once() -> None:
+    text = (ROOT / "mkdocs.yml").read_text()
+    shown = list(pages_of(yaml.safe_load(text)["nav"]))
+    docs = ROOT / "docs"
+    pages = {str(path.relative_to(docs)) for path in docs.rglob("*.md")}
+    decisions = {page for page in pages if page.startswith("decisions/") and page != "decisions/index.md"}
+    assert sorted(shown) == sorted(pages - decisions), "decisions are reached by their index"
+
+
+def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    """Where MkDocs Material is installed (``make docs`` installs it); it is no part of the locked environment."""
+    pytest.importorskip("material", reason="MkDocs Material is not installed; make docs installs it")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    loads = re.compile(r"""<(?:script|link|img|iframe)\b[^>]*?\b(?:src|href)=["']?(https?:[^"'\s>]+)""")
+    for page in (tmp_path / "site").rglob("*.html"):
+        loaded = loads.findall(page.read_text())
+        assert not loaded, f"{page.name} loads {loaded}"

@@ -111,13 +111,14 @@ def find_failures(output: StoredOutput, amendments: Sequence[Manifest]) -> dict[
     Raises:
         SpecbatchError: JOB_INTEGRITY, a part is missing or cannot be read.
     """
-    from specbatch.jobs.results import read_failures, read_outcomes
+    from specbatch.jobs.results import read_failures, read_outcomes, result_prefix
 
+    prefix = result_prefix(output.stored.document.identity.fields)
     parts = output.ledger.find_parts(output.stored).values()
-    failed = read_failures(output.store, [part.path for part in parts if part.stats.num_errors])
+    failed = read_failures(output.store, [part.path for part in parts if part.stats.num_errors], prefix)
     for number, amendment in enumerate(amendments, start=1):
         keys = [amendment_key(number, part.path) for part in amendment.commit.parts]
-        for pair, code in read_outcomes(output.store, keys):
+        for pair, code in read_outcomes(output.store, keys, prefix):
             if code is None:
                 failed.pop(pair, None)
             else:

@@ -42,7 +42,7 @@ def submit(
     from specbatch.jobs.job import run_job
     from specbatch.jobs.prepare import prepare
     from specbatch.jobs.progress import make_view
-    from specbatch.jobs.settings import environment_layer, flag_layer, resolve
+    from specbatch.jobs.settings import environment_layer, flag_layer, resolve, with_text_files
 
     names = [datasets] if isinstance(datasets, str | Path) else list(datasets)
     given = {name: value for name, value in settings.items() if value is not None}
@@ -50,7 +50,7 @@ def submit(
         given["output"] = str(output)
     flags = flag_layer(given, [str(name) for name in names], spelling="{}=")
     view = make_view(progress)  # type: ignore[arg-type]  # make_view names a wrong mode
-    prepared = prepare(resolve([flags, environment_layer(os.environ)]))
+    prepared = prepare(resolve([with_text_files(layer) for layer in (flags, environment_layer(os.environ))]))
     return run_job(prepared, view, lambda line: None if progress == "quiet" else _say(line))
 
 
@@ -65,16 +65,20 @@ def report(output: str | Path) -> Manifest:
     return load_manifest(str(output))
 
 
-def load(output: str | Path) -> pa.Table:
+def load(output: str | Path, *, columns: Sequence[str] | None = None) -> pa.Table:
     """All result rows of a finished job in the order of ``row_id``, with its amendments applied.
 
+    Args:
+        columns: only these, in this order; all if None. Under ``--output-prefix`` added columns have it in their names.
+
     Raises:
-        SpecbatchError: JOB_OUTPUT_MISSING, JOB_INCOMPLETE; JOB_INTEGRITY, a part is missing or damaged.
+        SpecbatchError: JOB_OUTPUT_MISSING, JOB_INCOMPLETE; JOB_INTEGRITY, a part is missing or damaged;
+            JOB_COLUMN_MISSING.
     """
     from specbatch.jobs.results import read_results
     from specbatch.storage.store import open_store
 
-    return read_results(open_store(str(output)), report(output))
+    return read_results(open_store(str(output)), report(output), columns)
 
 
 def _say(line: str) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperCommand
 
+from specbatch.jobs.cli_group import write_examples
 from specbatch.jobs.options import JOB_OPTIONS, Group, Option
 
 
@@ -23,7 +24,7 @@ class Format(StrEnum):
 
 
 class GroupedCommand(TyperCommand):
-    """Shows the options of its help in groups; without rich, typer shows one long list."""
+    """Shows the options of its help in groups, and examples; without rich, typer shows one long list."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write one section for each group, in the order in which the options are declared."""
@@ -38,13 +39,17 @@ class GroupedCommand(TyperCommand):
             with formatter.section(group):
                 formatter.write_dl(records)
 
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the examples of this command."""
+        write_examples(ctx, formatter)
+
 
 DATASET = inspect.Parameter(
     "dataset",
     inspect.Parameter.KEYWORD_ONLY,
     default=None,
     annotation=Annotated[
-        list[str] | None, typer.Argument(metavar="DATASET...", help="Parquet files, folders or globs.")
+        list[str] | None, typer.Argument(metavar="DATASET...", help="Parquet or JSONL files, folders or globs.")
     ],
 )
 CONFIG = inspect.Parameter(
@@ -69,6 +74,23 @@ DRY_RUN = inspect.Parameter(
     inspect.Parameter.KEYWORD_ONLY,
     default=False,
     annotation=Annotated[bool, typer.Option("--dry-run", help="Check and print the plan; start nothing.")],
+)
+ORIGIN = inspect.Parameter(
+    "origin",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=True,
+    annotation=Annotated[
+        bool,
+        typer.Option("--origin/--no-origin", help="With where each value comes from, or as a job file. [--origin]"),
+    ],
+)
+SCAN = inspect.Parameter(
+    "scan",
+    inspect.Parameter.KEYWORD_ONLY,
+    default="10000",
+    annotation=Annotated[
+        str, typer.Option("--scan", metavar="all|N|none", help="Rows whose prompts are looked at; N draws a sample.")
+    ],
 )
 FORMAT = inspect.Parameter(
     "format",

@@ -20,7 +20,8 @@ import typer
 from specbatch.jobs.cli_options import FORMAT, GroupedCommand, command, given_options, job_parameters
 from specbatch.jobs.cli_run import end, run_prepared, talk
 from specbatch.jobs.options import FREE_OPTIONS
-from specbatch.schemas.errors import ErrorCode, ExitCode, SpecbatchError
+from specbatch.schemas.errors import ErrorCode, ExitCode, SpecbatchError, VerifyExit
+from specbatch.schemas.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from specbatch.jobs.settings import Layer
@@ -51,21 +52,19 @@ def register(app: typer.Typer) -> None:
         (
             "resume",
             _with_execution_options(_resume_options, _resume),
-            "Go on with a job: decode what is missing. Options that are not given stay as they were.\n\n"
-            "Example: specbatch resume s3://bucket/out --workers 4 --speculation off",
+            "Go on with a job: decode what is missing. Options that are not given stay as they were.",
         ),
         (
             "retry-failed",
             _with_execution_options(_retry_options, _retry_failed),
-            "Decode the failed results of a finished job again, as an amendment: the job itself is never edited.\n\n"
-            "Example: specbatch retry-failed out --codes ROW_MEMORY,ROW_POISON --batch-size 4",
+            "Decode the failed results of a finished job again, as an amendment: the job itself is never edited.",
         ),
         (
             "repair",
             _with_execution_options(_repair_options, _repair),
-            "Make a sound copy of a damaged output: copy the sound parts, decode the others again.\n\n"
-            "Example: specbatch repair out --output out-repaired",
+            "Make a sound copy of a damaged output: copy the sound parts, decode the others again.",
         ),
+        ("verify", verify, None),
         ("cancel", cancel, None),
         ("gc", gc, None),
         ("doctor", doctor, None),
@@ -132,8 +131,9 @@ def _retry_failed(options: dict[str, Any]) -> None:
     codes = [code for text in options["codes"] or () for code in text.split(",") if code]
     for code in codes:
         if code not in ErrorCode.__members__ or not code.startswith("ROW_"):
-            known = ", ".join(name for name in ErrorCode.__members__ if name.startswith("ROW_"))
-            raise SpecbatchError(ErrorCode.JOB_CONFIG, f"--codes {code}: it is no code of a row; those are {known}")
+            known = [name for name in ErrorCode.__members__ if name.startswith("ROW_")]
+            suggestion = did_you_mean(code, known, f"those are {', '.join(known)}")
+            raise SpecbatchError(ErrorCode.JOB_CONFIG, f"--codes {code}: it is no code of a row; {suggestion}")
     say = talk(options["format"])
     retry = prepare_retry(options["output"], _overrides(options), codes=codes, say=say)
     if retry is None:
@@ -151,11 +151,25 @@ def _repair(options: dict[str, Any]) -> None:
     run_prepared(repair.prepared, options["format"], started)
 
 
-def cancel(output: _OutArgument) -> None:
-    """Ask the run that works on an output to stop: it finishes the shards in flight and keeps what is done.
+def verify(
+    output: _OutArgument,
+    deep: Annotated[
+        bool,
+        typer.Option("--deep", help="Compare with the dataset too, and decode some rows again with the target alone."),
+    ] = False,
+    format: Annotated[DocumentFormat, typer.Option("--format", help="How to print it.")] = DocumentFormat.HUMAN,
+) -> None:
+    """Check an output: digests, counts, every input row exactly once. Exit 0 sound, 1 incomplete, 7 not sound."""
+    from specbatch.jobs.verify import render_verify, verify_output
 
-    Example: specbatch cancel s3://bucket/out
-    """
+    verdict = verify_output(output, deep=deep)
+    typer.echo(render_verify(verdict, format.value), nl=False)
+    exits = {"sound": VerifyExit.SOUND, "incomplete": VerifyExit.INCOMPLETE, "not sound": VerifyExit.NOT_SOUND}
+    raise typer.Exit(exits[verdict.state])
+
+
+def cancel(output: _OutArgument) -> None:
+    """Ask the run that works on an output to stop: it finishes the shards in flight and keeps what is done."""
     from specbatch.jobs.cancel import cancel_output
     from specbatch.jobs.formatting import clean
 
@@ -167,10 +181,7 @@ def gc(
     yes: Annotated[bool, typer.Option("--yes", help="Also remove parts of other plans from data/.")] = False,
     format: Annotated[DocumentFormat, typer.Option("--format", help="How to print it.")] = DocumentFormat.HUMAN,
 ) -> None:
-    """Remove what killed runs left behind; parts of the job are never removed. Refused while a run works on it.
-
-    Example: specbatch gc out --yes
-    """
+    """Remove what killed runs left behind; parts of the job are never removed. Refused while a run works on it."""
     from specbatch.jobs.gc import collect_garbage, render_gc
 
     report = collect_garbage(output, remove_foreign=yes)
@@ -197,10 +208,7 @@ def doctor(
     ] = False,
     format: Annotated[DocumentFormat, typer.Option("--format", help="How to print it.")] = DocumentFormat.HUMAN,
 ) -> None:
-    """Check whether this machine, a store and a pair of models are fit for a job. Exit 0 fit, 2 not.
-
-    Example: specbatch doctor s3://bucket/outputs --target ./my-target --draft ./my-draft
-    """
+    """Check whether this machine, a store and a pair of models are fit for a job. Exit 0 fit, 2 not."""
     from specbatch.jobs.doctor import examine, is_fit, render_findings
 
     findings = examine(output, target=target, draft=draft, device=device.value, single_writer=single_writer)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -16,8 +15,6 @@ from specbatch.jobs.cli_options import Format
 if TYPE_CHECKING:
     from specbatch.jobs.job import JobOutcome
     from specbatch.jobs.prepare import PreparedJob
-
-_JSON_LINE_SECONDS = 2.0
 
 
 def run_prepared(
@@ -30,11 +27,13 @@ def run_prepared(
         go_on: the command that goes on after an interruption; ``resume`` of the output if None.
         whole: the output whose report shows this one too.
     """
+    from specbatch.jobs.events import EventWriter
     from specbatch.jobs.interrupt import StopNow
     from specbatch.jobs.job import run_job
     from specbatch.jobs.progress import make_view
 
-    view = JsonLinesView() if format is Format.JSONL else make_view("quiet" if format is Format.QUIET else "auto")
+    mode = "quiet" if format is Format.QUIET else "auto"
+    view = EventWriter(typer.echo) if format is Format.JSONL else make_view(mode)  # type: ignore[arg-type]
     go_on = go_on or f"specbatch resume {shlex.quote(prepared.output)}"
     try:
         outcome = run_job(prepared, view, talk(format), started=started)
@@ -56,30 +55,20 @@ def end(outcome: JobOutcome, format: Format, *, whole: str | None = None) -> NoR
 
 
 def talk(format: Format) -> Callable[[str], None]:
-    """Where single lines for the user go: nowhere under ``--format quiet``."""
+    """Where single lines for the user go: nowhere under ``--format quiet``, to both outputs under ``jsonl``."""
 
     def say(line: str) -> None:
         from specbatch.jobs.formatting import clean
 
-        print(clean(line), file=sys.stderr, flush=True)  # noqa: T201 - through sys.stderr, above a live bar
+        print(clean(line), file=sys.stderr, flush=True)  # noqa: T201 - through sys.stderr, above a live view
 
-    return (lambda line: None) if format is Format.QUIET else say
+    def tell(line: str) -> None:
+        from specbatch.jobs.events import EventWriter
 
+        EventWriter(typer.echo).note(line)
+        say(line)
 
-class JsonLinesView:
-    """Progress as one JSON object a line on stdout, at most one every two seconds."""
-
-    def __init__(self) -> None:
-        self._due = 0.0
-
-    def update(self, doc: Any) -> None:
-        """Print the document unless another one was printed just before."""
-        if time.monotonic() >= self._due or doc.state != "running":
-            self._due = time.monotonic() + _JSON_LINE_SECONDS
-            typer.echo(json.dumps({"type": "progress", **doc.model_dump(mode="json")}))
-
-    def close(self) -> None:
-        """Nothing is left open."""
+    return {Format.QUIET: lambda line: None, Format.JSONL: tell}.get(format, say)
 
 
 def outcome_document(outcome: JobOutcome) -> dict[str, Any]:
@@ -100,18 +89,20 @@ def outcome_document(outcome: JobOutcome) -> dict[str, Any]:
 
 
 def _print_outcome(outcome: JobOutcome, format: Format) -> None:
-    from specbatch.jobs.report import render
+    from specbatch.jobs.events import EventWriter
+    from specbatch.jobs.report_sections import describe
+    from specbatch.jobs.report_text import render_summary
 
     manifest = outcome.manifest
     if format is Format.JSON:
         typer.echo(json.dumps(outcome_document(outcome), indent=2))
     elif format is Format.JSONL:
-        typer.echo(json.dumps({"type": "outcome", **outcome_document(outcome)}))
+        EventWriter(typer.echo).end(outcome_document(outcome))
     elif format is Format.QUIET:
         typer.echo(outcome.output)
     elif manifest is not None:
         if outcome.was_complete:
             typer.echo("this job was finished by an earlier run; nothing was done", err=True)
-        typer.echo(render([(outcome.output, manifest)], "human"))
+        typer.echo(render_summary(describe(outcome.output, manifest)))
         typer.echo(f"results: {outcome.output}/data/*.parquet")
         typer.echo(f"report:  specbatch report {shlex.quote(outcome.output)}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import glob
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.plan import InputFile
 from specbatch.storage.store import is_s3, local_path, s3_location
+
+_HIVE_ESCAPED = frozenset("\"#%'*/:=?\\{[]^")
 
 
 def default_output(dataset: str, identity_digest: str, inputs: Sequence[InputFile] = ()) -> str:
@@ -44,6 +46,47 @@ def _default_on_s3(dataset: str, suffix: str, inputs: Sequence[InputFile]) -> st
     fixed = segments[: next(index for index, segment in enumerate(segments) if glob.has_magic(segment))]
     name = fixed[-1] if fixed else bucket
     return "/".join(["s3:/", bucket, *fixed, f"{name}{suffix}"])
+
+
+def with_partitions(output: str, partitions: Sequence[str], columns: Iterable[str]) -> str:
+    """The folder of a job below its output: ``OUT/KEY=VALUE/...``, as tables by night have them.
+
+    Args:
+        partitions: ``KEY=VALUE``, in the order of the folders.
+        columns: of the parts. A key that is one of them would make readers of the folders see that column twice.
+
+    Raises:
+        SpecbatchError: ``JOB_CONFIG``, a key is there twice or is a column; capitals do not tell keys apart.
+    """
+    taken = {name.casefold(): name for name in columns}
+    seen: set[str] = set()
+    segments = []
+    for pair in partitions:
+        key, _, value = (text.strip() for text in pair.partition("="))
+        if key.casefold() in seen:
+            raise SpecbatchError(ErrorCode.JOB_CONFIG, f"--partition {key}=...: this key is given twice; give it once")
+        if key.casefold() in taken:
+            raise SpecbatchError(
+                ErrorCode.JOB_CONFIG,
+                f"--partition {key}=...: the data have a column {taken[key.casefold()]!r} already; "
+                "choose another key, or give the column another name with --rename",
+            )
+        seen.add(key.casefold())
+        segments.append(f"{hive_escaped(key)}={hive_escaped(value)}")
+    return "/".join([output.rstrip("/"), *segments]) if segments else output
+
+
+def hive_escaped(text: str) -> str:
+    """A name or value as Hive writes it into a path: what means something there becomes ``%XX``.
+
+    Other characters that cannot be printed are escaped too, byte by byte in UTF-8: no store takes them all.
+    """
+    return "".join(
+        "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogatepass"))
+        if char in _HIVE_ESCAPED or not char.isprintable()
+        else char
+        for char in text
+    )
 
 
 def check_output(output: str, datasets: Sequence[str]) -> str:

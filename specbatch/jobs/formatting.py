@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from datetime import UTC, datetime
 
 _BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _COUNT_UNITS = ("", " k", " M", " G", " T")
@@ -62,8 +63,24 @@ def clock(value_seconds: float) -> str:
     return f"{days} d {text}" if days else text
 
 
+def duration(value_seconds: float) -> str:
+    """``0.52 s``, ``24.5 s``, ``2:05``, ``3:07:09``: a clock from 100 seconds on."""
+    return seconds(value_seconds) if value_seconds < 100 else clock(value_seconds)
+
+
+def iso(text: str) -> str:
+    """``2026-11-23T22:00:00Z``; what is no time of day is given back, cleaned."""
+    try:
+        time = datetime.fromisoformat(text)
+        return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError):
+        return clean(text, 40)
+
+
 def percent(share: float | None) -> str:
-    """``71.2 %``; ``-`` for None."""
+    """``71.2 %``; ``-`` for None; what would round to nothing is ``<0.1 %``."""
+    if share is not None and 0 < share < 0.0005:
+        return "<0.1 %"
     return "-" if share is None else f"{100 * share:.1f} %"
 
 

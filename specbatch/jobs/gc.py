@@ -13,6 +13,7 @@ from specbatch.jobs import formatting as fmt
 from specbatch.jobs.amended import amendment_uri
 from specbatch.jobs.lease import Liveness, find_holder
 from specbatch.jobs.ledger import DATA_FOLDER
+from specbatch.jobs.normalise import unused_copies
 from specbatch.jobs.resume import StoredOutput, open_output
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.plan import part_name
@@ -39,6 +40,7 @@ class GcReport:
     Attributes:
         num_spool_files, spool_bytes: local spool files that were removed.
         num_probe_objects: objects of a killed probe that were removed.
+        num_copies: copies of inputs that the job does not read, left by a beginning with other ones.
         num_uploads: multipart uploads that were aborted.
         foreign: parts of other plans in ``data/``; readers of the manifest do not see them, readers of all files do.
         removed_foreign: whether these were removed.
@@ -49,6 +51,7 @@ class GcReport:
     num_spool_files: int = 0
     spool_bytes: int = 0
     num_probe_objects: int = 0
+    num_copies: int = 0
     num_uploads: int = 0
     foreign: list[str] = field(default_factory=list)
     removed_foreign: bool = False
@@ -81,6 +84,8 @@ def render_gc(report: GcReport) -> str:
         lines.append(f"  removed {fmt.plural(report.num_spool_files, 'spool file')} ({fmt.size(report.spool_bytes)})")
     if report.num_probe_objects:
         lines.append(f"  removed {fmt.plural(report.num_probe_objects, 'object')} of a probe that was killed")
+    if report.num_copies:
+        lines.append(f"  removed {fmt.plural(report.num_copies, 'input file')} that the job does not read")
     if report.num_uploads:
         lines.append(f"  aborted {fmt.plural(report.num_uploads, 'upload')} that nobody completed")
     if report.foreign:
@@ -141,10 +146,15 @@ def _clean(output: StoredOutput, spool_files: list[Path], life: Liveness, report
         except FileNotFoundError:
             continue
     if life == "none":
-        for key in store.list("_specbatch"):
+        keys = store.list("_specbatch")
+        for key in keys:
             if _PROBE_KEY.match(key):
                 store.delete(key)
                 report.num_probe_objects += 1
+        paths = [segment.path for shard in output.stored.shards for segment in shard.segments]
+        for key in unused_copies(keys, paths, output.stored.plan):
+            store.delete(key)
+            report.num_copies += 1
     if isinstance(store, AbortsUploads):
         report.num_uploads += store.abort_uploads(STALE_SECONDS)
     _clean_data(output, report)

@@ -30,6 +30,7 @@ def identity_fields(
     model_path: str,
     inputs: Sequence[InputFile],
     draft_files: Mapping[str, str] | None = None,
+    chat_sha256: str | None = None,
 ) -> dict[str, Any]:
     """The fields that S is the digest of.
 
@@ -39,8 +40,9 @@ def identity_fields(
         dtype: resolved, never ``auto``. model_path: ``lean`` or ``generic``: code that rounds differently.
         inputs: pinned files in their order; their paths are left out, a dataset that moved is the same dataset.
         draft_files: file name -> hex SHA-256 of the draft's configuration and weights, None without a draft.
+        chat_sha256: digest of the target's chat template, None where prompts are no chats.
     """
-    fields = {
+    fields: dict[str, Any] = {
         "format": IDENTITY_FORMAT,
         "model": {
             "files": dict(target_files),
@@ -58,6 +60,8 @@ def identity_fields(
         },
         "inputs": [[file.name, file.size_bytes, file.footer_sha256, file.num_rows] for file in inputs],
     }
+    if chat_sha256 is not None:
+        fields["prompt"]["chat_template"] = chat_sha256
     if spec.generation.coupling == "distribution":
         fields["speculation"] = {"K": spec.execution.speculation, "draft": draft_files and dict(draft_files)}
     return fields

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from specbatch.jobs.card import ensure_card, write_card
 from specbatch.jobs.interrupt import Interrupts
 from specbatch.jobs.job_run import JobRun
 from specbatch.jobs.lease import acquire
 from specbatch.jobs.ledger import Ledger, StoredJob, check_same_job
+from specbatch.jobs.normalise import place_copies
 from specbatch.jobs.prepare import PreparedJob
 from specbatch.jobs.progress import ProgressView
 from specbatch.schemas.errors import ErrorCode, ExitCode, SpecbatchError
@@ -58,10 +60,12 @@ def run_job(
         if finished is not None:
             _check_own(stored, finished, prepared.output)
             ledger.seal()
+            ensure_card(store, finished, stored.document)
             return _complete_outcome(prepared, finished, was_complete=True)
+    for note in prepared.notes:
+        say(note)
     _check_fit(store, prepared, say)
-    if stored is None:
-        stored = _begin(ledger, prepared)
+    prepared, stored = _begin(ledger, prepared, stored)
     with Interrupts() as interrupts:
         lease = acquire(
             ledger.store,
@@ -77,6 +81,7 @@ def run_job(
         finally:
             lease.release()
     if manifest is not None:
+        write_card(store, manifest, stored.document)
         return _complete_outcome(prepared, manifest, was_complete=False)
     return JobOutcome(prepared.output, run.stop_exit, None, False, run.parts_done, len(stored.shards))
 
@@ -92,10 +97,18 @@ def _check_fit(store: Store, prepared: PreparedJob, say: Callable[[str], None]) 
     ensure_fit(store)
 
 
-def _begin(ledger: Ledger, prepared: PreparedJob) -> StoredJob:
+def _begin(ledger: Ledger, prepared: PreparedJob, stored: StoredJob | None) -> tuple[PreparedJob, StoredJob]:
+    """Begin a job that is not there yet. Whatever its workers read beside the dataset is at its place afterwards."""
     spec = prepared.spec.model_dump(mode="json")
     try:
-        return ledger.begin_job(prepared.identity, prepared.models, spec, prepared.shards)
+        prepared = place_copies(prepared)
+        if stored is None:
+            stored = ledger.begin_job(prepared.identity, prepared.models, spec, prepared.shards)
+        if prepared.spec.input.dedupe == "mark":
+            from specbatch.jobs.dedupe import ensure_duplicates
+
+            prepared = replace(prepared, duplicates=ensure_duplicates(prepared, stored))
+        return prepared, stored
     except SpecbatchError as error:
         if error.code is ErrorCode.JOB_OUTPUT_UNWRITABLE and prepared.output_is_default:
             raise SpecbatchError(error.code, f"{error.message}; name another folder with --output") from error

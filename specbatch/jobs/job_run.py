@@ -8,11 +8,11 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from specbatch.jobs.cancel import cancel_requested
 from specbatch.jobs.coordinator import Coordinator
-from specbatch.jobs.coordinator_events import Cancelled, EndInterrupted, Event
+from specbatch.jobs.coordinator_events import Cancelled, Command, EndInterrupted, Event
 from specbatch.jobs.interrupt import Interrupts, StopNow
 from specbatch.jobs.lease import RENEW_SECONDS, HeldLease
 from specbatch.jobs.ledger import Ledger, StoredJob
@@ -20,12 +20,15 @@ from specbatch.jobs.machine import count_cores, count_cuda_devices
 from specbatch.jobs.prepare import PreparedJob, follow_inputs
 from specbatch.jobs.progress import ProgressView
 from specbatch.jobs.run_documents import RunDocuments
+from specbatch.jobs.run_log import Fact, fact_of, said
 from specbatch.jobs.runner import Runner, save_worker_log
 from specbatch.jobs.tally import RunTally, sum_stats
 from specbatch.schemas.errors import ErrorCode, ExitCode, SpecbatchError
 from specbatch.schemas.manifest import Manifest
 from specbatch.schemas.messages import PartReceipt, WorkerConfig
 from specbatch.schemas.plan import Shard
+from specbatch.schemas.prompt import PromptSpec
+from specbatch.schemas.rows import ResultForm
 from specbatch.schemas.spec import parse_duration
 from specbatch.specdec.memory import AUTO_MAX_ROWS
 
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 VIEW_SECONDS = 0.5
 PROGRESS_SECONDS = 5.0
 RECORD_SECONDS = 10.0
+LOG_SECONDS = 5.0
 CANCEL_SECONDS = 5.0
 
 _SIGNAL_EXITS = {"SIGINT": ExitCode.INTERRUPTED, "SIGTERM": ExitCode.TERMINATED}
@@ -67,7 +71,8 @@ class JobRun:
         self._tally = RunTally()
         self._documents = RunDocuments(prepared, ledger, stored, self._tally, self._now)
         self._ended: EndInterrupted | None = None
-        self._due = {"view": 0.0, "lease": RENEW_SECONDS, "progress": 0.0, "record": RECORD_SECONDS, "cancel": 0.0}
+        self._due = {"view": 0.0, "lease": RENEW_SECONDS, "progress": 0.0, "record": RECORD_SECONDS}
+        self._due |= {"cancel": 0.0, "log": 0.0}
 
     @property
     def parts_done(self) -> int:
@@ -95,7 +100,8 @@ class JobRun:
             outcome = "complete" if self._ended is None else _OUTCOMES[self._ended.reason]
         except StopNow:
             self._ended, outcome = EndInterrupted(), "interrupted"
-        except SpecbatchError:
+        except SpecbatchError as error:
+            self._documents.log.add(Fact("error", "job_failed", f"{error.code.value}: {error.message}"))
             raise
         except Exception as error:
             raise self._internal(error) from error
@@ -119,11 +125,19 @@ class JobRun:
         documents.found_stats = sum_stats({shard: receipt.stats for shard, receipt in documents.found.items()})
         shards = follow_inputs(self._stored.shards, self._prepared.inputs)
         missing = tuple(shard for shard in shards if shard.index not in documents.found)
+        documents.forecast = self._forecast()
         documents.begin(len(missing))
         self._lease.renew(documents.epoch)
         if documents.found:
-            self._user(f"resuming {self._prepared.output}: {len(documents.found)} of {len(shards)} parts are there")
+            self._tell(f"resuming {self._prepared.output}: {len(documents.found)} of {len(shards)} parts are there")
         return missing
+
+    def _forecast(self) -> dict[str, Any] | None:
+        """What is expected of a job that nothing has been done of yet; the report holds it against what came."""
+        from specbatch.jobs.profile_use import forecast_job
+
+        forecast = None if self._documents.found else forecast_job(self._prepared)
+        return None if forecast is None else forecast.document()
 
     def _decode(self, missing: tuple[Shard, ...]) -> None:
         """Decode the missing shards; ``_ended`` says why the run stopped before the last of them."""
@@ -133,7 +147,7 @@ class JobRun:
         coordinator = self._coordinator(missing)
         self._documents.coordinator = coordinator
         if execution.memory is not None and execution.memory.note is not None:
-            self._user(execution.memory.note)
+            self._tell(execution.memory.note)
         self._view.update(self._documents.progress("starting"))
         num_gpus = count_cuda_devices() if execution.device == "cuda" else 0
         with open_cluster(spec.address, num_gpus) as cluster:
@@ -152,6 +166,7 @@ class JobRun:
                     "finishing the shards in flight; the same signal again stops at once (nothing finished is lost)"
                 ),
                 on_say=self._note,
+                on_item=self._log_item,
                 view=cluster.view,
                 outside=self._outside,
                 num_wanted=0 if spec.workers == "auto" else execution.num_workers,
@@ -190,11 +205,13 @@ class JobRun:
             speculation=execution.speculation,
             batch_size=execution.batch_size,
             num_threads=max(count_cores() // num_workers, 1),
-            prompt_column=prepared.spec.input.prompt_column,
+            prompt=PromptSpec.of(prepared.spec),
             generation=prepared.spec.generation,
-            columns=prepared.columns,
+            pass_through=prepared.pass_through,
             memory_fraction=execution.memory_fraction / (num_workers if execution.device == "cpu" else 1),
             single_writer=prepared.spec.execution.single_writer,
+            form=ResultForm.of(prepared.spec),
+            duplicates=prepared.duplicates,
         )
 
     # ---- while it runs -----------------------------------------------------------------------------------------------
@@ -202,13 +219,15 @@ class JobRun:
     def _tick(self) -> bool:
         """Do what is due. False: another run holds the output."""
         if self._is_due("view", VIEW_SECONDS):
-            self._view.update(self._documents.progress("running"))
+            self._view.update(self._documents.progress(self._documents.state))
         if self._is_due("lease", RENEW_SECONDS) and not self._lease.renew(self._documents.epoch):
             return False
         if self._is_due("progress", PROGRESS_SECONDS):
-            self._documents.write_progress("running")
+            self._documents.write_progress(self._documents.state)
         if self._is_due("record", RECORD_SECONDS):
             self._documents.write_record("running")
+        if self._is_due("log", LOG_SECONDS):
+            self._documents.write_log()
         return True
 
     def _outside(self) -> Iterable[Event]:
@@ -232,15 +251,27 @@ class JobRun:
         self._due[what] = now + every_seconds
         return True
 
+    def _tell(self, line: str) -> None:
+        """One line for the user that is no news: the log has it among the plain ones."""
+        self._documents.log.add(Fact("info", "note", line))
+        self._user(line)
+
     def _note(self, line: str) -> None:
-        """One line for the user, kept in the record of the run too."""
+        """One line for the user, kept in the record and the log of the run too."""
         self._documents.note(line)
+        self._documents.log.add(said(line))
         self._user(line)
 
     def _note_death(self, cluster: Cluster, worker: int, pid: int | None, reason: str) -> None:
-        self._note(f"worker {worker} died: {reason}")
+        line = f"worker {worker} died: {reason}"
+        self._documents.note(line)  # the log has it from the coordinator's event
+        self._user(line)
         if text := save_worker_log(cluster.logs, pid):
-            self._ledger.write_log(self._documents.epoch, f"worker-{worker}.txt", text)
+            self._documents.keep_log(f"worker-{worker}.txt", text)
+
+    def _log_item(self, item: Event | Command) -> None:
+        if fact := fact_of(item):
+            self._documents.log.add(fact)
 
     def _now(self) -> float:
         """Seconds since the run began."""
@@ -250,14 +281,21 @@ class JobRun:
 
     def _close(self, outcome: str) -> None:
         """Leave the documents of this run as it ended."""
-        self._documents.write_record(outcome)
-        if self._lease.renew(self._documents.epoch):
-            self._documents.write_progress(outcome)
-        self._view.update(self._documents.progress(outcome))
-        self._view.close()
+        documents = self._documents
+        documents.log.add(Fact("info", "run_ended", f"run {documents.epoch} ended: {outcome}"))
+        try:
+            documents.write_record(outcome)
+            documents.write_log()
+            if self._lease.renew(documents.epoch):
+                documents.write_progress(outcome)
+        finally:
+            self._view.update(documents.progress(outcome))
+            self._view.close()
 
     def _internal(self, error: Exception) -> SpecbatchError:
         key = self._ledger.write_log(self._documents.epoch, "crash.txt", traceback.format_exc())
+        # The words of the error stay in crash.txt: they may quote what it was about.
+        self._documents.log.add(Fact("error", "crash", f"an error of specbatch itself: {type(error).__name__}"))
         first = (str(error).strip().splitlines() or [""])[0]
         return SpecbatchError(
             ErrorCode.JOB_INTERNAL,

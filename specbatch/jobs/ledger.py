@@ -284,6 +284,7 @@ class Ledger:
             stored={key: sha256_hex(self.store.read(key)) for key in (JOB_KEY, plan_key(stored.document.identity.P))},
             commit=commit,
             observed=build_observed(self.read_runs(), commit),
+            spec=stored.document.spec,
         )
         failpoint("manifest_create:before")
         self.store.create(MANIFEST_NAME, encode_manifest(manifest))

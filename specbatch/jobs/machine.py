@@ -71,6 +71,12 @@ def describe_hardware() -> dict[str, Any]:
     }
 
 
+def device_name(device: str) -> str:
+    """Model of the CPU, or of the first GPU where ``device`` is ``cuda``."""
+    gpus = _gpu_names() if device == "cuda" else []
+    return gpus[0] if gpus else _cpu_name()
+
+
 def _device_names() -> list[str]:
     return [path.name for path in Path("/dev").glob("nvidia*")]
 

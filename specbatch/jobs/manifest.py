@@ -13,6 +13,12 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from specbatch.jobs.observations import (
+    find_draft_given_up,
+    first_events,
+    measure_cost,
+    summarize_runs,
+)
 from specbatch.jobs.speedup import measure_speedup
 from specbatch.jobs.timeline import build_timeline
 from specbatch.schemas.canonical import sha256_hex, sum_histograms
@@ -22,6 +28,7 @@ from specbatch.schemas.manifest import (
     Acceptance,
     Commit,
     Counts,
+    Lengths,
     Manifest,
     Observed,
     PartRecord,
@@ -77,6 +84,7 @@ def build_commit(parts: Sequence[Part]) -> Commit:
         acceptance=_acceptance(total.counters, total.num_completion_tokens),
         seconds=Seconds(**{f.name: getattr(total.seconds, f.name) for f in fields(PhaseSeconds)}),
         parts=[part.record for part in ordered],
+        lengths=_lengths(total),
     )
 
 
@@ -109,6 +117,13 @@ def build_observed(runs: Sequence[RunRecord], commit: Commit) -> Observed:
         restarts=sum(run.restarts for run in ordered),
         preemptions=sum(run.preemptions for run in ordered),
         runs=len(ordered),
+        forecast=next((run.forecast for run in ordered if run.forecast is not None), None),
+        cost=measure_cost(ordered),
+        history=summarize_runs(ordered),
+        events=first_events(ordered),
+        deaths=sum(run.crashes for run in ordered),
+        quarantined=sorted({place for run in ordered for place in run.quarantined}),
+        draft_given_up=find_draft_given_up(last),
     )
 
 
@@ -163,6 +178,13 @@ def _acceptance(counters: SpecCounters, num_completion_tokens: int) -> Acceptanc
         histogram=list(counters.acceptance_histogram),
         by_position=[hit / count for hit, count in zip(accepted, proposed, strict=False)],
     )
+
+
+def _lengths(total: PartStats) -> Lengths | None:
+    """None where some part, written by an older version, does not say how long its results are."""
+    if sum(total.completion_lengths) != total.num_ok or sum(total.prompt_lengths) != total.num_ok:
+        return None
+    return Lengths(prompt=list(total.prompt_lengths), completion=list(total.completion_lengths), num_cut=total.num_cut)
 
 
 def _throughput(runs: Sequence[RunRecord], workers: Sequence[tuple[int, WorkerRecord]], commit: Commit) -> Throughput:

@@ -31,7 +31,20 @@ def memory_lines(execution: Execution) -> list[str]:
     for name in names:
         cells = "".join(f"{column.get(name, '-'):>{_WIDTH}}" for column in columns)
         lines.append(f"  {name:<22}{cells}")
+    if plan.with_draft is not None:
+        lines.append(f"  {_draft_text(plan.with_draft, plan.without_draft)}")
     return [*lines, f"  {plan.note}"] if plan.note is not None else lines
+
+
+def _draft_text(with_draft: Ledger, without_draft: Ledger) -> str:
+    """What the draft costs, in a sentence."""
+    extra = with_draft.total_bytes - without_draft.total_bytes
+    memory = f"takes {fmt.size(extra)} more" if extra > 0 else "takes no more memory"
+    capacity = f"{fmt.count(with_draft.row_capacity)} rows fit with it, {fmt.count(without_draft.row_capacity)} without"
+    if with_draft.batch_size == without_draft.batch_size:
+        return f"with the draft a batch {memory}; {capacity}"
+    batches = f"the batch is {fmt.count(with_draft.batch_size)} with it, {fmt.count(without_draft.batch_size)} without"
+    return f"with the draft a batch {memory}; {batches}; {capacity}"
 
 
 def memory_document(execution: Execution) -> dict[str, Any] | None:

@@ -7,10 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from specbatch.jobs import formatting as fmt
+from specbatch.jobs.forecast import Forecast
 from specbatch.jobs.ledger import Ledger, check_same_job
 from specbatch.jobs.memory_text import memory_document, memory_lines
+from specbatch.jobs.plan_scan_text import forecast_lines, scan_lines
+from specbatch.jobs.plan_scan_values import Scan, scan_document
 from specbatch.jobs.prepare import PreparedJob
+from specbatch.jobs.profile_use import forecast_job, profile_notes
 from specbatch.jobs.settings import Settings, to_texts
+from specbatch.schemas.plan import Shard
 from specbatch.schemas.spec import Speculation
 from specbatch.storage.store import open_store
 
@@ -25,26 +30,28 @@ def render_settings(settings: Settings, format: str) -> str:
     return "\n".join(_settings_lines(settings)) + "\n"
 
 
-def render_plan(prepared: PreparedJob, format: str) -> str:
+def render_plan(prepared: PreparedJob, format: str, found: Scan | None = None) -> str:
     """The settings, and the plan that they lead to.
+
+    Args:
+        found: a look at the prompts; None where none was wanted.
 
     Raises:
         SpecbatchError: the output holds something else, or a job of other settings.
     """
     state = _output_state(prepared)
+    expected = forecast_job(prepared, found)
     if format == "json":
-        return _json(_plan_document(prepared, state))
+        return _json(_plan_document(prepared, state, found, expected))
     execution = prepared.execution
     num_rows = sum(shard.num_rows for shard in prepared.shards)
-    sizes = sorted({shard.num_rows for shard in prepared.shards})
-    rows = fmt.count(sizes[0]) if len(sizes) == 1 else f"{fmt.count(sizes[0])} to {fmt.count(sizes[-1])}"
     draft = execution.draft
     num_samples = prepared.spec.generation.num_samples
     samples = f", {num_samples} samples each" if num_samples > 1 else ""
     summary = {
         "output": f"{fmt.clean(prepared.output)} ({state})",
         "input": f"{fmt.plural(len(prepared.inputs), 'file')}, {fmt.plural(num_rows, 'row')}{samples}",
-        "plan": f"{fmt.plural(len(prepared.shards), 'shard')} of {rows} rows, one part each",
+        "plan": _shards_text(prepared.shards),
         "target": _model_text(prepared.target.name, prepared.target.parameters),
         "draft": "none" if draft is None else _model_text(draft.name, draft.parameters),
         "speculation": _speculation_text(execution.speculation),
@@ -53,7 +60,41 @@ def render_plan(prepared: PreparedJob, format: str) -> str:
         "identity": f"S {prepared.identity.S[:16]}  P {prepared.identity.P}",
     }
     lines = [f"{name:<12} {value}" for name, value in summary.items()]
-    return "\n".join([*lines, "", *memory_lines(execution), "", *_settings_lines(prepared.settings)]) + "\n"
+    sections = [
+        lines,
+        ["prompts      not looked at (--scan none)"] if found is None else _scan_lines(prepared, found),
+        [*_profile_lines(prepared), *_forecast_lines(prepared, expected)],
+        memory_lines(execution),
+        _settings_lines(prepared.settings),
+    ]
+    return "\n\n".join("\n".join(section) for section in sections) + "\n"
+
+
+def _scan_lines(prepared: PreparedJob, found: Scan) -> list[str]:
+    spec = prepared.spec
+    return scan_lines(found, is_cut=spec.input.truncate_prompt != "error", max_error_rate=spec.execution.max_error_rate)
+
+
+def _profile_lines(prepared: PreparedJob) -> list[str]:
+    used = prepared.execution.profile
+    if used is None:
+        return []
+    taken = "the forecast" if used.batch_size is None else f"batch {used.batch_size} and the forecast"
+    return [f"profile      {used.profile.key}, measured {used.profile.made_at}; taken from it: {taken}"]
+
+
+def _forecast_lines(prepared: PreparedJob, expected: Forecast | None) -> list[str]:
+    if expected is None:
+        return ["forecast     none: run specbatch calibrate for a forecast"]
+    return forecast_lines(expected, profile_notes(prepared))
+
+
+def _shards_text(shards: Sequence[Shard]) -> str:
+    if not shards:
+        return "no shards: there is nothing to decode"
+    sizes = sorted({shard.num_rows for shard in shards})
+    rows = fmt.count(sizes[0]) if len(sizes) == 1 else f"{fmt.count(sizes[0])} to {fmt.count(sizes[-1])}"
+    return f"{fmt.plural(len(shards), 'shard')} of {rows} rows, one part each"
 
 
 def _output_state(prepared: PreparedJob) -> str:
@@ -68,7 +109,8 @@ def _output_state(prepared: PreparedJob) -> str:
     return f"{len(ledger.find_parts(stored))} of {len(stored.shards)} parts are there"
 
 
-def _plan_document(prepared: PreparedJob, state: str) -> dict[str, Any]:
+def _plan_document(prepared: PreparedJob, state: str, found: Scan | None, expected: Forecast | None) -> dict[str, Any]:
+    used = prepared.execution.profile
     return {
         "format": PLAN_FORMAT,
         "output": prepared.output,
@@ -83,6 +125,9 @@ def _plan_document(prepared: PreparedJob, state: str) -> dict[str, Any]:
             for file in prepared.inputs
         ],
         "rows": sum(shard.num_rows for shard in prepared.shards),
+        "scan": None if found is None else scan_document(found),
+        "profile": None if used is None else {**used.document(), "notes": list(profile_notes(prepared))},
+        "forecast": None if expected is None else expected.document(),
         "shards": [
             {"shard": shard.index, "row_start": shard.row_start, "row_stop": shard.row_stop}
             for shard in prepared.shards

@@ -5,19 +5,35 @@ Reads only; writes nothing and imports neither torch nor ray. ``plan`` and ``--d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from specbatch.jobs.destination import check_output as _check_output
 from specbatch.jobs.destination import default_output as _default_output
+from specbatch.jobs.destination import with_partitions
 from specbatch.jobs.identity import identity_fields, identity_sha256
-from specbatch.jobs.machine import count_cores, count_cuda_devices, cuda_free_bytes
+from specbatch.jobs.jobdocument import JOB_KEY
+from specbatch.jobs.machine import count_cores, count_cuda_devices, cuda_free_bytes, device_name
+from specbatch.jobs.normalise import (
+    Copy,
+    dataset_fields,
+    dataset_notes,
+    make_copies,
+    places,
+    read_dataset,
+    with_batch_settings,
+    with_pinned_datasets,
+)
 from specbatch.jobs.planning import cut_shards
+from specbatch.jobs.profile_store import circumstances_of
+from specbatch.jobs.profile_use import UsedProfile, use_profile
 from specbatch.jobs.settings import Settings
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.manifest import Identity, ModelRecord, Models
 from specbatch.schemas.plan import InputFile, Segment, Shard, plan_digest
+from specbatch.schemas.prompt import PassThrough, PromptSpec
+from specbatch.schemas.rows import ResultForm
 from specbatch.schemas.spec import DataType, JobSpec, Speculation
 from specbatch.specdec.families import model_path
 from specbatch.specdec.host import host_available_bytes
@@ -33,6 +49,9 @@ from specbatch.specdec.models import (
     tokenizer_sha256,
 )
 
+if TYPE_CHECKING:
+    from specbatch.storage.inputs import Inputs
+
 
 @dataclass(frozen=True, slots=True)
 class Execution:
@@ -44,6 +63,7 @@ class Execution:
         batch_size: rows in flight of each worker; ``auto`` on a GPU, whose memory its worker knows best.
         num_threads: arithmetic threads of each worker on CPU.
         memory: the ledger of one worker; None where the free memory of the device cannot be seen from here.
+        profile: what ``calibrate`` measured of this pair on this machine, and what is taken from it.
     """
 
     device: str
@@ -55,6 +75,9 @@ class Execution:
     num_threads: int
     memory: MemoryPlan | None
     memory_fraction: float
+    max_new_tokens: int
+    price_per_device_hour: float | None = None
+    profile: UsedProfile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +85,12 @@ class PreparedJob:
     """All that is known before anything is written or started.
 
     Attributes:
-        columns: names of the input columns, in the order of every part.
+        columns: names of the dataset's columns. pass_through: those of them that every part has.
         shards: the plan of a new output; one that has a plan keeps it.
         output: absolute local path, or a URI.
+        copies: Parquet copies of the JSONL files.
+        notes: what the user should know of the dataset, a line each.
+        duplicates: where the file lies that marks duplicates; None where none are marked, and before the job begins.
     """
 
     settings: Settings
@@ -72,10 +98,14 @@ class PreparedJob:
     execution: Execution
     inputs: tuple[InputFile, ...]
     columns: tuple[str, ...]
+    pass_through: PassThrough
     shards: tuple[Shard, ...]
     identity: Identity
     output: str
     output_is_default: bool
+    copies: tuple[Copy, ...] = ()
+    notes: tuple[str, ...] = ()
+    duplicates: str | None = None
 
     @property
     def spec(self) -> JobSpec:
@@ -100,27 +130,32 @@ class PreparedJob:
             "memory_fraction": execution.memory_fraction,
             "single_writer": self.spec.execution.single_writer,
             "address": self.spec.execution.address,
+            "price_per_device_hour": self.spec.execution.price_per_device_hour,
+            "profile": None if execution.profile is None else execution.profile.document(),
         }
 
 
-def prepare(settings: Settings) -> PreparedJob:
+def prepare(settings: Settings, *, known_bad: Mapping[str, str] | None = None) -> PreparedJob:
     """Check everything that can be checked without loading a model.
+
+    Args:
+        known_bad: name -> code of the files that a job which goes on has left out.
 
     Raises:
         SpecbatchError: what is wrong with inputs, models, or the resources asked for.
     """
-    from specbatch.storage.inputs import check_columns, read_inputs
+    from specbatch.workers.chat import ChatTemplate
+    from specbatch.workers.rendering import make_renderer
 
-    spec = settings.spec
-    dataset = read_inputs(spec.input.datasets)
-    inputs, schema = dataset.files, dataset.schema
-    check_columns(schema, spec.input.prompt_column, spec.input.id_column)
-    shards = cut_shards(inputs, spec.execution.shard_rows, spec.input.limit)
-    if not shards:
-        raise SpecbatchError(
-            ErrorCode.JOB_INPUT_EMPTY, f"dataset {', '.join(spec.input.datasets)} has no rows; there is nothing to do"
-        )
+    settings = with_pinned_datasets(settings)
+    dataset = read_dataset(settings.spec.input, known_bad)
+    settings = with_batch_settings(settings, dataset)
+    spec, prompt = settings.spec, PromptSpec.of(settings.spec)
+    _check_source_of_prompts(settings)
+    # The columns of JSONL are known when it has its copies, and these have their place in the output.
+    pass_through = _check_dataset(dataset, spec) if not dataset.sources else None
     target = locate_model(spec.models.target)
+    chat = ChatTemplate.from_folder(target.path) if prompt.is_chat else None
     draft, speculation = _resolve_draft(settings, target)
     execution = _resolve_execution(settings, target, draft, speculation)
     fields = identity_fields(
@@ -130,23 +165,64 @@ def prepare(settings: Settings) -> PreparedJob:
         tokenizer_sha256=tokenizer_sha256(target),
         dtype=execution.dtype,
         model_path=model_path(target.config),
-        inputs=inputs,
+        inputs=dataset.files,
+        chat_sha256=None if chat is None else chat.sha256,
     )
+    fields |= dataset_fields(dataset, spec.input)
     identity_digest = identity_sha256(fields)
-    identity = Identity(S=identity_digest, P=plan_digest(identity_digest, shards), fields=fields)
     output = spec.output
     if output is None:
-        output = _default_output(spec.input.datasets[0], identity_digest, inputs)
+        output = _default_output(spec.input.datasets[0], identity_digest, dataset.files)
+    folder = _check_output(with_partitions(output, spec.results.partitions, ()), places(spec.input.datasets))
+    dataset, copies, notes = make_copies(dataset, spec, folder)
+    if pass_through is None:
+        pass_through = _check_dataset(dataset, spec)
+    if dataset.schema.names:
+        make_renderer(prompt, target.path, dataset.schema.names)
+    shards = cut_shards(dataset.files, spec.execution.shard_rows, spec.input.limit)
+    with_partitions(output, spec.results.partitions, (*pass_through.new, *ResultForm.of(spec).columns))
     return PreparedJob(
         settings=settings,
         target=target,
         execution=execution,
-        inputs=inputs,
-        columns=tuple(schema.names),
+        inputs=dataset.files,
+        columns=tuple(dataset.schema.names),
+        pass_through=pass_through,
         shards=shards,
-        identity=identity,
-        output=_check_output(output, spec.input.datasets),
+        identity=Identity(S=identity_digest, P=plan_digest(identity_digest, shards), fields=fields),
+        output=folder,
         output_is_default=spec.output is None,
+        copies=copies,
+        notes=(*dataset_notes(dataset), *notes),
+    )
+
+
+def _check_dataset(dataset: Inputs, spec: JobSpec) -> PassThrough:
+    """Check columns and ids of a dataset; which columns pass through."""
+    from specbatch.jobs.unique_ids import check_unique_ids
+    from specbatch.workers.prompt_columns import check_columns
+
+    if not dataset.schema.names and not dataset.num_rows:
+        return PassThrough(())  # nothing was found, and that is allowed: there are no columns to be looked for
+    pass_through = check_columns(dataset.schema, spec, dataset.bookkeeping)
+    if spec.generation.seed_by == "id":
+        assert spec.input.id_column is not None, "check_columns refuses it"
+        num_rows = min(dataset.num_rows, spec.input.limit or dataset.num_rows)
+        check_unique_ids(dataset.files, num_rows, spec.input.id_column)
+    return pass_through
+
+
+def _check_source_of_prompts(settings: Settings) -> None:
+    """Refuse a prompt column that was asked for and would not be looked at."""
+    given = settings.spec.input
+    origin = settings.origins["input.prompt_column"]
+    other = "--template" if given.template is not None else "--messages-column"
+    if origin in ("default", JOB_KEY) or (given.template is None and given.messages_column is None):
+        return  # a stored job names all settings, whoever chose them
+    raise SpecbatchError(
+        ErrorCode.JOB_CONFIG,
+        f"input.prompt_column is {given.prompt_column!r} (from {origin}), but with {other} prompts do not come from a "
+        "prompt column; leave one of the two out",
     )
 
 
@@ -169,32 +245,53 @@ def _resolve_execution(
     batch_size = spec.execution.batch_size
     memory: MemoryPlan | None = None
     free_bytes = cuda_free_bytes() if device == "cuda" else host_available_bytes() // num_workers
-    if free_bytes is not None:
-        memory = plan_memory(
+
+    def plan(available_bytes: int, batch_size: int | Literal["auto"]) -> MemoryPlan:
+        return plan_memory(
             target,
             draft,
             dtype=dtype,
             device=device,
-            available_bytes=free_bytes,
+            available_bytes=available_bytes,
             memory_fraction=spec.execution.memory_fraction,
             batch_size=batch_size,
             speculation=speculation,
             row_tokens=min(EXPECTED_PROMPT_TOKENS + spec.generation.max_new_tokens, context_length(target)),
         )
+
+    loaded = draft
+    if free_bytes is not None:
+        memory = plan(free_bytes, batch_size)
         if not memory.uses_draft:
-            draft = None
+            loaded = None
         if device == "cpu":
             batch_size = memory.batch_size
+    num_threads = max(count_cores() // num_workers, 1)
+    profile = use_profile(
+        spec.execution,
+        circumstances_of(
+            target, loaded, dtype=dtype, device=device, device_name=device_name(device), num_threads=num_threads
+        ),
+        speculation=speculation,
+        memory=memory,
+        is_stored=settings.origins["execution.profile"] == JOB_KEY,
+    )
+    if free_bytes is not None and profile is not None and profile.batch_size is not None:
+        batch_size = profile.batch_size
+        memory = plan(free_bytes, batch_size)
     return Execution(
         device=device,
         dtype=dtype,
-        draft=draft,
+        draft=loaded,
         speculation=speculation,
         num_workers=num_workers,
         batch_size=batch_size,
-        num_threads=max(count_cores() // num_workers, 1),
+        num_threads=num_threads,
         memory=memory,
         memory_fraction=spec.execution.memory_fraction,
+        max_new_tokens=spec.generation.max_new_tokens,
+        price_per_device_hour=spec.execution.price_per_device_hour,
+        profile=profile,
     )
 
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from specbatch.jobs.deaths import is_pause
-from specbatch.schemas.messages import WorkerPoll, WorkerReady
+from specbatch.schemas.messages import Progress, WorkerPoll, WorkerReady
 
 if TYPE_CHECKING:  # the driver loads the worker's module only when it starts one
     from specbatch.workers.actor import Delivery, News, Whereabouts
 
 POLL_SECONDS = 1.0
 AGAIN_SECONDS = 1.0
+SLOW_WRITE_SECONDS = 120.0
 _QUIET_SECONDS = 10.0
 
 
@@ -38,6 +39,7 @@ class WorkerProcess:
         node_id: where it runs, or will; None where that is Ray's choice and not known yet.
         kill_reason: set once it has been killed.
         num_settled_rows: rows of the shards whose receipt or failure has come.
+        slow_write: what is known of a part that has been under way for long, in words; None where none is.
     """
 
     number: int
@@ -48,6 +50,7 @@ class WorkerProcess:
     kill_reason: str | None = None
     killed_at: float = 0.0
     num_settled_rows: int = 0
+    slow_write: str | None = None
     question: Any = None
     delivery: Any = None
     _outbox: deque[tuple[int, Delivery, tuple[Any, ...]]] = field(default_factory=deque)
@@ -147,6 +150,16 @@ class WorkerProcess:
         if self._still_since is None:
             self._still_since = now_seconds
         return now_seconds - self._still_since >= _QUIET_SECONDS
+
+    def watch_writing(self, progress: Progress) -> str | None:
+        """What to say of a part that takes long, once; should it never end, it is why the worker is killed."""
+        if progress.writing_shard is None or progress.writing_seconds < SLOW_WRITE_SECONDS:
+            self.slow_write = None
+            return None
+        is_news = self.slow_write is None
+        seconds = f"{progress.writing_seconds:.0f} s"
+        self.slow_write = f"it has been writing the part of shard {progress.writing_shard} for {seconds}"
+        return f"worker {self.number} is slow: {self.slow_write}" if is_news else None
 
     @property
     def local_pid(self) -> int | None:

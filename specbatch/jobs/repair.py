@@ -162,8 +162,9 @@ def _find_problem(data: bytes, output: StoredOutput, shard: Shard) -> str | None
     import pyarrow as pa
 
     from specbatch.jobs.verify_files import Unsound
-    from specbatch.jobs.verify_plan import PlannedShard, part_rules
+    from specbatch.jobs.verify_plan import PlannedShard
     from specbatch.jobs.verify_rows import check_part
+    from specbatch.jobs.verify_rules import part_rules
     from specbatch.storage.footer import NotParquet, open_parquet, read_footer
 
     problems: list[str] = []

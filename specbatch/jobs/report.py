@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from specbatch.jobs import formatting as fmt
 from specbatch.jobs.amended import amended_counts, read_amendments
 from specbatch.jobs.comparison import Comparison, compare
 from specbatch.jobs.manifest import MANIFEST_NAME, decode_manifest
-from specbatch.jobs.report_tables import render_csv, render_markdown
-from specbatch.jobs.report_text import render_human
+from specbatch.jobs.report_json import render_json
+from specbatch.jobs.report_nights import Nights
+from specbatch.jobs.report_sections import describe
+from specbatch.jobs.report_tables import render_csv, render_markdown, render_markdown_nights
+from specbatch.jobs.report_text import render_nights, render_report
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.manifest import Manifest
 
-REPORT_FORMAT = "specbatch/report/1"
+FORMATS = ("human", "json", "markdown", "csv", "html")
 
 
 def load_manifest(output: str) -> Manifest:
@@ -55,14 +56,17 @@ def load_amendments(output: str) -> tuple[Manifest, ...]:
     return read_amendments(open_store(output))
 
 
-def render(
-    manifests: Sequence[tuple[str, Manifest]], format: str, amendments: Sequence[Sequence[Manifest]] = ()
-) -> str:
+def compare_nights(nights: Nights) -> Comparison | None:
+    """The comparison of several outputs with the first as the base; None for one."""
+    return compare([manifest for _, manifest in nights]) if len(nights) > 1 else None
+
+
+def render(nights: Nights, format: str, amendments: Sequence[Sequence[Manifest]] = ()) -> str:
     """The report of one output, or the comparison of several with the first as the base.
 
     Args:
-        manifests: pairs (output as the user named it, manifest); at least one.
-        format: ``human``, ``json``, ``markdown`` or ``csv``.
+        nights: pairs (output as the user named it, manifest); at least one.
+        format: ``human``, ``json``, ``markdown``, ``csv`` or ``html``.
         amendments: for each output the manifests of its amendments. They are told apart from the job itself, whose
             figures stay as they are; ``csv`` leaves them out.
 
@@ -72,25 +76,40 @@ def render(
     Raises:
         SpecbatchError: ``JOB_CONFIG``, no such format.
     """
-    renderers: dict[str, Callable[[Sequence[tuple[str, Manifest]], Comparison | None], str]] = {
-        "human": render_human,
-        "json": _render_json,
-        "markdown": render_markdown,
-        "csv": render_csv,
-    }
-    if format not in renderers:
-        raise SpecbatchError(ErrorCode.JOB_CONFIG, f"format is {format!r}; it must be one of {', '.join(renderers)}")
-    comparison = compare([manifest for _, manifest in manifests]) if len(manifests) > 1 else None
-    text = renderers[format](manifests, comparison)
-    amended = [(*pair, chain) for pair, chain in zip(manifests, amendments, strict=False) if chain]
-    if not amended or format == "csv":
-        return text
+    if format not in FORMATS:
+        raise SpecbatchError(ErrorCode.JOB_CONFIG, f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
+    chains = [*amendments, *([()] * len(nights))][: len(nights)]
+    comparison = compare_nights(nights)
     if format == "json":
-        return _add_to_json(text, manifests, amendments)
-    title = "## Amendments\n" if format == "markdown" else "Amendments"
-    bullet = "- " if format == "markdown" else "  "
-    lines = [bullet + _amended_line(output, manifest, chain) for output, manifest, chain in amended]
-    return "\n".join([text, title, *lines]) + "\n"
+        return render_json(nights, comparison, chains)
+    if format == "csv":
+        return render_csv(nights, comparison)
+    if comparison is None:
+        report = describe(*nights[0], chains[0])
+        if format == "html":
+            from specbatch.jobs.report_html import render_page
+
+            return render_page(report, nights[0][1])
+        text = render_markdown(report) if format == "markdown" else render_report(report)
+        return _with_amendments(text, format, nights, chains)
+    if format == "html":
+        from specbatch.jobs.report_html_nights import render_nights_page
+
+        return render_nights_page(nights, comparison, _amended_lines(nights, chains))
+    text = render_markdown_nights(nights, comparison) if format == "markdown" else render_nights(nights, comparison)
+    return _with_amendments(text, format, nights, chains)
+
+
+def _with_amendments(text: str, format: str, nights: Nights, chains: Sequence[Sequence[Manifest]]) -> str:
+    amended = _amended_lines(nights, chains)
+    if not amended:
+        return text
+    title, bullet = ("## Amendments\n", "- ") if format == "markdown" else ("Amendments", "  ")
+    return "\n".join([text, title, *(bullet + line for line in amended)]) + "\n"
+
+
+def _amended_lines(nights: Nights, chains: Sequence[Sequence[Manifest]]) -> list[str]:
+    return [_amended_line(*pair, chain) for pair, chain in zip(nights, chains, strict=True) if chain]
 
 
 def _amended_line(output: str, manifest: Manifest, chain: Sequence[Manifest]) -> str:
@@ -98,49 +117,3 @@ def _amended_line(output: str, manifest: Manifest, chain: Sequence[Manifest]) ->
     by_code = ", ".join(f"{fmt.clean(code)} {fmt.count(number)}" for code, number in counts.errors_by_code.items())
     errors = f"{fmt.plural(counts.errors, 'error')} ({by_code})" if counts.errors else "no errors"
     return f"{fmt.clean(output)} with {fmt.plural(len(chain), 'amendment')}: {fmt.count(counts.ok)} ok, {errors}"
-
-
-def _add_to_json(text: str, manifests: Sequence[tuple[str, Manifest]], amendments: Sequence[Sequence[Manifest]]) -> str:
-    document = json.loads(text)
-    for entry, (_, manifest), chain in zip(document["outputs"], manifests, amendments, strict=True):
-        if chain:
-            counts = amended_counts(manifest, chain).model_dump(mode="json")
-            entry["amendments"] = {"number": len(chain), "counts": counts}
-    return json.dumps(document, indent=2, allow_nan=False) + "\n"
-
-
-def _render_json(manifests: Sequence[tuple[str, Manifest]], comparison: Comparison | None) -> str:
-    document = {
-        "format": REPORT_FORMAT,
-        "outputs": [_output_document(output, manifest) for output, manifest in manifests],
-        "comparison": _comparison_document(manifests, comparison) if comparison else None,
-    }
-    return json.dumps(document, indent=2, allow_nan=False) + "\n"
-
-
-def _output_document(output: str, manifest: Manifest) -> dict[str, Any]:
-    commit = manifest.commit.model_dump(mode="json", exclude={"parts"})
-    observed = manifest.observed.model_dump(mode="json")
-    root = output.rstrip("/")
-    return {
-        "output": output,
-        "job_id": manifest.job_id,
-        "identity": {"S": manifest.identity.S, "P": manifest.identity.P},
-        "models": manifest.models.model_dump(mode="json"),
-        **commit,
-        "num_parts": len(manifest.commit.parts),
-        **observed,
-        "paths": {"data": f"{root}/data/*.parquet", "manifest": f"{root}/{MANIFEST_NAME}"},
-    }
-
-
-def _comparison_document(manifests: Sequence[tuple[str, Manifest]], comparison: Comparison) -> dict[str, Any]:
-    return {
-        "base": manifests[0][0],
-        "tokens_per_second_ratios": list(comparison.ratios),
-        "fastest": manifests[comparison.fastest][0],
-        "regressions": [manifests[index][0] for index in comparison.regressions],
-        "same_text_by_contract": comparison.same_text,
-        "identity_differences": list(comparison.differences),
-        "caveats": list(comparison.caveats),
-    }

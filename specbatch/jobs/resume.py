@@ -16,6 +16,7 @@ from specbatch.jobs.amended import AMENDS_FIELD
 from specbatch.jobs.identity import identity_sha256
 from specbatch.jobs.jobdocument import JOB_KEY
 from specbatch.jobs.ledger import Ledger, StoredJob, check_same_job
+from specbatch.jobs.normalise import known_bad_files
 from specbatch.jobs.options import FREE_OPTIONS, OPTIONS, PATHS
 from specbatch.jobs.prepare import PreparedJob, prepare
 from specbatch.jobs.settings import Layer, Settings, environment_layer, flag_layer, resolve
@@ -106,6 +107,7 @@ def resume_settings(stored: StoredJob, overrides: Layer, *, output: str) -> Sett
     """
     document = _spec(stored, output).model_dump(mode="json")
     values = {path: value for path in PATHS if (value := _lookup(document, path)) is not None}
+    del values["results.partitions"]  # the output that is given is the folder that they led to
     # What ``auto`` came to when the job began: on another device it might come to something else.
     if dtype := stored.document.identity.fields.get("model", {}).get("dtype"):
         values["models.dtype"] = dtype
@@ -119,8 +121,8 @@ def prepare_stored(stored: StoredJob, settings: Settings) -> PreparedJob:
     Raises:
         SpecbatchError: JOB_SPEC_CHANGED with the fields that differ; what ``prepare`` raises.
     """
-    prepared = prepare(settings)
     identity = stored.document.identity
+    prepared = prepare(settings, known_bad=known_bad_files(identity.fields))
     fields = prepared.identity.fields
     if AMENDS_FIELD in identity.fields:  # comes from the parent's results, not from the settings
         fields = {**fields, AMENDS_FIELD: identity.fields[AMENDS_FIELD]}

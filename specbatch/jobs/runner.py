@@ -62,6 +62,7 @@ class Runner:
             reason.
         on_interrupt: called once, when the first signal has come.
         on_say: takes single lines for the user.
+        on_item: sees every event of the coordinator and every command.
         view: the cluster as last seen; None where it is this machine alone, which always has room.
         outside: events that come from elsewhere (``Cancelled``), asked for as often as ``on_tick`` is called.
         num_wanted: workers that the user asked for; 0 for as many as there is room.
@@ -81,6 +82,7 @@ class Runner:
         on_death: Callable[[int, int | None, str], None],
         on_interrupt: Callable[[], None],
         on_say: Callable[[str], None] = lambda line: None,
+        on_item: Callable[[Event | Command], None] = lambda item: None,
         view: Callable[[], ClusterView | None] = lambda: None,
         outside: Callable[[], Iterable[Event]] = tuple,
         num_wanted: int = 0,
@@ -96,6 +98,7 @@ class Runner:
         self._on_death = on_death
         self._on_interrupt = on_interrupt
         self._on_say = on_say
+        self._on_item = on_item
         self._outside = outside
         self._placing = Placing(config, view, num_wanted)
         self._killing = Killing(clock)
@@ -147,7 +150,9 @@ class Runner:
 
     def _feed(self, events: Iterable[Event]) -> None:
         for event in events:
+            self._on_item(event)
             for command in self._coordinator.handle(event):
+                self._on_item(command)
                 self._execute(command)
 
     def _execute(self, command: Command) -> None:
@@ -184,6 +189,7 @@ class Runner:
             self._queued.append(WorkerDied(worker, reason, cause="lost"))
         process = self._processes.get(worker)
         if process is not None and process.kill_reason is None:
+            reason = f"{reason}: {process.slow_write}" if process.slow_write is not None else reason
             process.kill_reason, process.killed_at = reason, self._clock()
             ray.kill(process.actor)
             self._killing.add(process.whereabouts)
@@ -249,6 +255,7 @@ class Runner:
         else:
             ray.kill(process.actor)  # its process may live on where only a thread of it died
             self._killing.add(process.whereabouts)
+        self._tally.add_death(worker)
         self._on_death(worker, process.local_pid, death.reason)
         # Parts that it wrote but did not live to tell of: the store is asked, not the dead.
         receipts = self._find_parts(self._coordinator.held_by(worker))
@@ -260,9 +267,11 @@ class Runner:
 
     def _take_poll(self, process: WorkerProcess, poll: WorkerPoll) -> list[Event]:
         worker, progress = process.number, poll.progress
-        self._tally.add_poll(worker, poll, self._clock())
-        process.num_settled_rows += sum(receipt.num_rows for receipt in poll.receipts)
-        process.num_settled_rows += sum(self._coordinator.num_rows(failure.shard) for failure in poll.failures)
+        failed_rows = sum(self._coordinator.num_rows(failure.shard) for failure in poll.failures)
+        self._tally.add_poll(worker, poll, self._clock(), failed_rows)
+        process.num_settled_rows += sum(receipt.num_rows for receipt in poll.receipts) + failed_rows
+        if line := process.watch_writing(progress):
+            self._on_say(line)
         events: list[Event] = [Beat(worker, progress.beat_age_seconds, progress.median_step_seconds)]
         events += self._take_receipts(worker, poll.receipts)
         events += [AttemptFailed(worker, failure) for failure in poll.failures]

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from specbatch.jobs.jobfile import parse_yaml, scalar
 from specbatch.jobs.options import OPTIONS, PATHS, paths_of
+from specbatch.jobs.text_files import read_text_files
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.sampling import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS
 from specbatch.schemas.spec import MAX_DRAFT_LENGTH, JobSpec
@@ -159,8 +160,17 @@ def environment_layer(environ: Mapping[str, str]) -> Layer:
     return Layer(values, origins)
 
 
+def with_text_files(layer: Layer, folder: Path = Path()) -> Layer:
+    """The layer with ``@FILE`` replaced by the text of the file; names are relative to ``folder``.
+
+    Raises:
+        SpecbatchError: JOB_CONFIG, a file cannot be read.
+    """
+    return Layer(read_text_files(layer.values, layer.origins, folder), layer.origins)
+
+
 def read_job_file(path: Path) -> Layer:
-    """Values of a YAML job file.
+    """Values of a YAML job file; files that it names are looked for beside it.
 
     Raises:
         SpecbatchError: JOB_CONFIG where the file cannot be read, is not plain YAML or names an unknown path.
@@ -172,7 +182,7 @@ def read_job_file(path: Path) -> Layer:
         raise SpecbatchError(ErrorCode.JOB_CONFIG, f"--config {path}: {error.strerror or error}") from None
     if len(data) > MAX_JOB_FILE_BYTES:
         raise SpecbatchError(ErrorCode.JOB_CONFIG, f"--config {path}: larger than {MAX_JOB_FILE_BYTES} bytes")
-    return file_layer(data, str(path))
+    return with_text_files(file_layer(data, str(path)), path.parent)
 
 
 def file_layer(data: bytes, name: str) -> Layer:
@@ -262,6 +272,7 @@ def _config_error(error: ValidationError, values: Mapping[str, Any], origins: Ma
     path = next((known for known in PATHS if location[: known.count(".") + 1] == known.split(".")), ".".join(location))
     value = values.get(path, first["input"])
     rule = _RULES.get(path) or first["msg"].removeprefix("Value error, must be ").removeprefix("Input should be ")
+    shown = f"a text of {len(value)} characters" if isinstance(value, str) and len(value) > 200 else repr(value)
     return SpecbatchError(
-        ErrorCode.JOB_CONFIG, f"{path} is {value!r} (from {origins.get(path, 'default')}); it must be {rule}"
+        ErrorCode.JOB_CONFIG, f"{path} is {shown} (from {origins.get(path, 'default')}); it must be {rule}"
     )

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
 from specbatch.jobs import formatting as fmt
 from specbatch.jobs.jobdocument import JOB_KEY, decode_job
+from specbatch.jobs.progress import RowCount
+from specbatch.jobs.status_text import STATUS_FORMAT as STATUS_FORMAT
+from specbatch.jobs.status_text import render_status as render_status
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.manifest import JobDocument
 from specbatch.schemas.plan import part_name
@@ -23,9 +25,10 @@ from specbatch.schemas.run import ProgressDocument
 if TYPE_CHECKING:
     from specbatch.storage.store import Store
 
-STATUS_FORMAT = "specbatch/status/1"
 FRESH_SECONDS = 30.0
 """A run overwrites its progress every few seconds; older than this, it is taken for gone."""
+ENDED = ("interrupted", "cancelled", "deadline", "failed")
+"""States that a run leaves in its progress when it ends before the job does."""
 
 _PROGRESS_KEY = "_specbatch/progress.json"
 
@@ -42,6 +45,8 @@ class StatusReport:
         tokens_per_second, acceptance_rate, mean_emitted: of the last run, or of the whole job when complete.
         detail: what the state rests on, in words.
         next_step: what the user can do now.
+        k_shares, errors_by_code, workers, notes: as the progress document has them; ``workers`` while a run is alive.
+        silence_seconds: since the run last reported, where that is too long ago; else None.
     """
 
     output: str
@@ -59,6 +64,17 @@ class StatusReport:
     mean_emitted: float | None = None
     eta_seconds: float | None = None
     num_workers: int | None = None
+    tokens_per_second_overall: float | None = None
+    mean_accepted: float | None = None
+    k_shares: dict[str, float] = field(default_factory=dict)
+    errors_by_code: dict[str, int] = field(default_factory=dict)
+    remaining_tokens: int | None = None
+    elapsed_seconds: float | None = None
+    epoch: int | None = None
+    run_state: str | None = None
+    silence_seconds: float | None = None
+    workers: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[dict[str, str]] = field(default_factory=list)
 
     def describe_progress(self) -> str:
         """``128 of 256 rows (8 of 16 parts)``"""
@@ -101,37 +117,6 @@ def read_status(output: str, now: datetime | None = None) -> StatusReport:
     return _complete(output, job, store, manifest)
 
 
-def render_status(report: StatusReport, format: str) -> str:
-    """The status as text for people (``human``) or as one JSON object (``json``); ends with a line break.
-
-    Raises:
-        SpecbatchError: ``JOB_CONFIG``, no such format.
-    """
-    if format == "json":
-        return json.dumps({"format": STATUS_FORMAT, **asdict(report)}, indent=2) + "\n"
-    if format != "human":
-        raise SpecbatchError(ErrorCode.JOB_CONFIG, f"format is {format!r}; it must be one of human, json")
-    lines = [f"{fmt.clean(report.output)}: {report.state}", f"  {fmt.clean(report.detail)}"]
-    if report.job_id is not None:
-        errors = f", {fmt.plural(report.num_errors, 'error')}" if report.num_errors else ""
-        lines.append(f"  {report.describe_progress()}{errors}")
-        speed = []
-        if report.tokens_per_second:
-            speed.append(f"{fmt.rate(report.tokens_per_second)} tokens/s")
-        if report.acceptance_rate is not None:
-            speed.append(f"acceptance {report.acceptance_rate:.2f}")
-        if report.mean_emitted is not None:
-            speed.append(f"{report.mean_emitted:.2f} tokens per row and round")
-        if report.num_workers is not None:
-            speed.append(fmt.plural(report.num_workers, "worker"))
-        if report.eta_seconds is not None:
-            speed.append(f"eta {fmt.clock(report.eta_seconds)}")
-        if speed:
-            lines.append(f"  {', '.join(speed)}")
-    lines.append(f"  next: {fmt.clean(report.next_step)}")
-    return "\n".join(lines) + "\n"
-
-
 def _complete(output: str, job: JobDocument, store: Store, data: bytes) -> StatusReport:
     from specbatch.jobs.amended import amended_counts, read_amendments
     from specbatch.jobs.manifest import decode_manifest
@@ -161,31 +146,60 @@ def _complete(output: str, job: JobDocument, store: Store, data: bytes) -> Statu
 
 
 def _unfinished(output: str, job: JobDocument, store: Store, now: datetime) -> StatusReport:
-    progress = _read_progress(store)
-    shard_rows = _planned_rows(store, job.identity.P)
-    present = set(store.list("data"))
-    done = [rows for shard, rows in shard_rows.items() if part_name(shard, job.identity.P) in present]
-    running, detail = _judge(progress, now)
-    rows_done = sum(done)
-    if running and progress is not None:
-        rows_done = max(rows_done, min(progress.num_rows, progress.rows_done))
-    return StatusReport(
+    progress = read_progress(store)
+    running, detail = judge(progress, now)
+    num_rows, rows_done, num_parts, parts_done = _how_far(store, job, progress, running=running)
+    report = StatusReport(
         output=output,
         state="running" if running else "interrupted",
         detail=detail,
         next_step=_next_step(output, store, progress, running=running),
         job_id=job.job_id,
-        num_rows=sum(shard_rows.values()) if shard_rows else (progress.num_rows if progress else None),
+        num_rows=num_rows,
         rows_done=rows_done,
-        num_parts=len(shard_rows) if shard_rows else (progress.num_parts if progress else None),
-        parts_done=len(done),
-        num_errors=progress.num_errors if progress else 0,
-        tokens_per_second=progress.tokens_per_second if progress else None,
-        acceptance_rate=progress.acceptance_rate if progress else None,
-        mean_emitted=progress.mean_emitted if progress else None,
-        eta_seconds=progress.eta_seconds if progress and running else None,
-        num_workers=len(progress.workers) if progress and running else None,
+        num_parts=num_parts,
+        parts_done=parts_done,
     )
+    if progress is None:
+        return report
+    silence_seconds = age_seconds(progress, now)
+    is_silent = silence_seconds is not None and silence_seconds > FRESH_SECONDS and progress.state not in ENDED
+    return replace(
+        report,
+        num_errors=progress.num_errors,
+        tokens_per_second=progress.tokens_per_second,
+        acceptance_rate=progress.acceptance_rate,
+        mean_emitted=progress.mean_emitted,
+        eta_seconds=progress.eta_seconds if running else None,
+        num_workers=len(progress.workers) if running else None,
+        tokens_per_second_overall=progress.tokens_per_second_overall,
+        mean_accepted=progress.mean_accepted,
+        k_shares=dict(progress.k_shares),
+        errors_by_code=dict(progress.errors_by_code),
+        remaining_tokens=progress.remaining_tokens if running else None,
+        elapsed_seconds=progress.elapsed_seconds,
+        epoch=progress.epoch,
+        run_state=progress.state,
+        silence_seconds=silence_seconds if is_silent else None,
+        workers=list(progress.workers) if running else [],
+        notes=[note.model_dump() for note in progress.notes],
+    )
+
+
+def _how_far(
+    store: Store, job: JobDocument, progress: ProgressDocument | None, *, running: bool
+) -> tuple[int | None, int, int | None, int]:
+    """Rows of the job and those done, parts and those done: as a living run says, else by the parts that are there."""
+    if running and progress is not None:
+        return progress.num_rows, RowCount()(progress), progress.num_parts, progress.parts_done
+    shard_rows = _planned_rows(store, job.identity.P)
+    present = set(store.list("data"))
+    done = [rows for shard, rows in shard_rows.items() if part_name(shard, job.identity.P) in present]
+    if shard_rows:
+        return sum(shard_rows.values()), sum(done), len(shard_rows), len(done)
+    if progress is not None:
+        return progress.num_rows, 0, progress.num_parts, 0
+    return None, 0, None, 0
 
 
 def _next_step(output: str, store: Store, progress: ProgressDocument | None, *, running: bool) -> str:
@@ -202,25 +216,37 @@ def _command(name: str, output: str) -> str:
     return f"specbatch {name} {shlex.quote(output)}"
 
 
-def _judge(progress: ProgressDocument | None, now: datetime) -> tuple[bool, str]:
+def judge(progress: ProgressDocument | None, now: datetime) -> tuple[bool, str]:
     """Whether a run is alive, and what that judgement rests on."""
     if progress is None:
         return False, "no run has reported yet, or its report cannot be read"
     who = f"run {progress.epoch} (process {progress.pid} on {progress.host})"
-    if progress.state in ("interrupted", "cancelled", "deadline", "failed"):
+    if progress.state in ENDED:
         return False, f"{who} ended: {progress.state}"
     if progress.state == "complete":
         who += " decoded the last row; it"
+    age = age_seconds(progress, now)
+    if age is None:
+        return False, f"{who} reported at a time that cannot be read"
+    if is_gone(progress):
+        return False, f"{who} is gone, last reported {fmt.clock(age)} ago"
+    if age > FRESH_SECONDS:
+        return False, f"{who} last reported {fmt.clock(age)} ago and is taken for gone"
+    return True, f"{who} reported {fmt.clock(age)} ago"
+
+
+def age_seconds(progress: ProgressDocument, now: datetime) -> float | None:
+    """Time since a run reported, by two clocks that may differ; None where it reported at no time that can be read."""
     try:
         updated = datetime.fromisoformat(progress.updated_at)
     except ValueError:
-        return False, f"{who} reported at a time that cannot be read"
-    age_seconds = (now - (updated if updated.tzinfo else updated.replace(tzinfo=UTC))).total_seconds()
-    if progress.host == socket.gethostname() and not _process_exists(progress.pid):
-        return False, f"{who} is gone, last reported {fmt.clock(age_seconds)} ago"
-    if age_seconds > FRESH_SECONDS:
-        return False, f"{who} last reported {fmt.clock(age_seconds)} ago and is taken for gone"
-    return True, f"{who} reported {fmt.clock(age_seconds)} ago"
+        return None
+    return (now - (updated if updated.tzinfo else updated.replace(tzinfo=UTC))).total_seconds()
+
+
+def is_gone(progress: ProgressDocument) -> bool:
+    """Whether the process of a run is known to be gone; of another host nothing is known."""
+    return progress.host == socket.gethostname() and not _process_exists(progress.pid)
 
 
 def _process_exists(pid: int) -> bool:
@@ -239,7 +265,7 @@ def _process_exists(pid: int) -> bool:
         return True
 
 
-def _read_progress(store: Store) -> ProgressDocument | None:
+def read_progress(store: Store) -> ProgressDocument | None:
     """The progress file; None where there is none or it is damaged, which must not hide the parts that exist."""
     from specbatch.storage.store import NotFound
 

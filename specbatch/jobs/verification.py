@@ -17,8 +17,9 @@ from specbatch.jobs.verify_files import (
     read_bounded,
     sha256_hex,
 )
-from specbatch.jobs.verify_plan import JOB_NAME, PartRules, PlannedShard, check_job, check_plan, part_rules
+from specbatch.jobs.verify_plan import JOB_NAME, PlannedShard, check_job, check_plan
 from specbatch.jobs.verify_rows import check_part
+from specbatch.jobs.verify_rules import PartRules, part_rules
 from specbatch.jobs.verify_totals import Totals, expected_commit
 
 _MAX_MANIFEST_BYTES = 256 << 20

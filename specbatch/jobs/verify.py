@@ -7,13 +7,16 @@ hostile.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from specbatch.jobs import formatting as fmt
 from specbatch.jobs.verify_files import LocalSource, RemoteSource, Source, Unsound
 from specbatch.schemas.errors import ErrorCode, SpecbatchError, VerifyExit
+
+VERIFY_FORMAT = "specbatch/verify/1"
 
 _MAX_PROBLEMS = 1000
 _MAX_SHOWN = 20
@@ -116,8 +119,10 @@ def _no_output(output: str) -> SpecbatchError:
     )
 
 
-def render_verify(report: VerifyReport) -> str:
-    """The verdict as text for people; ends with a line break."""
+def render_verify(report: VerifyReport, format: str = "human") -> str:
+    """The verdict as text for people (``human``) or as one JSON object (``json``); ends with a line break."""
+    if format == "json":
+        return json.dumps({"format": VERIFY_FORMAT, **asdict(report)}, indent=2) + "\n"
     lines = [f"{fmt.clean(report.output)}: {report.state}"]
     checked = report.checked
     if "parts" in checked:

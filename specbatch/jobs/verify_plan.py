@@ -82,23 +82,6 @@ class PlannedShard:
 
 
 @dataclass(frozen=True, slots=True)
-class PartRules:
-    """What the identity says about every part.
-
-    Attributes:
-        plan: plan digest P.
-        job_seed: the job's seed, from which the seed of each sample follows; None leaves the seeds unchecked.
-        num_samples: results of each row.
-        has_logprobs: whether there is a column of logprobs.
-    """
-
-    plan: str
-    job_seed: int | None
-    num_samples: int = 1
-    has_logprobs: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class _Segment:
     shard: int
     segment: int
@@ -137,19 +120,6 @@ def check_job(source: Source, problems: list[str]) -> dict[str, Any]:
     if hashlib.sha256(canonical(identity["fields"])).hexdigest() != identity["S"]:
         problems.append(f"{JOB_NAME}: S is not the digest of its fields")
     return job
-
-
-def part_rules(job: dict[str, Any], problems: list[str]) -> PartRules:
-    """What job.json says about its parts; a job written before samples and logprobs existed has one and none."""
-    generation = job["identity"]["fields"].get("generation")
-    settings = generation if isinstance(generation, dict) else {}
-    seed, num_samples = settings.get("seed"), settings.get("num_samples", 1)
-    if type(seed) is not int:
-        problems.append("job.json: the identity names no seed")
-        seed = None
-    if type(num_samples) is not int or num_samples < 1:
-        raise Unsound(f"{JOB_NAME}: the number of samples is {str(num_samples)[:40]!r}")
-    return PartRules(job["identity"]["P"], seed, num_samples, settings.get("logprobs") is True)
 
 
 def check_plan(source: Source, job: dict[str, Any], problems: list[str]) -> list[PlannedShard]:

@@ -5,7 +5,6 @@ Part of ``verify``, which shares no code with the writers. Everything is vectori
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +16,9 @@ import pyarrow.compute as pc
 
 from specbatch.jobs.verify_files import Unsound
 from specbatch.jobs.verify_parquet import open_untrusted
-from specbatch.jobs.verify_plan import PartRules, PlannedShard
+from specbatch.jobs.verify_plan import PlannedShard
+from specbatch.jobs.verify_rules import PartRules, check_form
+from specbatch.jobs.verify_seeds import SeedRules, check_seeds
 from specbatch.jobs.verify_totals import COUNTS, Totals, check_footer
 
 Ints = npt.NDArray[np.int64]
@@ -39,9 +40,18 @@ _TYPES: dict[str, Callable[[pa.DataType], bool]] = {
 _LOGPROBS_TYPE: dict[str, Callable[[pa.DataType], bool]] = {
     "logprobs": lambda kind: pa.types.is_list(kind) and pa.types.is_float32(kind.value_type)
 }
+_DUPLICATES_TYPE: dict[str, Callable[[pa.DataType], bool]] = {"duplicate_of": pa.types.is_int64}
 _LOGPROB_ROUNDING = 1e-3
 _MAY_BE_NULL = frozenset(
-    {"completion", "completion_token_ids", "error_code", "error_message", "min_margin", *_LOGPROBS_TYPE}
+    {
+        "completion",
+        "completion_token_ids",
+        "error_code",
+        "error_message",
+        "min_margin",
+        *_LOGPROBS_TYPE,
+        *_DUPLICATES_TYPE,
+    }
 )
 
 
@@ -54,17 +64,23 @@ def check_part(data: bytes | mmap.mmap, shard: PlannedShard, rules: PartRules, p
     Raises:
         Unsound: it cannot be read as a part at all.
     """
-    parquet = open_untrusted(data, shard.name, dictionary_columns=_TEXT)
+    parquet = open_untrusted(data, shard.name, dictionary_columns=[rules.prefix + name for name in _TEXT])
     names = parquet.schema_arrow.names
-    types = {**_TYPES, **_LOGPROBS_TYPE} if rules.has_logprobs else _TYPES
-    for name in set(_LOGPROBS_TYPE) - set(types):
-        if name in names:
-            raise Unsound(f"{shard.name} has a column {name} that the job did not ask for")
+    types = _types(rules)
+    for name in {*_LOGPROBS_TYPE, *_DUPLICATES_TYPE} - set(types):
+        if rules.prefix + name in names:
+            raise Unsound(f"{shard.name} has a column {rules.prefix + name} that the job did not ask for")
     for name, is_right in types.items():
-        if names.count(name) != 1:
-            raise Unsound(f"{shard.name} has {names.count(name)} columns {name}")
-        if not is_right(parquet.schema_arrow.field(name).type):
-            raise Unsound(f"{shard.name}: column {name} has type {parquet.schema_arrow.field(name).type}")
+        column = rules.prefix + name
+        if names.count(column) != 1:
+            raise Unsound(f"{shard.name} has {names.count(column)} columns {column}")
+        if not is_right(parquet.schema_arrow.field(column).type):
+            raise Unsound(f"{shard.name}: column {column} has type {parquet.schema_arrow.field(column).type}")
+    seeds = rules.seeds_in(names)
+    for column in seeds.columns if seeds is not None else ():
+        if names.count(column) != 1:
+            raise Unsound(f"{shard.name} has {names.count(column)} columns {column}")
+    problems += check_form(parquet, shard.name, rules)
     num_planned = shard.num_results(rules.num_samples)
     if parquet.metadata.num_rows != num_planned:
         raise Unsound(f"{shard.name} holds {parquet.metadata.num_rows:,} rows; {num_planned:,} are planned")
@@ -72,31 +88,59 @@ def check_part(data: bytes | mmap.mmap, shard: PlannedShard, rules: PartRules, p
     totals = Totals()
     findings: dict[str, tuple[int, int]] = {}
     try:
-        for batch in parquet.iter_batches(_BATCH_ROWS, columns=list(types), use_threads=False):
+        wanted = [*(rules.prefix + name for name in types), *(seeds.columns if seeds is not None else ())]
+        for batch in parquet.iter_batches(_BATCH_ROWS, columns=wanted, use_threads=False):
             first_result = totals.num_results
             row_ids, samples = shard.expected(rules.num_samples, first_result, first_result + batch.num_rows)
-            for what, bad in _check_batch(batch, row_ids, samples, rules, totals):
-                if bad.any():
-                    first, count = findings.get(what, (int(row_ids[int(bad.argmax())]), 0))
-                    findings[what] = (first, count + int(bad.sum()))
-    except (pa.ArrowException, OSError) as error:
+            columns = {name: batch.column(rules.prefix + name) for name in types}
+            if seeds is not None:
+                bad = _check_seeds(seeds, batch, columns, row_ids, samples)
+                _note(findings, "row_seed does not follow from the job's seed", bad, row_ids)
+            for what, bad in _check_batch(columns, row_ids, samples, rules, totals):
+                _note(findings, what, bad, row_ids)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise Unsound(f"{shard.name} cannot be read: {str(error).splitlines()[0][:200]}") from error
     for what, (first, count) in findings.items():
         where = f"row {first}" if count == 1 else f"{count:,} rows, the first at {first}"
         problems.append(f"{shard.name}: {what} ({where})")
-    check_footer(parquet.metadata.metadata or {}, shard, rules.plan, totals, problems)
+    check_footer(parquet.metadata.metadata or {}, shard, rules, totals, problems)
     return totals
 
 
+def _types(rules: PartRules) -> dict[str, Callable[[pa.DataType], bool]]:
+    logprobs = _LOGPROBS_TYPE if rules.has_logprobs else {}
+    return {**_TYPES, **logprobs, **(_DUPLICATES_TYPE if rules.has_duplicates else {})}
+
+
+def _note(findings: dict[str, tuple[int, int]], what: str, bad: Mask, row_ids: Ints) -> None:
+    if bad.any():
+        first, count = findings.get(what, (int(row_ids[int(bad.argmax())]), 0))
+        findings[what] = (first, count + int(bad.sum()))
+
+
+def _check_seeds(
+    seeds: SeedRules, batch: pa.RecordBatch, columns: dict[str, pa.Array], row_ids: Ints, samples: Ints
+) -> Mask:
+    return check_seeds(
+        seeds,
+        _ints(columns["row_seed"]),
+        row_ids,
+        samples,
+        ids=None if seeds.id_column is None else batch.column(seeds.id_column),
+        own=None if seeds.own_column is None else batch.column(seeds.own_column),
+        codes=columns["error_code"].to_pylist() if seeds.columns else None,
+    )
+
+
 def _check_batch(
-    batch: pa.RecordBatch, row_ids: Ints, samples: Ints, rules: PartRules, totals: Totals
+    columns: dict[str, pa.Array], row_ids: Ints, samples: Ints, rules: PartRules, totals: Totals
 ) -> Iterator[tuple[str, Mask]]:
     """Yields (what is wrong, at which results) and adds the batch to the totals.
 
     Args:
+        columns: without the prefix of their names.
         row_ids, samples: which results the batch must hold.
     """
-    columns = {name: batch.column(index) for index, name in enumerate(batch.schema.names)}
     for name, column in columns.items():
         if name not in _MAY_BE_NULL and column.null_count:
             raise Unsound(f"rows from {int(row_ids[0])}: {name} has empty cells")
@@ -109,9 +153,10 @@ def _check_batch(
 
     yield "row_id is not the planned one", _ints(columns["row_id"]) != row_ids
     yield "sample_index is not the planned one", _ints(columns["sample_index"]) != samples
-    if rules.job_seed is not None:
-        seeds = _seeds(rules.job_seed, row_ids, samples)
-        yield "row_seed does not follow from the job's seed", _ints(columns["row_seed"]) != seeds
+    if rules.has_duplicates:
+        first = _ints(pc.fill_null(columns["duplicate_of"], -1))
+        marked = ~_null(columns["duplicate_of"])
+        yield "duplicate_of names no row before this one", marked & ((first < 0) | (first >= row_ids))
     yield "status is neither ok nor error", error & ~_equals(columns["status"], "error")
 
     stopped = _equals(columns["finish_reason"], "stop") | _equals(columns["finish_reason"], "length")
@@ -148,8 +193,11 @@ def _check_batch(
             num_rows=int((np.diff(row_ids, prepend=totals.last_row_id) != 0).sum()),
             last_row_id=int(row_ids[-1]),
             failed=_failures(columns["error_code"], error, row_ids, samples),
-            num_results=batch.num_rows,
+            num_results=len(row_ids),
             num_ok=int(ok.sum()),
+            prompt_lengths=_by_digits(counts["num_prompt_tokens"][ok]),
+            completion_lengths=_by_digits(counts["num_completion_tokens"][ok]),
+            num_cut=int(_equals(columns["finish_reason"], "length").sum()),
             counts={name: int(values.sum()) for name, values in counts.items()},
             errors_by_code=_value_counts(columns["error_code"].filter(pa.array(error))),
             acceptance_histogram=accepted.by_entry(),
@@ -252,20 +300,7 @@ def _segment_sums(values: Ints, ends: Ints, length: Ints) -> Ints:
     return sums
 
 
-def _seeds(job_seed: int, row_ids: Ints, samples: Ints) -> Ints:
-    """Low 63 bits of BLAKE2b-64 over domain, job seed, "row", row and sample, each behind its length."""
-    prefix = hashlib.blake2b(digest_size=8)
-    for part in (b"specbatch/row/1", str(job_seed).encode(), b"row"):
-        prefix.update(len(part).to_bytes(8, "little") + part)
-    seeds = np.empty(len(row_ids), dtype=np.int64)
-    suffixes = [_counted(sample) for sample in range(int(samples.max(initial=0)) + 1)]
-    for index, (row_id, sample) in enumerate(zip(row_ids.tolist(), samples.tolist(), strict=True)):
-        state = prefix.copy()
-        state.update(_counted(row_id) + suffixes[sample])
-        seeds[index] = int.from_bytes(state.digest(), "little") & 0x7FFF_FFFF_FFFF_FFFF
-    return seeds
-
-
-def _counted(number: int) -> bytes:
-    text = str(number).encode()
-    return len(text).to_bytes(8, "little") + text
+def _by_digits(lengths: Ints) -> list[int]:
+    """Entry i: how many of these lengths have i binary digits."""
+    found: list[int] = np.bincount(np.frexp(np.maximum(lengths, 0))[1]).tolist() if len(lengths) else []
+    return found

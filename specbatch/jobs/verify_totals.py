@@ -10,6 +10,7 @@ from typing import Any
 
 from specbatch.jobs.verify_files import Unsound, parse_json
 from specbatch.jobs.verify_plan import PlannedShard
+from specbatch.jobs.verify_rules import PartRules
 
 COUNTS = (
     "num_prompt_tokens",
@@ -26,7 +27,8 @@ COUNTS = (
 class Totals:
     """Sums over rows, in the words of a part's footer; ``near_ties`` and ``seconds`` are the footer's own.
 
-    ``failed`` has the code of every failed (row, sample); ``last_row_id`` is that of the last result.
+    ``failed`` has the code of every failed (row, sample); ``last_row_id`` is that of the last result. Entry i of the
+    lengths counts the ok results whose length in tokens has i binary digits; ``has_lengths``: every footer says them.
     """
 
     num_rows: int = 0
@@ -40,6 +42,10 @@ class Totals:
     seconds: dict[str, float] = field(default_factory=dict)
     failed: dict[tuple[int, int], str] = field(default_factory=dict)
     last_row_id: int = -1
+    prompt_lengths: list[int] = field(default_factory=list)
+    completion_lengths: list[int] = field(default_factory=list)
+    num_cut: int = 0
+    has_lengths: bool = True
 
     def add(self, other: Totals) -> None:
         """Adds the sums of other rows."""
@@ -57,17 +63,21 @@ class Totals:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
         self.acceptance_histogram = _add_lists(self.acceptance_histogram, other.acceptance_histogram)
         self.draft_length_histogram = _add_lists(self.draft_length_histogram, other.draft_length_histogram)
+        self.prompt_lengths = _add_lists(self.prompt_lengths, other.prompt_lengths)
+        self.completion_lengths = _add_lists(self.completion_lengths, other.completion_lengths)
+        self.num_cut += other.num_cut
+        self.has_lengths = self.has_lengths and other.has_lengths
 
 
 def check_footer(
-    metadata: dict[bytes, bytes], shard: PlannedShard, plan: str, totals: Totals, problems: list[str]
+    metadata: dict[bytes, bytes], shard: PlannedShard, rules: PartRules, totals: Totals, problems: list[str]
 ) -> None:
     """The footer must name this shard and say the sums of its rows; its near ties and seconds are taken over."""
     name = f"{shard.name}: the footer"
     footer = parse_json(metadata.get(b"specbatch", b""), name)
     expected = {
         "format": "specbatch/part/1",
-        "plan": plan,
+        "plan": rules.plan,
         "shard": shard.index,
         "row_start": shard.row_start,
         "row_stop": shard.row_stop,
@@ -75,6 +85,8 @@ def check_footer(
     for key, value in expected.items():
         if footer.get(key) != value:
             problems.append(f"{name} says {key} {str(footer.get(key))[:40]!r}, not {value!r}")
+    if footer.get("prefix", "") != rules.prefix:
+        problems.append(f"{name} says prefix {str(footer.get('prefix'))[:40]!r}, not {rules.prefix!r}")
     stats = footer.get("stats")
     counters = stats.get("counters") if isinstance(stats, dict) else None
     seconds = stats.get("seconds") if isinstance(stats, dict) else None
@@ -99,6 +111,11 @@ def check_footer(
         "acceptance_histogram": totals.acceptance_histogram,
         "draft_length_histogram": totals.draft_length_histogram,
     }
+    lengths = {name: getattr(totals, name) for name in ("prompt_lengths", "completion_lengths", "num_cut")}
+    totals.has_lengths = all(name in stats for name in lengths)
+    if totals.has_lengths:  # parts of an older version do not say them
+        said |= {name: stats[name] for name in lengths}
+        found |= lengths
     for key, value in found.items():
         if said[key] != value:
             problems.append(f"{name} says {key} {str(said[key])[:60]}; its rows give {str(value)[:60]}")
@@ -138,6 +155,18 @@ def expected_commit(totals: Totals) -> dict[str, Any]:
         "acceptance.histogram": hits,
         "acceptance.by_position": [sum(hits[n:]) / count for n, count in enumerate(proposed_at, start=1)],
         **{f"seconds.{phase}": value for phase, value in totals.seconds.items()},
+        **_expected_lengths(totals),
+    }
+
+
+def _expected_lengths(totals: Totals) -> dict[str, Any]:
+    """What the commit says of lengths; older parts do not say enough for it."""
+    if not totals.has_lengths:
+        return {}
+    return {
+        "lengths.prompt": totals.prompt_lengths,
+        "lengths.completion": totals.completion_lengths,
+        "lengths.num_cut": totals.num_cut,
     }
 
 

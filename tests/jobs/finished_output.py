@@ -25,7 +25,7 @@ from specbatch.schemas.manifest import (
     PartRecord,
 )
 from specbatch.schemas.plan import Segment, Shard, part_name, plan_digest
-from specbatch.schemas.rows import RowResult
+from specbatch.schemas.rows import ResultForm, RowResult
 from specbatch.schemas.run import BlockRecord, RunRecord, WorkerRecord
 from specbatch.schemas.seeds import row_seed
 from specbatch.schemas.spec import InputSpec, JobSpec
@@ -191,8 +191,16 @@ def build(
     temperature: float = 0.0,
     num_samples: int | None = None,
     logprobs: bool = False,
+    table: pa.Table | None = None,
+    form: ResultForm | None = None,
+    output: dict[str, Any] | None = None,
 ) -> Output:
-    """Writes a finished job; with ``num_parts`` only that many parts and no manifest."""
+    """Writes a finished job; with ``num_parts`` only that many parts and no manifest.
+
+    Args:
+        table: the input's rows; some of its own if None.
+        form: of the parts. output: more of what the identity says of them.
+    """
     sizes = (num_rows // 2, num_rows - num_rows // 2)
     digests = (sha256_hex(b"first"), sha256_hex(b"second"))
     shards = _cut(sizes, digests, shard_rows)
@@ -201,7 +209,7 @@ def build(
         "format": "specbatch/identity/1",
         "model": {"files": dict(TARGET.files), "tokenizer": "c" * 64, "dtype": "float32", "path": "generic"},
         "generation": {"seed": JOB_SEED, "temperature": temperature, **asked},
-        "output": {"id_column": None, "limit": None},
+        "output": {"id_column": None, "limit": None, **(output or {})},
         "inputs": [[f"{n}.parquet", 1000, digests[n], sizes[n]] for n in range(2)],
     }
     s = sha256_hex(canonical_json(identity_fields))
@@ -220,7 +228,8 @@ def build(
     (root / "_specbatch/job.json").write_bytes(canonical_json(job.model_dump(mode="json")))
     (root / f"_specbatch/plan-{identity.P}.parquet").write_bytes(encode_plan(shards))
     written = shards if num_parts is None else shards[:num_parts]
-    parts = tuple(_write_part(root, shard, identity.P, k, errors, num_samples or 1, logprobs) for shard in written)
+    form = form or ResultForm(with_logprobs=logprobs)
+    parts = tuple(_write_part(root, shard, identity.P, k, errors, num_samples or 1, form, table) for shard in written)
     commit = build_commit(parts)
     run = make_run(1, _total(parts), k=k, tokens_per_second=tokens_per_second, ratio=ratio)
     manifest = Manifest(
@@ -298,15 +307,24 @@ def _cut(sizes: tuple[int, ...], digests: tuple[str, ...], shard_rows: int) -> t
 
 
 def _write_part(
-    root: Path, shard: Shard, plan: str, k: int, errors: frozenset[int], num_samples: int, logprobs: bool
+    root: Path,
+    shard: Shard,
+    plan: str,
+    k: int,
+    errors: frozenset[int],
+    num_samples: int,
+    form: ResultForm,
+    table: pa.Table | None,
 ) -> Part:
     row_ids = range(shard.row_start, shard.row_stop)
     results = [
-        make_result(row_id, k, row_id in errors, sample, logprobs)
+        make_result(row_id, k, row_id in errors, sample, form.with_logprobs)
         for row_id in row_ids
         for sample in range(num_samples)
     ]
     rows = pa.table({"prompt": [f"prompt {row_id}" for row_id in row_ids], "tag": [row_id % 3 for row_id in row_ids]})
+    if table is not None:
+        rows = table.slice(shard.row_start, len(row_ids))
     seconds = PhaseSeconds(propose=0.1, score=0.3, accept=0.01, host=0.02 + shard.index / 7, prefill=0.1, load=0.001)
     meta = PartMeta(
         format=PART_FORMAT,
@@ -319,7 +337,7 @@ def _write_part(
     )
     name = part_name(shard.index, plan)
     path = root / name
-    write_part(path, rows, results, meta, num_samples=num_samples, with_logprobs=logprobs)
+    meta = write_part(path, rows, results, meta, num_samples=num_samples, form=form)
     record = PartRecord(path=name, rows=len(row_ids), bytes=path.stat().st_size, sha256=sha256_file(path))
     return Part(record, meta.stats)
 

@@ -17,6 +17,9 @@ from specbatch.jobs.resume import StoredOutput
 from specbatch.jobs.settings import flag_layer, resolve
 from specbatch.schemas.manifest import PART_FORMAT, Manifest
 from specbatch.schemas.plan import Shard, part_name
+from specbatch.schemas.prompt import PassThrough
+from specbatch.schemas.rows import ResultForm
+from specbatch.schemas.spec import JobSpec
 from specbatch.schemas.stats import PhaseSeconds
 from specbatch.storage.parts import PartMeta, part_stats, write_part
 from specbatch.storage.store import open_store
@@ -81,6 +84,9 @@ def _write_part(output: StoredOutput, shard: Shard, failed: Failed, num_samples:
     )
     path = output.store.spool_path()
     table = pa.table({"prompt": [f"prompt {row}" for row in rows], "tag": rows})
-    write_part(path, table, results, meta, planned=planned)
+    spec = JobSpec.model_validate(output.stored.document.spec)
+    passed = PassThrough.of(spec.input, table.schema.names)
+    table = table.select(list(passed.old)).rename_columns(list(passed.new))
+    write_part(path, table, results, meta, planned=planned, form=ResultForm.of(spec))
     assert output.store.create(part_name(shard.index, output.stored.plan), path)
     path.unlink()

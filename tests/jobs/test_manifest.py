@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from specbatch.jobs.timeline import MAX_BUCKETS, build_timeline
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.manifest import PartRecord
 from specbatch.schemas.run import BlockRecord, RunRecord
-from specbatch.schemas.stats import PartStats, PhaseSeconds, SpecCounters
+from specbatch.schemas.stats import PartStats, PhaseSeconds, SpecCounters, length_histogram
 
 
 def part(path: str, score_seconds: float = 0.1, **changes: object) -> Part:
@@ -104,7 +105,7 @@ def test_manifest_survives_the_file(tmp_path: Path) -> None:
     data = encode_manifest(manifest)
     assert decode_manifest(data) == manifest
     assert encode_manifest(decode_manifest(data)) == data
-    assert list(json.loads(data)) == ["commit", "format", "identity", "job_id", "models", "observed", "stored"]
+    assert list(json.loads(data)) == ["commit", "format", "identity", "job_id", "models", "observed", "spec", "stored"]
 
 
 def test_success_is_what_sha256sum_reads(tmp_path: Path) -> None:
@@ -196,5 +197,87 @@ def test_timeline_keeps_every_token_in_at_most_200_buckets(num_blocks: int) -> N
     tokens = sum(bucket["tokens_per_second"] * width for bucket in timeline)
     assert tokens == pytest.approx(2 * num_blocks * (block.num_spec_tokens + block.num_plain_tokens), rel=1e-3)
     assert timeline[-1]["seconds"] == pytest.approx(10.0 * num_blocks, rel=1e-3)
-    assert all(set(bucket) == {"seconds", "tokens_per_second", "tokens_per_round", "spec_share"} for bucket in timeline)
+    keys = {"seconds", "tokens_per_second", "tokens_per_round", "spec_share", "workers", "acceptance", "k_share"}
+    assert all(set(bucket) == keys for bucket in timeline)
     assert timeline[-1]["spec_share"] == pytest.approx(48 / 50)
+    assert timeline[-1]["workers"] == 1
+    assert (timeline[-1]["acceptance"], timeline[-1]["k_share"]) == (None, None)
+
+
+def test_timeline_has_acceptance_k_and_workers_of_each_bucket() -> None:
+    run = make_run(1, part("data/a").stats, k=3, total_seconds=20.0)
+    block = run.workers[0].blocks[0].model_copy(update={"spec_seconds": 10.0, "plain_seconds": 0.0})
+    first = block.model_copy(
+        update={"at_seconds": 10.0, "draft_length_histogram": (1, 0, 3), "num_accepted_draft_tokens": 3}
+    )
+    second = block.model_copy(update={"at_seconds": 20.0, "draft_length_histogram": (4,)})
+    alone = run.workers[0].model_copy(update={"blocks": [first, second]})
+    other = run.workers[0].model_copy(update={"worker": 1, "blocks": [first]})
+    timeline = build_timeline([run.model_copy(update={"workers": [alone, other]})])
+    assert [bucket["workers"] for bucket in timeline] == [2] * 10 + [1] * 10
+    assert [bucket["acceptance"] for bucket in timeline] == [0.5] * 10 + [None] * 10
+    assert [bucket["k_share"] for bucket in timeline] == [[0.25, 0.0, 0.75]] * 10 + [[1.0]] * 10
+
+
+def test_lengths_are_added_up_and_unknown_where_a_part_lacks_them() -> None:
+    old = part("data/a")
+    stats = replace(old.stats, prompt_lengths=(0, 0, 1, 1), completion_lengths=(0, 2), num_cut=1)
+    new = Part(part("data/b").record, stats)
+    lengths = build_commit([new, Part(part("data/c").record, stats)]).lengths
+    assert lengths is not None
+    assert lengths.model_dump() == {"prompt": [0, 0, 2, 2], "completion": [0, 4], "num_cut": 2}
+    assert build_commit([new, old]).lengths is None
+
+
+def test_length_histogram_counts_binary_digits() -> None:
+    assert length_histogram([0, 1, 2, 3, 4, 7, 8, 8]) == (1, 1, 2, 2, 2)
+    assert length_histogram([]) == ()
+
+
+def test_cost_counts_gpus_while_they_are_held_and_machines_for_the_whole_run() -> None:
+    run = make_run(1, part("data/a").stats, k=3, total_seconds=7200.0, execution={"price_per_device_hour": 2.0})
+    worker = run.workers[0].model_copy(update={"active_seconds": 3000.0, "idle_seconds": 500.0, "load_seconds": 100.0})
+    on_cpu = run.model_copy(update={"workers": [worker, worker.model_copy(update={"worker": 1})]})
+    gpus = [worker.model_copy(update={"worker": n, "device": "cuda"}) for n in range(3)]
+    on_gpu = run.model_copy(update={"epoch": 2, "workers": gpus})
+    commit = build_commit([part("data/a")])
+    cost = build_observed([on_cpu], commit).cost
+    assert cost is not None
+    assert cost.model_dump() == {"device_hours": 2.0, "price_per_device_hour": 2.0, "total": 4.0}
+    cost = build_observed([on_cpu, on_gpu], commit).cost
+    assert cost is not None
+    assert (cost.device_hours, cost.total) == (5.0, 10.0)
+    without = on_gpu.model_copy(update={"execution": {}})
+    cost = build_observed([on_cpu, without], commit).cost
+    assert cost is not None
+    assert (cost.device_hours, cost.total) == (5.0, None)
+    assert build_observed([], commit).cost is None
+
+
+def test_what_went_wrong_in_any_run_is_in_the_manifest() -> None:
+    stats, commit = part("data/a").stats, build_commit([part("data/a")])
+    first = make_run(
+        1,
+        stats,
+        k=3,
+        total_seconds=10.0,
+        outcome="interrupted",
+        crashes=2,
+        quarantined=("n1/cuda",),
+        events=((1.0, "worker 0 died: x"),),
+        forecast={"wall_seconds": 5.0},
+    )
+    worker = first.workers[0].model_copy(update={"draft_given_up_seconds": 3.5})
+    second = make_run(2, stats, k=3, crashes=1, quarantined=("n0/cuda", "n1/cuda"), forecast={"wall_seconds": 9.0})
+    observed = build_observed([first, second.model_copy(update={"workers": [worker]})], commit)
+    assert (observed.deaths, observed.quarantined) == (3, ["n0/cuda", "n1/cuda"])
+    assert observed.forecast == {"wall_seconds": 5.0}
+    assert [(run.epoch, run.outcome, run.deaths) for run in observed.history] == [
+        (1, "interrupted", 2),
+        (2, "complete", 1),
+    ]
+    assert observed.history[0].ended_at == "2026-11-23T10:00:10+00:00"
+    assert [(event.epoch, event.text) for event in observed.events] == [(1, "worker 0 died: x")]
+    assert observed.draft_given_up is not None
+    assert observed.draft_given_up.model_dump() == {"workers": 1, "at_seconds": 3.5}
+    assert build_observed([first], commit).draft_given_up is None

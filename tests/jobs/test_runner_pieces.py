@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from specbatch.jobs.coordinator_events import WorkerDied
+from specbatch.jobs.coordinator_workers import WorkerView
 from specbatch.jobs.deaths import describe_death, is_pause
 from specbatch.jobs.machine import count_cores, count_cuda_devices, cuda_free_bytes
+from specbatch.jobs.processes import WorkerProcess
+from specbatch.jobs.rates import Window
 from specbatch.jobs.runner import save_worker_log
 from specbatch.jobs.tally import RunTally
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.schemas.messages import MemoryReport, Progress, RoundBlock, WorkerPoll, WorkerReady
+from specbatch.schemas.messages import MemoryReport, PartReceipt, Progress, RoundBlock, WorkerPoll, WorkerReady
 from specbatch.schemas.stats import PartStats, SpecCounters
 
 MEMORY = MemoryReport(1, 2, 3, 4, 5)
@@ -110,7 +114,110 @@ def test_a_tally_keeps_totals_of_every_process_and_all_blocks() -> None:
     fields = tally.progress_fields(16, PartStats(num_rows=4, num_results=4, num_ok=3))
     assert (fields["rows_done"], fields["num_errors"], fields["acceptance_rate"]) == (6, 1, 0.5)
     assert fields["mean_emitted"] == 60 / 10
-    assert fields["eta_seconds"] == pytest.approx((16 - 4 - 6) * 5 / 6, abs=0.1)
+    assert fields["tokens_per_second_overall"] == 60 / 5
+
+
+def spoken(rows: int, tokens: int, *blocks: RoundBlock, active: int = 0, receipts: int = 0) -> WorkerPoll:
+    """News with this many rows and tokens done, of which ``receipts`` rows are in a part that is told of now."""
+    stats = PartStats(num_rows=receipts, num_results=receipts, num_ok=receipts)
+    told = (PartReceipt(0, "data/x", receipts, 1, "", "", True, stats),) if receipts else ()
+    return WorkerPoll(told, (), blocks, Progress(rows, tokens, active), MEMORY)
+
+
+def test_the_eta_comes_from_tokens_that_remain_at_the_pace_of_now() -> None:
+    tally = RunTally()
+    tally.add_ready(make_ready(0), 0.0)
+
+    def fields(in_parts: int = 0, found: PartStats | None = None, now: float | None = None) -> dict[str, Any]:
+        return tally.progress_fields(100, found or PartStats(), rows_in_parts=in_parts, now_seconds=now)
+
+    assert (fields()["remaining_tokens"], fields()["eta_seconds"]) == (None, None), "no evidence of anything"
+    for second in range(1, 31):  # ten tokens a second, none of whose rows has ended
+        tally.add_poll(0, spoken(0, 0, RoundBlock(num_spec_tokens=10), active=4), float(second))
+    assert fields()["eta_seconds"] is None, "how long a row is, nobody knows"
+    assert fields()["tokens_per_second"] == 10
+    known = PartStats(num_rows=20, num_results=20, num_ok=20, num_completion_tokens=2000)
+    resumed = fields(20, known)
+    assert resumed["job_rows_done"] == 20
+    assert resumed["remaining_tokens"] == 80 * 100 - 300, "earlier runs say how long a row is; 300 are decoded already"
+    assert resumed["eta_seconds"] == (80 * 100 - 300) / 10
+    tally.add_poll(0, spoken(4, 300), 31.0)
+    assert fields()["remaining_tokens"] == 96 * 75
+    tally.add_poll(0, spoken(4, 300, RoundBlock(num_spec_tokens=5000), active=4), 32.0)
+    assert fields()["remaining_tokens"] == 92 * 75, "rows in flight that are long say nothing of the others"
+    assert fields(now=100.0)["tokens_per_second"] == 0, "nothing came of late"
+    assert fields(now=100.0)["eta_seconds"] is None
+    assert fields(100)["eta_seconds"] == 0.0
+
+
+def test_rows_of_a_dead_worker_that_are_in_no_part_count_no_more() -> None:
+    tally = RunTally()
+    tally.add_ready(make_ready(0), 0.0)
+    tally.add_ready(make_ready(1), 0.0)
+    tally.add_poll(0, spoken(10, 100, receipts=8), 1.0)
+    tally.add_poll(1, spoken(5, 50), 2.0)
+    assert tally.progress_fields(100, PartStats(), rows_in_parts=8)["job_rows_done"] == 8 + 2 + 5
+    tally.add_death(0)
+    fields = tally.progress_fields(100, PartStats(), rows_in_parts=8)
+    assert fields["job_rows_done"] == 8 + 5
+    assert [line["worker"] for line in fields["workers"]] == [1]
+    tally.add_death(7)
+
+
+def test_acceptance_and_k_are_known_before_the_first_row_is_done() -> None:
+    tally = RunTally()
+    tally.add_ready(make_ready(0), 0.0)
+    tally.add_poll(0, spoken(0, 0), 0.0)
+    old = RoundBlock(num_spec_tokens=10, draft_length_histogram=(0, 100), num_accepted_draft_tokens=100)
+    tally.add_poll(0, spoken(0, 0, old), 1.0)
+    new = RoundBlock(num_spec_tokens=10, draft_length_histogram=(1, 0, 3), num_accepted_draft_tokens=3)
+    tally.add_poll(0, spoken(0, 0, new), 40.0)
+    tally.add_poll(0, spoken(0, 0, new), 41.0)
+    fields = tally.progress_fields(16, PartStats())
+    assert fields["k_shares"] == {"0": 0.25, "2": 0.75}, "lately: the window begins behind the first block"
+    assert fields["acceptance_rate"] == 106 / 112
+    assert fields["mean_accepted"] == 106 / 106
+
+
+def test_every_worker_has_a_line_with_its_state() -> None:
+    tally = RunTally()
+    tally.add_ready(make_ready(1), 0.0)
+    progress = Progress(4, 40, 3, writing_shard=12, writing_seconds=185.04, errors_by_code=(("ROW_A", 2),))
+    tally.add_poll(1, WorkerPoll((), (), (), progress, MEMORY), 4.0)
+    views = (WorkerView(0, "starting", "", ()), WorkerView(1, "suspect", "host/cpu", (3, 4)))
+    fields = tally.progress_fields(16, PartStats(errors_by_code=(("ROW_A", 1), ("ROW_B", 1))), views=views)
+    assert fields["errors_by_code"] == {"ROW_A": 3, "ROW_B": 1}
+    assert fields["workers"] == [
+        {"worker": 0, "state": "starting", "shards": []},
+        {
+            "worker": 1,
+            "state": "suspect",
+            "shards": [3, 4],
+            "pid": 101,
+            "host": "host",
+            "place": "host/cpu",
+            "rows_done": 4,
+            "rows_active": 3,
+            "completion_tokens": 40,
+            "tokens_per_second": 0.0,
+            "memory_bytes": 5,
+            "writing_shard": 12,
+            "writing_seconds": 185.0,
+        },
+    ]
+
+
+def test_a_window_forgets_and_thins_out() -> None:
+    window = Window(10.0)
+    assert (window.rate(), window.span_seconds) == (0.0, 0.0)
+    for step in range(1000):
+        window.add(step / 10, (step, 2 * step, 3))
+    assert window.rate() == pytest.approx(10)
+    assert 10 <= window.span_seconds < 12
+    assert window.growth()[1][1] == 2 * window.growth()[1][0]
+    assert window.growth()[1][2] == 0
+    assert len(window._samples) < 15
+    assert window.rate(200.0) == 0
 
 
 def test_devices_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,3 +245,15 @@ def test_the_fullest_gpu_decides_how_much_is_free(tmp_path: Path, monkeypatch: p
     tool.unlink()
     monkeypatch.setenv("PATH", str(tmp_path))
     assert cuda_free_bytes({}) is None
+
+
+def test_a_slow_write_is_told_once_and_is_the_reason_of_a_kill() -> None:
+    process = WorkerProcess(3, None)
+    told = [
+        process.watch_writing(Progress(writing_shard=12, writing_seconds=seconds))
+        for seconds in (5.0, 119.0, 130.0, 140.0)
+    ]
+    assert told == [None, None, "worker 3 is slow: it has been writing the part of shard 12 for 130 s", None]
+    assert process.slow_write == "it has been writing the part of shard 12 for 140 s"
+    assert process.watch_writing(Progress()) is None
+    assert process.slow_write is None

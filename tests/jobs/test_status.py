@@ -128,7 +128,7 @@ def test_a_killed_process_that_nobody_has_buried_is_gone(unfinished: Output) -> 
         process.communicate()
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\xff", None])
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\xff", b'{"eta_seconds": 1e999}', None])
 def test_damaged_progress_does_not_hide_the_parts(unfinished: Output, damage: bytes | None) -> None:
     if damage is not None:
         (unfinished.root / "_specbatch/progress.json").write_bytes(damage)
@@ -200,4 +200,38 @@ def test_json_form_is_stable_and_free_of_escapes(unfinished: Output) -> None:
         "mean_emitted",
         "eta_seconds",
         "num_workers",
+        "tokens_per_second_overall",
+        "mean_accepted",
+        "k_shares",
+        "errors_by_code",
+        "remaining_tokens",
+        "elapsed_seconds",
+        "epoch",
+        "run_state",
+        "silence_seconds",
+        "workers",
+        "notes",
     ]
+    (line,) = render_status(read_status(str(unfinished.root), NOW), "jsonl").splitlines()
+    assert json.loads(line) == json.loads(text)
+
+
+def test_what_newer_runs_say_is_shown_and_what_still_newer_ones_say_is_passed_over(unfinished: Output) -> None:
+    notes = [{"at": "2026-11-23T09:59:00.000+00:00", "level": "warning", "message": "worker 3 died:\x1b[2J"}]
+    write_progress(unfinished, job_rows_done=15, errors_by_code={"ROW_MEMORY": 1}, notes=notes, k_shares={"2": 1.0})
+    path = unfinished.root / "_specbatch/progress.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "of_tomorrow": 1}))
+    report = read_status(str(unfinished.root), NOW)
+    assert (report.state, report.rows_done, report.k_shares, report.silence_seconds) == (
+        "running",
+        15,
+        {"2": 1.0},
+        None,
+    )
+    text = render_status(report, "human")
+    assert "errors: ROW_MEMORY 1\n  09:59:00 worker 3 died:?[2J\n" in text
+
+
+def test_a_silent_run_says_for_how_long(unfinished: Output) -> None:
+    write_progress(unfinished, host="elsewhere", updated_at=(NOW - timedelta(minutes=3)).isoformat())
+    assert read_status(str(unfinished.root), NOW).silence_seconds == 180

@@ -21,6 +21,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from specbatch import load
+from specbatch.jobs.logs import read_log
 from specbatch.jobs.verify import verify_output
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -167,6 +168,14 @@ def test_progress_is_told_in_plain_lines_and_the_progress_file(taught: tuple[Pat
     assert "\x1b" not in err
     progress = json.loads((output / "_specbatch" / "progress.json").read_bytes())
     assert (progress["state"], progress["rows_done"], progress["parts_done"]) == ("complete", NUM_ROWS, 6)
+    assert (progress["job_rows_done"], progress["remaining_tokens"], progress["eta_seconds"]) == (NUM_ROWS, 0, 0.0)
+    assert sum(progress["k_shares"].values()) == pytest.approx(1, abs=0.01)
+    assert [line["event"] for line in read_log(str(output))] == [
+        "run_started",
+        *["worker_starting"] * 2,
+        *["worker_ready"] * 2,
+        "run_ended",
+    ]
 
 
 def test_every_row_has_its_samples_and_each_can_be_made_again_alone(place: Place) -> None:
@@ -334,7 +343,7 @@ def test_a_held_output_is_refused_and_an_interrupted_job_goes_on(tmp_path: Path)
     out, err = process.communicate(timeout=DEADLINE_SECONDS)
     assert process.returncode == 143, err
     assert "Traceback" not in err
-    assert {json.loads(line)["type"] for line in out.splitlines()} <= {"progress", "outcome"}
+    assert {json.loads(line)["event"] for line in out.splitlines()} <= {"progress", "note", "end"}
     record = read_run(output, 2)
     assert (record["parts_found"], record["outcome"]) == (len(kept), "interrupted")
     assert json.loads((output / "_specbatch" / "lease.json").read_bytes())["released"] is True
@@ -364,6 +373,14 @@ def test_a_killed_worker_is_replaced_and_error_rows_have_their_exit_code(tmp_pat
     assert "worker 0 died" in err
     record = read_run(output, 1)
     assert record["restarts"] == 1
+    log = list(read_log(str(output)))
+    assert [line["message"] for line in log if line["event"] == "worker_died"] == [
+        line for line in err.splitlines() if line.startswith("worker 0 died")
+    ]
+    assert {"worker_died", "run_ended"} <= {line["event"] for line in read_log(str(output), epoch=1)}
+    progress = json.loads((output / "_specbatch" / "progress.json").read_bytes())
+    assert (progress["errors_by_code"], progress["num_errors"]) == ({"ROW_PROMPT_NULL": 1}, 1)
+    assert [note["level"] for note in progress["notes"]].count("warning") >= 1
     assert verify_output(str(output)).state == "sound"
     assert load(output).column("error_code").to_pylist().count("ROW_PROMPT_NULL") == 1
     assert place.run(*arguments)[0] == 3

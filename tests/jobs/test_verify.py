@@ -448,8 +448,10 @@ def test_two_hundred_thousand_rows_take_seconds(output: Output) -> None:
     import io
     import time
 
-    from specbatch.jobs.verify_plan import PartRules, PlannedShard
+    from specbatch.jobs.verify_plan import PlannedShard
     from specbatch.jobs.verify_rows import check_part
+    from specbatch.jobs.verify_rules import PartRules
+    from specbatch.jobs.verify_seeds import SeedRules
 
     table = pq.read_table(output.part_path(1))
     num_rows = 200_000
@@ -461,7 +463,7 @@ def test_two_hundred_thousand_rows_take_seconds(output: Output) -> None:
         writer.add_key_value_metadata({"specbatch": pq.read_metadata(output.part_path(1)).metadata[b"specbatch"]})
     problems: list[str] = []
     started = time.perf_counter()
-    rules = PartRules(output.job.identity.P, job_seed=7)
+    rules = PartRules(output.job.identity.P, SeedRules(job_seed=7))
     totals = check_part(data.getvalue(), PlannedShard(1, "part", 0, num_rows), rules, problems)
     assert totals.num_rows == num_rows
     assert any("row_seed" in problem for problem in problems)

@@ -16,7 +16,8 @@ from specbatch.jobs.amendments import prepare_retry
 from specbatch.jobs.resume import StoredOutput, open_output
 from specbatch.jobs.settings import Layer
 from specbatch.jobs.verify import render_verify, verify_output
-from specbatch.jobs.verify_deep import _compare, _draw, _Drawn, _input_rows, _regenerate
+from specbatch.jobs.verify_again import Drawn, draw, regenerate
+from specbatch.jobs.verify_deep import InputRows, Passing, compare, input_rows
 from specbatch.jobs.verify_files import Unsound
 from specbatch.jobs.verify_plan import PlannedShard
 from specbatch.schemas.canonical import canonical_json, sha256_hex
@@ -163,36 +164,39 @@ def table(row_ids: list[int], **columns: Any) -> pa.Table:
 
 def test_passthrough_columns_are_compared_once_for_every_sample() -> None:
     shard = PlannedShard(0, "part", 5, 7)
-    rows = pa.table({"prompt": ["a", "b"], "n": [1.5, None]})
+    rows = InputRows(pa.table({"prompt": ["a", "b"], "n": [1.5, None]}))
     good = table([5, 5, 6, 6], prompt=["a", "a", "b", "b"], n=[1.5, 1.5, None, None])
-    assert list(_compare(good, shard, rows)) == []
+    assert list(compare(good, shard, rows, Passing())) == []
     changed = table([5, 5, 6, 6], prompt=["a", "a", "b", "B"], n=[1.5, 1.5, None, None])
-    assert list(_compare(changed, shard, rows)) == ["part: column prompt does not hold what the dataset does"]
+    assert list(compare(changed, shard, rows, Passing())) == ["part: column prompt does not hold what the dataset does"]
     narrowed = good.set_column(3, "n", good.column("n").cast(pa.float32()))
-    assert list(_compare(narrowed, shard, rows)) == ["part: column n is float, in the dataset double"]
-    assert list(_compare(good.drop_columns(["n"]), shard, rows)) == ["part: its columns are not those of the dataset"]
+    assert list(compare(narrowed, shard, rows, Passing())) == ["part: column n is float, in the dataset double"]
+    assert list(compare(good.drop_columns(["n"]), shard, rows, Passing())) == [
+        "part: its columns are not those of the dataset"
+    ]
 
 
 def test_a_dataset_that_was_replaced_is_noticed(tmp_path: Path) -> None:
     parent = begin(tmp_path)
     segment = parent.stored.shards[0].segments[0]
     place = (segment.path, segment.footer_sha256, 0, 5)
-    assert _input_rows([place]).column("tag").to_pylist() == [0, 1, 2, 3, 4]
+    assert input_rows([place]).table.column("tag").to_pylist() == [0, 1, 2, 3, 4]
     with pytest.raises(Unsound, match="not the file that was planned"):
-        _input_rows([(segment.path, "0" * 64, 0, 5)])
+        input_rows([(segment.path, "0" * 64, 0, 5)])
 
 
 def test_rows_are_drawn_from_all_parts_by_digest() -> None:
     first = table([0, 1], sample_index=[0, 0], prompt=["a", "b"], row_seed=[7, 8], completion_token_ids=[[1], [2]])
     many = [first, table([2], sample_index=[0], prompt=["c"], row_seed=[9], completion_token_ids=[[3]])]
-    forth: list[_Drawn] = []
-    back: list[_Drawn] = []
+    forth: list[Drawn] = []
+    back: list[Drawn] = []
     for part in many:
-        forth = _draw(forth, part, "prompt", "salt")
+        forth = draw(forth, part, part.select(["prompt"]), "salt")
     for part in reversed(many):
-        back = _draw(back, part, "prompt", "salt")
+        back = draw(back, part, part.select(["prompt"]), "salt")
     assert forth == back
     assert {one.row_id for one in forth} == {0, 1, 2}
+    assert {one.row.column("prompt")[0].as_py() for one in forth} == {"a", "b", "c"}
 
 
 def test_text_that_the_target_would_not_say_is_noticed(tmp_path: Path) -> None:
@@ -203,17 +207,17 @@ def test_text_that_the_target_would_not_say_is_noticed(tmp_path: Path) -> None:
     seed = row_seed(job["identity"]["fields"]["generation"]["seed"], 0, 0)
     engine = Engine.from_pretrained("code-pair/target", speculation="off", dtype="float32", device="cpu")
     said = engine.generate(["def f(x):"], SamplingParams(max_new_tokens=6, seed=seed))[0]
-    drawn = _Drawn(0, 0, "def f(x):", seed, list(said.token_ids))
+    drawn = Drawn(0, 0, pa.table({"prompt": ["def f(x):"]}), seed, list(said.token_ids))
     problems: list[str] = []
     notes: list[str] = []
-    _regenerate([drawn], job, problems, notes)
+    regenerate([drawn], job, problems, notes)
     assert (problems, notes) == ([], ["decoded 1 results again with the target alone, on cpu"])
-    _regenerate([replace(drawn, token_ids=[*drawn.token_ids[:-1], 5])], job, problems, notes)
+    regenerate([replace(drawn, token_ids=[*drawn.token_ids[:-1], 5])], job, problems, notes)
     assert problems == ["row 0 sample 0: the target alone, on cpu here, says something else"]
 
 
 def test_an_amendment_with_gaps_is_compared_too() -> None:
     shard = PlannedShard(0, "part", 3, 12, ((3, 5, None), (11, 12, None)))
-    rows = pa.table({"prompt": ["c", "d", "k"]})
-    assert list(_compare(table([3, 4, 11], prompt=["c", "d", "k"]), shard, rows)) == []
-    assert list(_compare(table([3, 4, 11], prompt=["c", "d", "e"]), shard, rows)) != []
+    rows = InputRows(pa.table({"prompt": ["c", "d", "k"]}))
+    assert list(compare(table([3, 4, 11], prompt=["c", "d", "k"]), shard, rows, Passing())) == []
+    assert list(compare(table([3, 4, 11], prompt=["c", "d", "e"]), shard, rows, Passing())) != []

@@ -86,12 +86,24 @@ def test_plain_rounds_are_about_two_percent_and_never_bunched() -> None:
 
 def test_round_log_loses_nothing() -> None:
     log = RoundLog()
+    lengths, accepted = np.array([0, 4, 4, 2]), np.array([0, 4, 1, 0])
     for number in range(3 * ROUNDS_PER_BLOCK + 5):
-        log.add(is_plain=number % 7 == 0, is_mixed=number % 5 == 0, seconds=0.5, num_tokens=number)
-    assert len(log.take()) == 3
+        log.add(
+            is_plain=number % 7 == 0,
+            is_mixed=number % 5 == 0,
+            seconds=0.5,
+            num_tokens=number,
+            draft_length_B=lengths,
+            num_accepted_B=accepted,
+        )
+    first, *others = log.take()
+    assert len(others) == 2
+    assert first.draft_length_histogram == (ROUNDS_PER_BLOCK, 0, ROUNDS_PER_BLOCK, 0, 2 * ROUNDS_PER_BLOCK)
+    assert first.num_accepted_draft_tokens == 5 * ROUNDS_PER_BLOCK
     log.flush()
     (rest,) = log.take()
     assert rest.num_plain_rounds + rest.num_spec_rounds + rest.num_mixed_rounds == 5
+    assert (rest.draft_length_histogram, rest.num_accepted_draft_tokens) == ((5, 0, 5, 0, 10), 25)
     assert rest.mixed_seconds == 0.5 * rest.num_mixed_rounds > 0
     log.flush()
     assert log.take() == ()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.plan import InputFile, Segment
 from specbatch.storage import footer_facts, inputs
-from specbatch.storage.inputs import check_columns, discover, read_inputs, read_segment
+from specbatch.storage.inputs import discover, read_inputs, read_segment
 
 
 def write(path: Path, *, rows: int = 10, group: int = 4, **columns: object) -> Path:
@@ -116,10 +116,10 @@ def test_a_name_that_is_not_printable_text_is_refused(tmp_path: Path, name: byte
     assert message.isprintable()
 
 
-def test_an_output_of_specbatch_is_refused_as_a_dataset(tmp_path: Path) -> None:
+def test_an_unfinished_output_of_specbatch_is_refused_as_a_dataset(tmp_path: Path) -> None:
     write(tmp_path / "data" / "part.parquet")
     (tmp_path / "_specbatch").mkdir()
-    message = refused(ErrorCode.JOB_COLUMN_RESERVED, lambda: discover([str(tmp_path)]))
+    message = refused(ErrorCode.JOB_INCOMPLETE, lambda: discover([str(tmp_path)]))
     assert "is an output of specbatch" in message
 
 
@@ -388,34 +388,6 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.Table.from_arrays([pa.array(["x"]), pa.array([1])], names=["prompt", "prompt"]), path)
     assert "'prompt'" in refused(ErrorCode.JOB_SCHEMA_MISMATCH, lambda: discover([str(path)]))
-
-
-def test_a_missing_column_lists_those_found_and_suggests_the_nearest() -> None:
-    schema = pa.schema([("prompts", pa.string()), ("id", pa.int64())])
-    message = refused(ErrorCode.JOB_COLUMN_MISSING, lambda: check_columns(schema, "prompt", None))
-    assert "'prompts', 'id'" in message
-    assert "did you mean --prompt-column prompts?" in message
-    assert "--id-column" in refused(ErrorCode.JOB_COLUMN_MISSING, lambda: check_columns(schema, "prompts", "key"))
-
-
-@pytest.mark.parametrize(
-    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
-)
-def test_text_types_are_prompts(kind: pa.DataType) -> None:
-    check_columns(pa.schema([("prompt", kind), ("id", pa.int64())]), "prompt", "id")
-
-
-@pytest.mark.parametrize("kind", [pa.int64(), pa.binary(), pa.list_(pa.string()), pa.null()])
-def test_other_types_are_not(kind: pa.DataType) -> None:
-    schema = pa.schema([("prompt", kind)])
-    assert str(kind) in refused(ErrorCode.JOB_COLUMN_TYPE, lambda: check_columns(schema, "prompt", None))
-
-
-def test_reserved_names_are_refused() -> None:
-    schema = pa.schema([("prompt", pa.string()), ("status", pa.string()), ("logprobs", pa.int8())])
-    message = refused(ErrorCode.JOB_COLUMN_RESERVED, lambda: check_columns(schema, "prompt", None))
-    assert "'status', 'logprobs'" in message
-    assert "'input_status'" in message
 
 
 def test_files_without_rows_are_listed(tmp_path: Path) -> None:

@@ -117,10 +117,10 @@ def test_what_is_not_there(s3_server: S3Server, bucket: str) -> None:
     assert "**" in refused(ErrorCode.JOB_URI_INVALID, lambda: discover([f"s3://{bucket}/a**/*.parquet"]))
 
 
-def test_an_output_is_refused_as_a_dataset(s3_server: S3Server, bucket: str) -> None:
+def test_an_unfinished_output_is_refused_as_a_dataset(s3_server: S3Server, bucket: str) -> None:
     s3_server.put(bucket, "out/_specbatch/job.json", b"{}")
     s3_server.put(bucket, "out/data/part.parquet", encoded())
-    assert f"s3://{bucket}/out" in refused(ErrorCode.JOB_COLUMN_RESERVED, lambda: discover([f"s3://{bucket}/out"]))
+    assert f"s3://{bucket}/out" in refused(ErrorCode.JOB_INCOMPLETE, lambda: discover([f"s3://{bucket}/out"]))
 
 
 def test_names_that_no_path_can_have(s3_server: S3Server, bucket: str) -> None:

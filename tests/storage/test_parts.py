@@ -13,7 +13,7 @@ import pytest
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.manifest import PART_FORMAT
-from specbatch.schemas.rows import RESULT_COLUMNS, RowResult
+from specbatch.schemas.rows import RESULT_COLUMNS, ResultForm, RowResult, result_columns
 from specbatch.schemas.stats import PartStats, PhaseSeconds, SpecCounters
 from specbatch.storage.parts import PartMeta, part_stats, read_part_meta, result_schema, write_part
 
@@ -185,6 +185,8 @@ def test_the_footer_says_what_was_given(tmp_path: Path) -> None:
         num_near_ties=2,
         errors_by_code=(("ROW_PROMPT_NULL", 1),),
         counters=SpecCounters(2, 2, 8, 6, (0, 0, 0, 2), (0, 0, 0, 0, 2)),
+        prompt_lengths=(0, 0, 2),
+        completion_lengths=(0, 0, 0, 2),
         seconds=PhaseSeconds(score=1.5, load=0.25),
     )
     stored = pq.ParquetFile(tmp_path / "part").metadata.metadata
@@ -324,10 +326,67 @@ def test_logprobs_are_a_column_where_they_were_asked_for(tmp_path: Path) -> None
         for row in RESULTS
     )
     rows = pa.table({"prompt": ["a", None, "c"]})
-    meta = write_part(tmp_path / "part", rows, results, meta_for(results), with_logprobs=True)
+    meta = write_part(tmp_path / "part", rows, results, meta_for(results), form=ResultForm(with_logprobs=True))
     assert read_part_meta(tmp_path / "part") == meta
     table = pq.read_table(tmp_path / "part")
     assert tuple(table.schema.names) == ("prompt", *RESULT_COLUMNS, "logprobs")
     assert str(table.schema.field("logprobs").type) == "list<element: float not null>"
     given = [-0.5, -1.25, -2.0, 0.0, float("-inf")]
     assert table.column("logprobs").to_pylist() == [given, None, given]
+
+
+def test_a_prefix_renames_every_column_that_is_added(tmp_path: Path) -> None:
+    """The input may then have columns with the plain names, and a nested field of the prefixed one."""
+    rows = pa.table(
+        {
+            "prompt": ["a", None, "c"],
+            "row_id": pa.array([100, 200, 300]),
+            "s": pa.array([{"x.row_id": 1}] * 3, pa.struct([("x.row_id", pa.int64())])),
+        }
+    )
+    form = ResultForm(prefix="x.", with_logprobs=True)
+    meta = write_part(tmp_path / "part", rows, RESULTS, meta_for(RESULTS), form=form)
+    assert meta.prefix == "x."
+    assert read_part_meta(tmp_path / "part") == meta
+    table = pq.ParquetFile(tmp_path / "part").read()
+    assert tuple(table.schema.names) == ("prompt", "row_id", "s", *result_columns("x.", with_logprobs=True))
+    assert table.column("x.row_id").to_pylist() == [7, 8, 9]
+    assert table.column("row_id").to_pylist() == [100, 200, 300]
+
+
+def test_a_part_whose_footer_names_another_prefix_is_not_sound(tmp_path: Path) -> None:
+    write_part(
+        tmp_path / "part", pa.table({"prompt": ["a", None, "c"]}), RESULTS, meta_for(RESULTS), form=ResultForm("x_")
+    )
+    data = (tmp_path / "part").read_bytes()
+    (tmp_path / "part").write_bytes(data.replace(b'"prefix":"x_"', b'"prefix":"y_"'))
+    assert not_sound(tmp_path / "part")
+
+
+def test_without_a_prefix_the_footer_says_nothing_of_it(tmp_path: Path) -> None:
+    write(tmp_path / "part")
+    assert b"prefix" not in pq.read_metadata(tmp_path / "part").metadata[b"specbatch"]
+
+
+@pytest.mark.parametrize(
+    ("compression", "named"),
+    [("zstd", "ZSTD"), ("snappy", "SNAPPY"), ("gzip", "GZIP"), ("lz4", "LZ4"), ("none", "UNCOMPRESSED")],
+)
+def test_compression(tmp_path: Path, compression: Any, named: str) -> None:
+    form = ResultForm(compression=compression)
+    meta = write_part(
+        tmp_path / "part.parquet", pa.table({"prompt": ["a", None, "c"]}), RESULTS, meta_for(RESULTS), form=form
+    )
+    group = pq.read_metadata(tmp_path / "part.parquet").row_group(0)
+    assert {group.column(index).compression for index in range(group.num_columns)} == {named}
+    assert read_part_meta(tmp_path / "part.parquet") == meta
+    assert duckdb.sql(f"select count(*) from '{tmp_path}/part.parquet'").fetchall() == [(3,)]
+
+
+@pytest.mark.parametrize(("asked", "found"), [(2, [2, 1]), (1, [1, 1, 1]), (100, [3])])
+def test_rows_of_a_row_group(tmp_path: Path, asked: int, found: list[int]) -> None:
+    form = ResultForm(row_group_rows=asked)
+    meta = write_part(tmp_path / "part", pa.table({"prompt": ["a", None, "c"]}), RESULTS, meta_for(RESULTS), form=form)
+    stored = pq.read_metadata(tmp_path / "part")
+    assert [stored.row_group(index).num_rows for index in range(stored.num_row_groups)] == found
+    assert read_part_meta(tmp_path / "part") == meta

@@ -20,6 +20,7 @@ from specbatch.schemas.messages import (
     WorkerPoll,
 )
 from specbatch.schemas.plan import Segment, Shard, part_name
+from specbatch.schemas.prompt import PromptSpec
 from specbatch.schemas.spec import GenerationSpec
 from specbatch.storage.inputs import discover
 from specbatch.workers.worker import Worker
@@ -63,7 +64,7 @@ def make_config(output: Path, **changes: Any) -> WorkerConfig:
         "speculation": "off",
         "batch_size": 4,
         "num_threads": 1,
-        "prompt_column": "prompt",
+        "prompt": PromptSpec(),
         "generation": GenerationSpec(max_new_tokens=32),
     }
     return WorkerConfig(**{**values, **changes})

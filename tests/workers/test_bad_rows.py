@@ -13,7 +13,7 @@ from fake_engine import FakeEngine
 from shard_helpers import PLAN, cut, make_config, read_part, run_shards
 
 from specbatch.schemas.plan import part_name
-from specbatch.workers import prompts
+from specbatch.workers import row_values
 from specbatch.workers.worker import Worker
 
 TEXTS = {"string": pa.string(), "large_string": pa.large_string(), "string_view": pa.string_view()}
@@ -56,7 +56,7 @@ def run(tmp_path: Path, values: list[bytes | None], kind: str = "string", **colu
 def test_a_bad_row_among_good_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompt: bytes | None, code: str | None, says: str, kind: str
 ) -> None:
-    monkeypatch.setattr(prompts, "MAX_PROMPT_BYTES", 256)
+    monkeypatch.setattr(row_values, "MAX_PROMPT_BYTES", 256)
     rows = run(tmp_path, [b"before", prompt, b"after"], kind)
     assert [row["error_code"] for row in rows] == [None, code, None]
     assert [rows[0]["completion"], rows[2]["completion"]] == ["before", "after"]
@@ -77,7 +77,7 @@ def test_a_row_of_a_hundred_megabytes_is_not_tokenized(tmp_path: Path) -> None:
     class Engine(FakeEngine):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
-            self.tokenizer.encode = lambda text: 1 // (len(text) < prompts.MAX_PROMPT_BYTES)  # type: ignore[method-assign]
+            self.tokenizer.encode = lambda text: 1 // (len(text) < row_values.MAX_PROMPT_BYTES)  # type: ignore[method-assign]
 
     path = tmp_path / "in.parquet"
     pq.write_table(pa.table({"prompt": ["x" * (100 << 20)]}), path)

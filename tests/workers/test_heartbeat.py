@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -10,9 +11,12 @@ from fake_engine import FakeEngine
 from shard_helpers import cut, make_config, poll_until, write_dataset
 
 from specbatch.schemas import failpoints
-from specbatch.schemas.messages import Lease
+from specbatch.schemas.messages import Lease, PartReceipt
 from specbatch.specdec.output import SequenceOutput
-from specbatch.workers.heartbeat import Heartbeat
+from specbatch.workers import worker as worker_module
+from specbatch.workers.heartbeat import Heartbeat, Writing, write_limit_seconds
+from specbatch.workers.part_writer import PartWriter
+from specbatch.workers.shards import FinishedShard
 from specbatch.workers.worker import Worker
 
 
@@ -106,3 +110,50 @@ def test_fault_5_the_hang_failpoint_shows_in_the_heartbeat(tmp_path: Path, monke
     time.sleep(1)
     assert worker.poll(0.2).progress.beat_age_seconds > 0.8
     assert worker.poll(0.5).progress.beat_age_seconds > 1.2
+
+
+def test_a_part_that_is_being_written_is_named_with_its_time() -> None:
+    clock = Clock()
+    writing = Writing(clock)
+    assert writing.now() == (None, 0)
+    writing.begin(12)
+    clock.now += 185
+    assert writing.now() == (12, 185)
+    writing.end()
+    assert writing.now() == (None, 0)
+
+
+def test_the_limit_is_the_patience_of_the_store_and_ten_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECBATCH_STORE_PATIENCE_SECONDS", "300")
+    assert write_limit_seconds("s3://bucket/out") == 900
+    assert write_limit_seconds("/data/out") == 720
+
+
+def test_a_writer_that_never_comes_back_shows_and_in_the_end_counts_as_hung(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+    write = PartWriter.write
+
+    def hang(writer: PartWriter, finished: FinishedShard) -> PartReceipt:
+        released.wait(20)
+        return write(writer, finished)
+
+    monkeypatch.setattr(PartWriter, "write", hang)
+    monkeypatch.setattr(worker_module, "write_limit_seconds", lambda output: 1.0)
+    worker = Worker(make_config(tmp_path / "out"), FakeEngine)
+    worker.ready()
+    (shard,) = cut([write_dataset(tmp_path / "in.parquet", ["x" * 3] * 4)], 4)
+    worker.assign(Lease(shard, 1))
+    time.sleep(0.6)
+    progress = worker.poll(0).progress
+    assert (progress.writing_shard, progress.beat_age_seconds) == (shard.index, 0), "slow, but no hang yet"
+    assert 0.2 < progress.writing_seconds < 1
+    time.sleep(0.9)
+    progress = worker.poll(0).progress
+    assert progress.beat_age_seconds == progress.writing_seconds > 1
+    released.set()
+    assert len(poll_until(worker, 1).receipts) == 1
+    progress = worker.poll(0).progress
+    assert (progress.writing_shard, progress.beat_age_seconds) == (None, 0)
+    worker.stop()

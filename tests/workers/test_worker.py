@@ -18,6 +18,7 @@ from shard_helpers import PLAN, cut, make_config, poll_until, read_part, run_sha
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.messages import Lease, WorkerConfig
 from specbatch.schemas.plan import Segment, Shard, part_name
+from specbatch.schemas.prompt import PassThrough
 from specbatch.schemas.seeds import row_seed
 from specbatch.schemas.spec import GenerationSpec
 from specbatch.schemas.stats import PartStats
@@ -198,7 +199,8 @@ def test_a_shard_over_two_files_with_other_column_orders(tmp_path: Path, columns
     pq.write_table(pa.table({"prompt": ["p3", "p4", "p5"], "id": ["d", "e", "f"]}, schema=schema), two)
     shards = cut([one, two], 4)
     assert [len(shard.segments) for shard in shards] == [2, 1]
-    run_shards(Bench(make_config(tmp_path / "out", columns=columns)).worker, shards)
+    passed = PassThrough(tuple((name, name) for name in columns)) if columns else None
+    run_shards(Bench(make_config(tmp_path / "out", pass_through=passed)).worker, shards)
     rows = read_part(tmp_path / "out", 0) + read_part(tmp_path / "out", 1)
     assert "".join(row["id"] for row in rows) == "abcdef"
     assert [row["completion"] for row in rows] == [f"p{i}" for i in range(6)]

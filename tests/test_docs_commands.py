@@ -1,0 +1,107 @@
+"""Every command of the documents runs as it stands there: page by page, in order, in a folder of its own.
+
+A folder holds the example prompts (``prompts.parquet``), the examples, and the bundled models as ``target`` and
+``draft``; pages of examples are run in a copy of their folder. Two variables keep jobs small where a command does not
+say otherwise. A block that cannot be run says why in an HTML comment above it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from documents import Block, blocks
+
+ROOT = Path(__file__).resolve().parent.parent
+ASSETS = ROOT / "specbatch" / "assets" / "code-pair"
+EXAMPLES = ROOT / "examples"
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *EXAMPLES.rglob("*.md")])
+RUN = {"bash", "python"}
+DECODING = ("submit", "resume", "retry-failed", "repair", "preview", "calibrate")
+MANY_COMMANDS = 40
+
+
+def commands(page: Path) -> list[Block]:
+    """The blocks of a page that are run, and the files that they need."""
+    return [block for block in blocks(page) if block.file or (block.language in RUN and block.not_run is None)]
+
+
+def _decodes(page: Path) -> bool:
+    text = "".join(block.text for block in commands(page))
+    return any(f"specbatch {name} " in text for name in DECODING)
+
+
+def _cases() -> list[object]:
+    cases = []
+    for page in PAGES:
+        if any(block.language in RUN for block in commands(page)):
+            marks = [pytest.mark.ray, pytest.mark.slow] if _decodes(page) else []
+            cases.append(pytest.param(page, id=str(page.relative_to(ROOT)), marks=marks))
+    return cases
+
+
+@pytest.fixture
+def folder(tmp_path: Path, page: Path) -> Path:
+    """Where the commands of one page are run: for a page of an example in its folder."""
+    here = tmp_path / "here"
+    shutil.copytree(ROOT / "examples", here / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "examples" / "prompts.parquet", here)
+    (here / "target").symlink_to(ASSETS / "target")
+    (here / "draft").symlink_to(ASSETS / "draft-taught")
+    return here / page.parent.relative_to(ROOT) if page.is_relative_to(EXAMPLES) else here
+
+
+@pytest.mark.parametrize("page", _cases())
+@pytest.mark.timeout(300)
+def test_commands_of(page: Path, folder: Path, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SPECBATCH_", "AWS_"))}
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}",
+        "HOME": str(tmp_path),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "SPECBATCH_LIMIT": "6",
+        "SPECBATCH_MAX_NEW_TOKENS": "8",
+    }
+    for block in commands(page):
+        if block.file:
+            (folder / block.file).write_text(block.text)
+            continue
+        shell = ["bash", "-euo", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
+        done = subprocess.run(
+            [*shell, block.text], cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
+        )
+        assert done.returncode == block.exit_code, f"line {block.line}: {block.text}\n{done.stdout}\n{done.stderr}"
+
+
+def test_commands_stand_where_they_are_run_or_say_why_not() -> None:
+    """A command in a block of another language would be neither run nor missed; ``text`` is what a command printed."""
+    for page in PAGES:
+        for block in blocks(page):
+            where = f"{page.name}, line {block.line}"
+            if block.has_commands and block.language != "text":
+                assert block.language in RUN or block.not_run or block.file, f"{where}: put it into a bash block"
+            assert block.language, f"{where}: name the language; text for what a command prints"
+            assert block.not_run is None or len(block.not_run) > 10, f"{where}: say why it is not run"
+
+
+def test_most_commands_are_run() -> None:
+    """The search above must see the documents."""
+    num_run = sum(block.text.count("specbatch ") for page in PAGES for block in commands(page) if block.language in RUN)
+    assert num_run >= MANY_COMMANDS
+
+
+def test_a_block_is_read_with_what_is_said_above_it(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "<!-- file: job.yaml -->\n```yaml\na: 1\n```\n\n<!-- exit: 3 -->\n\n  ```bash\n  specbatch x\n    y\n  ```\n"
+        "<!-- not run: needs a bucket -->\ntext between\n```bash\nspecbatch z\n```\n"
+    )
+    first, second, third = blocks(page)
+    assert (first.file, first.text, first.language) == ("job.yaml", "a: 1\n", "yaml")
+    assert (second.exit_code, second.text, second.line) == (3, "specbatch x\n  y\n", 8)
+    assert third.not_run is None, "a comment belongs to the block right below it"
+    assert [block.has_commands for block in (first, second, third)] == [False, True, True]
