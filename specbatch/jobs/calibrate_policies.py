@@ -32,6 +32,7 @@ class SweepPolicy:
     def __init__(self, draft_lengths: Sequence[int], batch_size: int, seed: int = 0) -> None:
         self.max_draft_length = max(draft_lengths)
         self.uses_model = self.max_draft_length > 0
+        self.samples_plain_rounds = False  # K = 0 has turns of its own
         self.rounds: dict[int, list[tuple[int, float]]] = {length: [] for length in draft_lengths}
         self._reached_K = np.zeros(self.max_draft_length, dtype=np.int64)
         self._accepted_K = np.zeros(self.max_draft_length, dtype=np.int64)
@@ -89,7 +90,7 @@ class SweepPolicy:
         return RoundPlan(draft_length_B=draft_length_B, is_model_B=draft_length_B > 0)
 
     def observe(self, measure: RoundMeasure) -> None:
-        """Keep a round, unless it was not asked for: of pairs, engines draw some rounds as plain ones."""
+        """Keep a round that was full."""
         asked, self._asked = self._asked, None
         if self.uses_model:
             reached_BK, accepted_BK = count_positions(
@@ -122,6 +123,7 @@ class Onlooker:
         self._inner = inner
         self.max_draft_length = inner.max_draft_length
         self.uses_model = inner.uses_model
+        self.samples_plain_rounds = inner.samples_plain_rounds
         self.rounds: list[tuple[float, int]] = []
 
     @property

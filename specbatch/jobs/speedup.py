@@ -47,7 +47,7 @@ def measure_speedup(blocks: Sequence[BlockRecord]) -> Speedup:
     if num_spec_rounds == 0:
         note = "speculation was off" if num_plain_rounds else "no rounds were recorded"
     elif num_plain_rounds == 0:
-        note = "no plain rounds were drawn: the job was too short to compare"
+        note = "no plain rounds were drawn: a fixed K has none, and a short job may meet none"
     elif min(spec_seconds, plain_seconds, num_spec_tokens, num_plain_tokens) <= 0:
         note = "the rounds recorded no time or no tokens"
     else:

@@ -34,8 +34,12 @@ MAX_AUTO_DRAFT_LENGTH = 8
 class FixedPolicy:
     """The same K for every row in every round, as far as the row has room; K = 0 decodes plainly.
 
-    The drafts are the draft model's; the suffix index is asked only where there is no draft model.
+    The drafts are the draft model's; the suffix index is asked only where there is no draft model. No round is decoded
+    plainly for comparison: which rows it met would depend on their batch, and so would the counters of a row, which at
+    a fixed K are the same on every run.
     """
+
+    samples_plain_rounds = False
 
     def __init__(self, draft_length: int, *, has_draft: bool = True, has_suffix: bool = False) -> None:
         self.max_draft_length = draft_length

@@ -67,6 +67,7 @@ class AdaptivePolicy:
     def __init__(self, max_draft_length: int, *, has_draft: bool = True, has_suffix: bool = False) -> None:
         self.max_draft_length = max_draft_length
         self.uses_model = has_draft
+        self.samples_plain_rounds = True
         self._has_suffix = has_suffix
         self._score, self._other = StepTimes(), StepTimes()
         self._draft_step, self._catch_up = StepTimes(), StepTimes()

@@ -91,10 +91,12 @@ class Policy(Protocol):
 
     Attributes:
         max_draft_length: no row ever gets more. uses_model: whether the draft model may ever be asked.
+        samples_plain_rounds: whether rounds are drawn by lot to be decoded plainly, for the measured speed-up.
     """
 
     max_draft_length: int
     uses_model: bool
+    samples_plain_rounds: bool
 
     @property
     def uses_suffix(self) -> bool:

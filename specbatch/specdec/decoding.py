@@ -45,8 +45,13 @@ class RoundResult:
 
 def may_ride(batch: Batch, round_number: int) -> bool:
     """Whether prompts may share the round's forward: some row decodes, and the round measures nothing else."""
-    is_measured = batch.policy.max_draft_length > 0 and is_plain_sample(round_number)
+    is_measured = batch.policy.max_draft_length > 0 and _is_drawn(batch, round_number)
     return bool(batch.slots.is_begun_S[: batch.slots.num_active].any()) and not is_measured
+
+
+def _is_drawn(batch: Batch, round_number: int) -> bool:
+    """Whether the round is decoded plainly to have something to compare with."""
+    return batch.policy.samples_plain_rounds and is_plain_sample(round_number)
 
 
 def decode_round(batch: Batch, round_number: int, num_waiting: int, chunk: Chunk | None) -> RoundResult | None:
@@ -60,7 +65,7 @@ def decode_round(batch: Batch, round_number: int, num_waiting: int, chunk: Chunk
         return None
     started, before = time.perf_counter(), batch.clock.seconds
     num_riding = 0 if chunk is None else chunk.num_tokens
-    is_plain = not batch.policy.max_draft_length or is_plain_sample(round_number)
+    is_plain = not batch.policy.max_draft_length or _is_drawn(batch, round_number)
     looked_up = None if is_plain else look_up(batch, row_B)
     if is_plain:
         plan = _plain_plan(len(row_B))

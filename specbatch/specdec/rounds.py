@@ -1,6 +1,6 @@
 """When a round is drawn as a plain one, and the log of rounds that throughput and speed-up are computed from.
 
-In a job that speculates, about one round in fifty is decoded plainly, drawn by a hash of the round's number and by
+In a job that chooses its K, about one round in fifty is decoded plainly, drawn by a hash of the round's number and by
 nothing that the job does: so the plain rounds are a fair sample of the same rows at the same batch, and the speed-up in
 the report is a measurement. The text does not change: it does not depend on K. Rounds whose forward also reads prompts
 cost more for it; they are logged apart, and those drawn as plain never do.

@@ -195,6 +195,7 @@ class ErraticPolicy:
 
     max_draft_length = 5
     uses_model = True
+    samples_plain_rounds = True
     is_draft_given_up = False
 
     def __init__(self, seed: int, *, uses_suffix: bool = False) -> None:
