@@ -259,6 +259,7 @@ class Runner:
         self._on_death(worker, process.local_pid, death.reason)
         # Parts that it wrote but did not live to tell of: the store is asked, not the dead.
         receipts = self._find_parts(self._coordinator.held_by(worker))
+        self._tally.add_found(worker, receipts)
         return [*self._take_receipts(worker, receipts), death]
 
     def _find_cause(self, process: WorkerProcess, error: Exception) -> DeathCause:

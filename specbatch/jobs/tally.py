@@ -6,14 +6,14 @@ Pure: times come in as seconds since the start of the command.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from specbatch.jobs.coordinator_workers import WorkerView
 from specbatch.jobs.rates import Window, eta_seconds, k_shares, remaining_tokens
 from specbatch.schemas.canonical import sum_histograms
-from specbatch.schemas.messages import MemoryReport, Progress, RoundBlock, WorkerPoll, WorkerReady
+from specbatch.schemas.messages import MemoryReport, PartReceipt, Progress, RoundBlock, WorkerPoll, WorkerReady
 from specbatch.schemas.run import BlockRecord, WorkerRecord
 from specbatch.schemas.stats import PartStats, SpecCounters
 
@@ -40,6 +40,7 @@ class _WorkerTally:
     written_errors: Counter[str] = field(default_factory=Counter)
     is_alive: bool = True
     window: Window = field(default_factory=Window)
+    draft_given_up_seconds: float | None = None
 
     @property
     def produced_tokens(self) -> int:
@@ -50,8 +51,6 @@ class _WorkerTally:
     def unwritten_rows(self) -> int:
         """Rows that are done and whose part is still to come."""
         return max(self.progress.num_rows_done - self.settled_rows, 0) if self.is_alive else 0
-
-    draft_given_up_seconds: float | None = None
 
 
 class RunTally:
@@ -94,6 +93,12 @@ class RunTally:
         """A worker is gone, and with it the rows that it had not written."""
         if worker in self._workers:
             self._workers[worker].is_alive = False
+
+    def add_found(self, worker: int, receipts: Iterable[PartReceipt]) -> None:
+        """Parts that a worker wrote and did not live to tell of."""
+        if worker in self._workers:
+            for receipt in receipts:
+                self._workers[worker].written_errors.update(dict(receipt.stats.errors_by_code))
 
     @property
     def has_workers(self) -> bool:

@@ -164,6 +164,15 @@ def test_rows_of_a_dead_worker_that_are_in_no_part_count_no_more() -> None:
     tally.add_death(7)
 
 
+def test_errors_in_a_part_that_a_dead_worker_did_not_tell_of_count() -> None:
+    tally = RunTally()
+    tally.add_ready(make_ready(0), 0.0)
+    tally.add_death(0)
+    stats = PartStats(num_rows=2, num_results=2, num_ok=1, errors_by_code=(("ROW_PROMPT_NULL", 1),))
+    tally.add_found(0, [PartReceipt(0, "data/part", 2, 1, "", "token", created=False, stats=stats)])
+    assert tally.errors_by_code == {"ROW_PROMPT_NULL": 1}
+
+
 def test_acceptance_and_k_are_known_before_the_first_row_is_done() -> None:
     tally = RunTally()
     tally.add_ready(make_ready(0), 0.0)
