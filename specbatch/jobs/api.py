@@ -27,7 +27,7 @@ def submit(
     """Run a job to its end in this process and the workers that it starts.
 
     Args:
-        datasets: Parquet files, folders or globs.
+        datasets: Parquet or JSONL files, folders, globs, ``s3://`` or ``hf://`` places, or an output.
         output: where results go; beside the dataset if None.
         progress: ``auto``, ``bar``, ``lines`` or ``quiet``, on standard error.
         **settings: the options of ``specbatch submit`` with underscores (``max_new_tokens=64``). ``SPECBATCH_*``

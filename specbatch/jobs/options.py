@@ -74,7 +74,7 @@ JOB_OPTIONS: tuple[Option, ...] = (
         "input.truncate_prompt",
         _D,
         "choice",
-        "Prompts over the context: error rows, or cut at this end. [error]",
+        "Prompts over the context: error rows, or cut at this end, with room for max_new_tokens. [error]",
         choices=("error", "left", "right"),
     ),
     Option("id_column", "input.id_column", _D, "text", "Column with your row id; must exist.", "NAME"),

@@ -96,7 +96,7 @@ class LocalStore:
         path = self._path(key)
         with write_errors(path), suppress(*_ABSENT):
             path.unlink()
-            _fsync_folder(path.parent)
+            fsync_folder(path.parent)
         for folder in path.relative_to(self.uri).parents[:-1]:
             try:
                 (Path(self.uri) / folder).rmdir()
@@ -204,7 +204,7 @@ def _in_folder(folder: Path, name: Callable[[], T]) -> T:
 def _named(folder: Path, name: Callable[[], T]) -> T:
     _ensure_folder(folder)
     result = name()
-    _fsync_folder(folder)
+    fsync_folder(folder)
     return result
 
 
@@ -215,7 +215,7 @@ def _ensure_folder(folder: Path) -> None:
     _ensure_folder(folder.parent)
     with suppress(FileExistsError):
         folder.mkdir()
-    _fsync_folder(folder.parent)
+    fsync_folder(folder.parent)
 
 
 def _fsync_file(path: Path) -> None:
@@ -223,7 +223,8 @@ def _fsync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
+    """Have the names in a folder on disk."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -29,6 +29,8 @@ _TOKEN = "specbatch-token"
 _SHA256 = "specbatch-sha256"
 _NUM_DIGEST_READS = 3
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+_ABSENT = frozenset({FaultKind.ABSENT})
 
 T = TypeVar("T")
 
@@ -238,7 +240,20 @@ class Bucket:
         return error_of(fault, doing, self.uri(key), connection().endpoint, self.role)
 
     def _ask(self, doing: str, key: str, request: Callable[[Any], T]) -> T:
-        """Send a request that changes nothing, or that may be repeated, until it is answered or patience ends."""
+        try:
+            return self.ask(doing, key, request, judged=_ABSENT)
+        except Fault as fault:
+            raise NotFound(self.uri(key)) from fault
+
+    def ask(self, doing: str, key: str, request: Callable[[Any], T], judged: Collection[FaultKind] = ()) -> T:
+        """Send a request that changes nothing, or that may be repeated, until it is answered or patience ends.
+
+        Args:
+            judged: kinds of faults that the caller judges.
+
+        Raises:
+            Fault: one of these. SpecbatchError: any other that does not pass.
+        """
         link = connection()
         attempts = Attempts(link)
         while True:
@@ -247,8 +262,8 @@ class Bucket:
                 answer = request(client)
             except (*REQUEST_ERRORS, Fault) as error:
                 fault = link.fault(error)
-                if fault.kind is FaultKind.ABSENT:
-                    raise NotFound(self.uri(key)) from error
+                if fault.kind in judged:
+                    raise fault from error
                 if fault.kind not in (FaultKind.RETRY, FaultKind.EXPIRED, FaultKind.BUSY):
                     raise self.error(fault, doing, key) from error
                 try:

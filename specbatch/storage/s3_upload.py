@@ -11,12 +11,11 @@ from botocore.exceptions import ClientError
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.storage.s3_client import Bucket
-from specbatch.storage.s3_errors import REQUEST_ERRORS, Fault, FaultKind
-from specbatch.storage.s3_session import Attempts, connection
+from specbatch.storage.s3_errors import Fault, FaultKind
 from specbatch.storage.store import NotFound
 
 _TOKEN = "specbatch-token"
-_PASSING = frozenset({FaultKind.RETRY, FaultKind.EXPIRED, FaultKind.BUSY})
+_JUDGED = frozenset({FaultKind.CHANGED, FaultKind.UNSUPPORTED})
 
 T = TypeVar("T")
 
@@ -104,22 +103,4 @@ class MultipartUpload:
         Raises:
             Fault: CHANGED or UNSUPPORTED, which the caller judges.
         """
-        link = connection()
-        attempts = Attempts(link)
-        while True:
-            client = link.client()
-            try:
-                answer = request(client)
-            except (*REQUEST_ERRORS, Fault) as error:
-                fault = link.fault(error)
-                if fault.kind in (FaultKind.CHANGED, FaultKind.UNSUPPORTED):
-                    raise fault from error
-                if fault.kind not in _PASSING:
-                    raise self._bucket.error(fault, "write", self._key) from error
-                try:
-                    attempts.failed(fault)
-                except Fault:
-                    raise self._bucket.error(fault, "write", self._key) from error
-            else:
-                link.note_answer()
-                return answer
+        return self._bucket.ask("write", self._key, request, judged=_JUDGED)

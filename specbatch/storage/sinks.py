@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
+from specbatch.storage.local import fsync_folder
 from specbatch.storage.store import is_s3, local_path, open_store
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def open_sink(uri: str, *, overwrite: bool = False) -> Iterator[BinaryIO]:
                 partial.replace(final)
             else:
                 _give_name(partial, final)
-            _fsync_folder(final.parent)
+            fsync_folder(final.parent)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -98,7 +99,7 @@ def open_folder(uri: str, *, overwrite: bool = False) -> Iterator[Folder]:
             yield _LocalFolder(partial)
             (partial / SUCCESS_NAME).touch(exist_ok=False)
             for folder, _, _ in os.walk(partial):
-                _fsync_folder(Path(folder))
+                fsync_folder(Path(folder))
             _swap_in(partial, final)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -263,15 +264,7 @@ def _swap_in(partial: Path, final: Path) -> None:
         final.rename(old)
         partial.rename(final)
         shutil.rmtree(old, ignore_errors=True)
-    _fsync_folder(final.parent)
-
-
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    fsync_folder(final.parent)
 
 
 @contextmanager

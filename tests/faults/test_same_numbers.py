@@ -17,43 +17,44 @@ APART = ["logprobs", "min_margin"]
 """Columns of floating-point sums, which round by the shape of the batch."""
 
 
-def test_the_counters_of_a_killed_job_at_a_fixed_k(place: Place, output: LocalOutput, tmp_path: Path) -> None:
-    """Coordinator killed, then worker killed, then resumed with another batch size: every column equal."""
+@pytest.fixture
+def expected(place: Place, tmp_path: Path) -> pa.Table:
+    """The rows of a run that nobody disturbed."""
     undisturbed = LocalOutput(tmp_path / "undisturbed")
     ended = place.run_submit(undisturbed, *FIXED)
     assert ended.code == 0, ended
+    return read_rows(undisturbed)
 
-    process = place.submit(output, *FIXED)
-    wait_for_parts(output, 2, process)
-    process.kill()
-    process.communicate()
-    wait_until(lambda: not place.workers(), seconds=60)
-    kept = read_parts(output)
+
+def test_the_counters_of_a_killed_job_at_a_fixed_k(place: Place, output: LocalOutput, expected: pa.Table) -> None:
+    """Coordinator killed, then worker killed: every column equal."""
+    kept = _begin_and_kill(place, output)
     process = place.submit(output, *FIXED)
     wait_for_parts(output, len(kept) + 2, process)
     for worker in place.workers():
         kill(worker)
     ended = finish(process)
-    if ended.code != 0:
-        raise AssertionError(ended)
-    check_kept(output, kept)
-
-    _check_same(read_rows(output), read_rows(undisturbed))
-
-
-def test_the_counters_do_not_depend_on_the_batch(place: Place, output: LocalOutput, tmp_path: Path) -> None:
-    """Begun with four rows in flight, killed, resumed with nine in two workers."""
-    undisturbed = LocalOutput(tmp_path / "undisturbed")
-    ended = place.run_submit(undisturbed, *FIXED)
     assert ended.code == 0, ended
+    check_kept(output, kept)
+    _check_same(read_rows(output), expected)
+
+
+def test_the_counters_do_not_depend_on_the_batch(place: Place, output: LocalOutput, expected: pa.Table) -> None:
+    """Begun with four rows in flight, killed, resumed with nine in two workers."""
+    _begin_and_kill(place, output)
+    ended = place.run("resume", output.uri, "--batch-size", "9", "--workers", "2")
+    assert ended.code == 0, ended
+    _check_same(read_rows(output), expected)
+
+
+def _begin_and_kill(place: Place, output: LocalOutput) -> dict[str, bytes]:
+    """The parts of a run whose coordinator was killed in the middle."""
     process = place.submit(output, *FIXED)
     wait_for_parts(output, 2, process)
     process.kill()
     process.communicate()
     wait_until(lambda: not place.workers(), seconds=60)
-    ended = place.run("resume", output.uri, "--batch-size", "9", "--workers", "2")
-    assert ended.code == 0, ended
-    _check_same(read_rows(output), read_rows(undisturbed))
+    return read_parts(output)
 
 
 def _check_same(table: pa.Table, expected: pa.Table) -> None:
