@@ -21,8 +21,8 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from specbatch.jobs.coordinator import Coordinator
-from specbatch.jobs.coordinator_events import (
+from specbatch.jobs.coordinator.coordinator import Coordinator
+from specbatch.jobs.coordinator.events import (
     Assign,
     Beat,
     Begin,
@@ -34,7 +34,7 @@ from specbatch.jobs.coordinator_events import (
     Tick,
     WorkerJoined,
 )
-from specbatch.jobs.machine import describe_hardware
+from specbatch.jobs.planning.machine import describe_hardware
 from specbatch.schemas.messages import PartReceipt
 from specbatch.schemas.plan import Segment, Shard
 from specbatch.schemas.stats import PartStats

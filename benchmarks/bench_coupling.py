@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 import specbatch
-from specbatch.jobs.machine import describe_hardware
+from specbatch.jobs.planning.machine import describe_hardware
 from specbatch.specdec import coupling, noise
 
 ROOT = Path(__file__).resolve().parents[1]

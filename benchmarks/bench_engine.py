@@ -34,7 +34,7 @@ from openvino_side import DEFAULT_PYTHON, DRAFT_LENGTHS, OpenVino, converted
 from peers import Measured, Run
 from workload import ROOT, Row, load_rows, num_rows, tuning_rows, write_random_draft
 
-from specbatch.jobs.machine import count_cores, describe_hardware
+from specbatch.jobs.planning.machine import count_cores, describe_hardware
 from specbatch.specdec.inflate import inflate
 from specbatch.specdec.models import locate_model
 

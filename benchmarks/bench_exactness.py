@@ -30,7 +30,7 @@ import torch
 import transformers
 
 import specbatch
-from specbatch.jobs.machine import describe_hardware
+from specbatch.jobs.planning.machine import describe_hardware
 from specbatch.specdec import Engine, SamplingParams, SequenceOutput, decoding, prefill
 from specbatch.specdec.accept import IntArray
 from specbatch.specdec.batch import Batch

@@ -36,8 +36,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from workload import ROOT
 
-from specbatch.jobs.machine import count_cores, describe_hardware
-from specbatch.jobs.planning import cut_shards
+from specbatch.jobs.planning.machine import count_cores, describe_hardware
+from specbatch.jobs.planning.planning import cut_shards
 from specbatch.schemas.messages import Lease, WorkerConfig
 from specbatch.schemas.plan import Shard
 from specbatch.schemas.prompt import PromptSpec

@@ -31,7 +31,7 @@ import torch
 from torch.nn import functional
 from workload import ROOT, load_rows
 
-from specbatch.jobs.machine import count_cores, describe_hardware
+from specbatch.jobs.planning.machine import count_cores, describe_hardware
 from specbatch.schemas.sampling import SamplingParams
 from specbatch.schemas.stats import SpecCounters, accepted_by_position, proposed_by_position
 from specbatch.specdec import Engine

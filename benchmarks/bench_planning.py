@@ -28,9 +28,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import specbatch
-from specbatch.jobs.ledger import Ledger, StoredJob
-from specbatch.jobs.machine import describe_hardware
-from specbatch.jobs.planning import cut_shards
+from specbatch.jobs.output.ledger import Ledger, StoredJob
+from specbatch.jobs.planning.machine import describe_hardware
+from specbatch.jobs.planning.planning import cut_shards
 from specbatch.schemas.manifest import PART_FORMAT, JobDocument
 from specbatch.schemas.plan import InputFile, part_name, plan_digest
 from specbatch.schemas.rows import RowResult

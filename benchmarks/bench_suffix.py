@@ -32,7 +32,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 import specbatch
-from specbatch.jobs.machine import describe_hardware
+from specbatch.jobs.planning.machine import describe_hardware
 from specbatch.specdec.accept import IntArray, accept
 from specbatch.specdec.drafters.hashing import UintArray
 from specbatch.specdec.drafters.suffix import CONTEXT_LENGTH, NGRAM_LENGTHS, Proposal, SuffixIndex

@@ -31,13 +31,13 @@ from typing import Any
 
 from workload import ROOT
 
-from specbatch.jobs.coordinator_workers import WorkerView
-from specbatch.jobs.job_run import LOG_SECONDS, PROGRESS_SECONDS, VIEW_SECONDS
-from specbatch.jobs.live import REFRESH_SECONDS, LiveView
-from specbatch.jobs.live_layout import snapshot_of
-from specbatch.jobs.machine import count_cores, describe_hardware
-from specbatch.jobs.run_log import Fact, RunLog
-from specbatch.jobs.tally import RunTally
+from specbatch.jobs.coordinator.workers import WorkerView
+from specbatch.jobs.display.live import REFRESH_SECONDS, LiveView
+from specbatch.jobs.display.live_layout import snapshot_of
+from specbatch.jobs.planning.machine import count_cores, describe_hardware
+from specbatch.jobs.running.job_run import LOG_SECONDS, PROGRESS_SECONDS, VIEW_SECONDS
+from specbatch.jobs.running.run_log import Fact, RunLog
+from specbatch.jobs.running.tally import RunTally
 from specbatch.schemas.messages import MemoryReport, Progress, RoundBlock, WorkerPoll, WorkerReady
 from specbatch.schemas.run import ProgressDocument
 from specbatch.schemas.stats import PartStats, SpecCounters
@@ -48,7 +48,7 @@ _MEMORY = MemoryReport(1, 2, 3, 4, 640_000_000)
 _SIZE = (120, 50)
 _DRIVER = """
 import pathlib, sys, time
-from specbatch.jobs.cli import run
+from specbatch.jobs.cli.app import run
 code = run(sys.argv[2:])
 pathlib.Path(sys.argv[1]).write_text(str(time.process_time()))
 sys.exit(code)

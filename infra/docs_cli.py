@@ -9,9 +9,9 @@ from typing import Any
 
 import typer
 
-from specbatch.jobs import cli
-from specbatch.jobs.cli_help import COMMANDS, EXAMPLES
-from specbatch.jobs.options import JOB_OPTIONS, Option
+from specbatch.jobs.cli import app as cli
+from specbatch.jobs.cli.help import COMMANDS, EXAMPLES
+from specbatch.jobs.spec.options import JOB_OPTIONS, Option
 
 _BEGIN = """\
 # Command line

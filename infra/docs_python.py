@@ -14,7 +14,7 @@ Jobs: `from specbatch import submit, report, load`. The engine alone, without Ra
 """
 _FACES = (
     ("Jobs", "specbatch/jobs/api.py", ("submit", "report", "load")),
-    ("Jobs", "specbatch/jobs/job.py", ("JobOutcome",)),
+    ("Jobs", "specbatch/jobs/running/job.py", ("JobOutcome",)),
     ("Engine", "specbatch/specdec/engine.py", ("Engine",)),
     ("Engine", "specbatch/schemas/sampling.py", ("SamplingParams",)),
     ("Engine", "specbatch/specdec/output.py", ("SequenceOutput",)),

@@ -30,7 +30,7 @@ def decisions_page() -> str:
 
 def schema_files() -> dict[str, str]:
     """The JSON schemas, by file name."""
-    from specbatch.jobs.schema_documents import schemas
+    from specbatch.jobs.cli.schema_documents import schemas
 
     return {
         f"{name}.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
@@ -40,7 +40,7 @@ def schema_files() -> dict[str, str]:
 
 def pages() -> dict[Path, str]:
     """Every generated file with its text."""
-    from specbatch.jobs.schema_documents import reference_page
+    from specbatch.jobs.cli.schema_documents import reference_page
 
     made = {
         DOCS / "errors.md": docs_errors.page(),

@@ -1,6 +1,6 @@
 """``python -m specbatch``."""
 
-from specbatch.jobs.cli import main
+from specbatch.jobs.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -27,7 +27,7 @@ import pytest
 from hostile_parquet import column, metadata, parquet_file
 from s3_server import S3Server
 
-from specbatch.jobs import cli
+from specbatch.jobs.cli import app as cli
 from specbatch.workers.rendering import MAX_PROMPT_BYTES
 
 ASSETS = Path(cli.__file__).resolve().parents[1] / "assets" / "code-pair"
@@ -346,9 +346,9 @@ def test_a_bad_job_ends_in_one_line(
 
 def test_a_job_with_other_settings_is_refused_with_the_difference(tmp_path: Path, capsys: Capture) -> None:
     """Row 43."""
-    from specbatch.jobs.ledger import Ledger
-    from specbatch.jobs.prepare import prepare
-    from specbatch.jobs.settings import flag_layer, resolve
+    from specbatch.jobs.output.ledger import Ledger
+    from specbatch.jobs.planning.prepare import prepare
+    from specbatch.jobs.spec.settings import flag_layer, resolve
     from specbatch.storage.store import open_store
 
     dataset, output = good(tmp_path), str(tmp_path / "out")

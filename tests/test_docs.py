@@ -15,7 +15,7 @@ import typer
 import yaml
 from documents import blocks
 
-from specbatch.jobs import cli
+from specbatch.jobs.cli import app as cli
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -44,7 +44,7 @@ def test_ray_data_is_never_imported() -> None:
     """Reading a hostile Parquet file in a process with ray.data was code execution (CVE-2026-41486)."""
     code = """
 import sys
-import specbatch.jobs.cli, specbatch.jobs.job, specbatch.workers.worker, specbatch.workers.actor
+import specbatch.jobs.cli.app, specbatch.jobs.running.job, specbatch.workers.worker, specbatch.workers.actor
 specbatch.workers.actor.actor_class()
 print([name for name in sys.modules if name.startswith("ray.data")])
 """

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specbatch.jobs.job import JobOutcome
+from specbatch.jobs.running.job import JobOutcome
 from specbatch.schemas.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ def submit(
     Raises:
         SpecbatchError: why the job was refused or failed.
     """
-    from specbatch.jobs.job import run_job
-    from specbatch.jobs.prepare import prepare
-    from specbatch.jobs.progress import make_view
-    from specbatch.jobs.settings import environment_layer, flag_layer, resolve, with_text_files
+    from specbatch.jobs.display.progress import make_view
+    from specbatch.jobs.planning.prepare import prepare
+    from specbatch.jobs.running.job import run_job
+    from specbatch.jobs.spec.settings import environment_layer, flag_layer, resolve, with_text_files
 
     names = [datasets] if isinstance(datasets, str | Path) else list(datasets)
     given = {name: value for name, value in settings.items() if value is not None}
@@ -60,7 +60,7 @@ def report(output: str | Path) -> Manifest:
     Raises:
         SpecbatchError: JOB_OUTPUT_MISSING, JOB_INCOMPLETE.
     """
-    from specbatch.jobs.report import load_manifest
+    from specbatch.jobs.reports.report import load_manifest
 
     return load_manifest(str(output))
 
@@ -75,7 +75,7 @@ def load(output: str | Path, *, columns: Sequence[str] | None = None) -> pa.Tabl
         SpecbatchError: JOB_OUTPUT_MISSING, JOB_INCOMPLETE; JOB_INTEGRITY, a part is missing or damaged;
             JOB_COLUMN_MISSING.
     """
-    from specbatch.jobs.results import read_results
+    from specbatch.jobs.output.results import read_results
     from specbatch.storage.store import open_store
 
     return read_results(open_store(str(output)), report(output), columns)

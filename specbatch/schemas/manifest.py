@@ -168,7 +168,7 @@ class Speedup(_Document):
 
 
 class TimelineBucket(TypedDict):
-    """One of at most 200 pieces of a job's time; ``specbatch.jobs.timeline`` makes them.
+    """One of at most 200 pieces of a job's time; ``specbatch.jobs.output.timeline`` makes them.
 
     ``seconds`` is the bucket's end. The last three are missing in manifests of older versions.
     """
@@ -234,7 +234,7 @@ class Observed(_Document):
 
     Attributes:
         timeline: of the whole job, in order.
-        forecast: what was expected of the first run that had a forecast; ``specbatch.jobs.forecast`` has its keys.
+        forecast: what was expected of the first run that had one; its keys are those of ``jobs/profiles/forecast.py``.
         cost: None where no run had workers.
         history: one for each run.
         events: the first of all runs, in their order.

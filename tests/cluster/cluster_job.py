@@ -71,13 +71,13 @@ class Job:
     # ---- the run -----------------------------------------------------------------------------------------------------
 
     def run(self, scenario: Iterator[None]) -> dict[str, Any]:
-        from specbatch.jobs import deaths, processes
-        from specbatch.jobs.cluster import open_cluster
-        from specbatch.jobs.coordinator import Coordinator
-        from specbatch.jobs.interrupt import Interrupts
-        from specbatch.jobs.ledger import Ledger
-        from specbatch.jobs.runner import Runner
-        from specbatch.jobs.tally import RunTally
+        from specbatch.jobs.coordinator.coordinator import Coordinator
+        from specbatch.jobs.output.ledger import Ledger
+        from specbatch.jobs.running import deaths, processes
+        from specbatch.jobs.running.cluster import open_cluster
+        from specbatch.jobs.running.interrupt import Interrupts
+        from specbatch.jobs.running.runner import Runner
+        from specbatch.jobs.running.tally import RunTally
         from specbatch.schemas.errors import SpecbatchError
         from specbatch.storage.store import open_store
 
@@ -269,7 +269,7 @@ def main() -> None:
                 "RAY_testing_rpc_failure_avoid_intra_node_failures": "0",
             }
         )
-    from specbatch.jobs import coordinator_policy
+    from specbatch.jobs.coordinator import policy as coordinator_policy
 
     coordinator_policy.SUSPECT_SECONDS, coordinator_policy.HUNG_SECONDS = 2.0, HUNG_SECONDS.get(name, 60.0)
     prompts = [f"prompt number {row:04}"[: 8 + row % 12] for row in range(NUM_ROWS)]

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
-from specbatch.jobs.cluster import open_cluster
-from specbatch.jobs.cluster_joined import LOST_SECONDS, JoinedCluster
-from specbatch.jobs.cluster_view import ClusterView, Node, choose_node, count_slots
-from specbatch.jobs.coordinator_events import Beat, CapacityChanged, PreemptionNotice
-from specbatch.jobs.killing import PATIENCE_SECONDS, Killing
-from specbatch.jobs.placing import Placing
-from specbatch.jobs.processes import AGAIN_SECONDS, WorkerProcess
+from specbatch.jobs.coordinator.events import Beat, CapacityChanged, PreemptionNotice
+from specbatch.jobs.running.cluster import open_cluster
+from specbatch.jobs.running.cluster_joined import LOST_SECONDS, JoinedCluster
+from specbatch.jobs.running.cluster_view import ClusterView, Node, choose_node, count_slots
+from specbatch.jobs.running.killing import PATIENCE_SECONDS, Killing
+from specbatch.jobs.running.placing import Placing
+from specbatch.jobs.running.processes import AGAIN_SECONDS, WorkerProcess
 from specbatch.schemas.errors import SpecbatchError
 from specbatch.schemas.messages import MemoryReport, ProbeDone, Progress, WorkerConfig, WorkerPoll, WorkerReady
 from specbatch.schemas.prompt import PromptSpec
@@ -306,9 +306,9 @@ _KILL_ON_A_NODE = """
 import sys
 import time
 import ray
-from specbatch.jobs import killing
-from specbatch.jobs.cluster import open_cluster
-from specbatch.jobs.lease import process_started
+from specbatch.jobs.running import killing
+from specbatch.jobs.running.cluster import open_cluster
+from specbatch.jobs.output.lease import process_started
 from specbatch.workers.actor import Whereabouts
 
 host, pid, started = sys.argv[1:]
@@ -342,7 +342,7 @@ def test_another_process_under_the_same_number_lives(sleeper: subprocess.Popen[b
 
 _RAY_AFTER_A_JOB = """
 import ray
-from specbatch.jobs.cluster import local_cluster
+from specbatch.jobs.running.cluster import local_cluster
 with local_cluster(0):
     pass
 ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)

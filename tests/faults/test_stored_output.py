@@ -10,7 +10,7 @@ import pytest
 from outputs import LocalOutput, part_keys
 from whole_jobs import Place
 
-from specbatch.jobs.verify import verify_output
+from specbatch.jobs.verify.verify import verify_output
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 

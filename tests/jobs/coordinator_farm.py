@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection
 
-from specbatch.jobs.coordinator import Coordinator
-from specbatch.jobs.coordinator_events import (
+from specbatch.jobs.coordinator.coordinator import Coordinator
+from specbatch.jobs.coordinator.events import (
     Assign,
     Beat,
     Begin,

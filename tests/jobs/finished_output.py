@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from specbatch.jobs.manifest import Part, build_commit, build_observed, encode_manifest, success_digest
+from specbatch.jobs.output.manifest import Part, build_commit, build_observed, encode_manifest, success_digest
 from specbatch.schemas.canonical import canonical_json, sha256_file, sha256_hex
 from specbatch.schemas.manifest import (
     JOB_FORMAT,

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from specbatch.jobs.manifest import Part, build_commit, build_observed, decode_manifest
+from specbatch.jobs.output.manifest import Part, build_commit, build_observed, decode_manifest
 from specbatch.schemas.canonical import canonical_json, sha256_hex
 from specbatch.schemas.manifest import MANIFEST_FORMAT, RUN_FORMAT, Identity, Manifest, ModelRecord, Models, PartRecord
 from specbatch.schemas.run import BlockRecord, RunRecord, WorkerRecord

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from specbatch.jobs.profile_store import (
+from specbatch.jobs.profiles.store import (
     PROFILE_FORMAT,
     Circumstances,
     PositionRecord,

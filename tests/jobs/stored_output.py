@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from finished_output import JOB_SEED, make_result
 
-from specbatch.jobs.ledger import Ledger
-from specbatch.jobs.prepare import prepare
-from specbatch.jobs.resume import StoredOutput
-from specbatch.jobs.settings import flag_layer, resolve
+from specbatch.jobs.output.ledger import Ledger
+from specbatch.jobs.planning.prepare import prepare
+from specbatch.jobs.spec.settings import flag_layer, resolve
+from specbatch.jobs.upkeep.resume import StoredOutput
 from specbatch.schemas.manifest import PART_FORMAT, Manifest
 from specbatch.schemas.plan import Shard, part_name
 from specbatch.schemas.prompt import PassThrough

@@ -15,16 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 
-from specbatch.jobs.calibrate import Calibration, batch_sizes, calibrate, draft_lengths
-from specbatch.jobs.calibrate_policies import SweepPolicy
-from specbatch.jobs.calibrate_text import calibration_document, render_calibration
-from specbatch.jobs.cli_before import register
-from specbatch.jobs.plan_scan import scan
-from specbatch.jobs.plan_text import render_plan
-from specbatch.jobs.prepare import PreparedJob, prepare
-from specbatch.jobs.preview import preview, render_preview
-from specbatch.jobs.profile_store import read_profile
-from specbatch.jobs.settings import flag_layer, resolve
+from specbatch.jobs.calibration.calibrate import Calibration, batch_sizes, calibrate, draft_lengths
+from specbatch.jobs.calibration.policies import SweepPolicy
+from specbatch.jobs.calibration.text import calibration_document, render_calibration
+from specbatch.jobs.cli.before import register
+from specbatch.jobs.planning.prepare import PreparedJob, prepare
+from specbatch.jobs.planning.preview import preview, render_preview
+from specbatch.jobs.planning.scan import scan
+from specbatch.jobs.planning.text import render_plan
+from specbatch.jobs.profiles.store import read_profile
+from specbatch.jobs.spec.settings import flag_layer, resolve
 from specbatch.schemas.errors import SpecbatchError
 
 PROMPTS = [

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from profiles import make_profile, make_step
 
-from specbatch.jobs.calibrate_table import (
+from specbatch.jobs.calibration.text import verdict_lines
+from specbatch.jobs.profiles.store import PositionRecord
+from specbatch.jobs.profiles.table import (
     best_batch,
     best_by_batch,
     cells,
@@ -21,8 +23,6 @@ from specbatch.jobs.calibrate_table import (
     survival,
     tokens_per_row,
 )
-from specbatch.jobs.calibrate_text import verdict_lines
-from specbatch.jobs.profile_store import PositionRecord
 
 HALVES = (PositionRecord(reached=100, accepted=50), PositionRecord(reached=50, accepted=25))
 

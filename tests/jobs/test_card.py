@@ -13,14 +13,14 @@ import yaml
 from finished_output import build
 from stored_output import begin, finish
 
-from specbatch.jobs import cli_export
-from specbatch.jobs.amendments import prepare_retry
-from specbatch.jobs.card import CARD_NAME, CardOptions, ensure_card, render_card, write_card
-from specbatch.jobs.gc import collect_garbage
-from specbatch.jobs.manifest import decode_manifest
-from specbatch.jobs.resume import StoredOutput, open_output
-from specbatch.jobs.settings import Layer
-from specbatch.jobs.verify import verify_output
+from specbatch.jobs.cli import export as cli_export
+from specbatch.jobs.output.card import CARD_NAME, CardOptions, ensure_card, render_card, write_card
+from specbatch.jobs.output.manifest import decode_manifest
+from specbatch.jobs.spec.settings import Layer
+from specbatch.jobs.upkeep.amendments import prepare_retry
+from specbatch.jobs.upkeep.gc import collect_garbage
+from specbatch.jobs.upkeep.resume import StoredOutput, open_output
+from specbatch.jobs.verify.verify import verify_output
 from specbatch.schemas.canonical import sha256_hex
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.manifest import Manifest

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 
-from specbatch.jobs import cli
-from specbatch.jobs.settings import OPTIONS
+from specbatch.jobs.cli import app as cli
+from specbatch.jobs.spec.settings import OPTIONS
 
 ASSETS = Path(cli.__file__).resolve().parents[1] / "assets" / "code-pair"
 
@@ -170,7 +170,7 @@ def test_commands_that_run_on_an_output_take_the_execution_options_only(name: st
 def imported(tmp_path: Path, *arguments: str) -> set[str]:
     """Heavy libraries that a command imports."""
     script = (
-        "import sys\nfrom specbatch.jobs import cli\ncli.run(sys.argv[1:])\n"
+        "import sys\nfrom specbatch.jobs.cli import app as cli\ncli.run(sys.argv[1:])\n"
         "heavy = ('torch', 'transformers', 'pyarrow', 'ray', 'numpy', 'boto3', 'botocore')\n"
         "print('HEAVY', *(name for name in heavy if name in sys.modules))\n"
     )
@@ -313,14 +313,14 @@ def test_a_default_output_that_cannot_be_written_asks_for_another(
     refused: Callable[..., str], dataset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A folder below a file stands in for one without permission: the tests may run as root."""
-    from specbatch.jobs import prepare
+    from specbatch.jobs.planning import prepare
 
     monkeypatch.setattr(prepare, "_default_output", lambda *_: f"{dataset}/below")
     assert "--output" in refused("JOB_OUTPUT_UNWRITABLE", 2, "submit", dataset)
 
 
 def test_no_capacity(refused: Callable[..., str], dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from specbatch.jobs import prepare
+    from specbatch.jobs.planning import prepare
 
     monkeypatch.setattr(prepare, "count_cuda_devices", lambda: 0)
     refused("JOB_NO_CAPACITY", 5, "plan", dataset, "--device", "cuda")
@@ -331,7 +331,7 @@ def test_no_capacity(refused: Callable[..., str], dataset: str, monkeypatch: pyt
 def test_an_unexpected_exception_becomes_one_line_and_a_crash_log(
     refused: Callable[..., str], dataset: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from specbatch.jobs import prepare
+    from specbatch.jobs.planning import prepare
 
     def fail(*arguments: object) -> None:
         raise ZeroDivisionError("a fault of ours\nwith two lines")
@@ -385,7 +385,7 @@ def test_the_help_shows_options_in_groups(capsys: pytest.CaptureFixture[str]) ->
 def test_plan_prints_the_memory_with_and_without_the_draft(
     dataset: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from specbatch.jobs import prepare
+    from specbatch.jobs.planning import prepare
 
     monkeypatch.setattr(prepare, "host_available_bytes", lambda: 2_000_000_000)
     assert cli.run(["plan", dataset, "--format", "json", "--max-new-tokens", "44"]) == 0
@@ -407,7 +407,7 @@ def test_plan_prints_the_memory_with_and_without_the_draft(
 def test_models_that_do_not_fit(
     refused: Callable[..., str], dataset: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from specbatch.jobs import prepare
+    from specbatch.jobs.planning import prepare
     from specbatch.specdec.memory import make_ledger
     from specbatch.specdec.models import locate_model
 
@@ -426,7 +426,7 @@ def test_models_that_do_not_fit(
 def test_workers_share_the_memory(
     dataset: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from specbatch.jobs import prepare
+    from specbatch.jobs.planning import prepare
 
     monkeypatch.setattr(prepare, "host_available_bytes", lambda: 4_000_000_000)
     assert cli.run(["plan", dataset, "--workers", "4", "--format", "json"]) == 0

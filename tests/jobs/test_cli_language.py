@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 
-from specbatch.jobs import cli
-from specbatch.jobs.cli_help import COMMANDS, EXAMPLES
-from specbatch.jobs.cli_options import GroupedCommand
-from specbatch.jobs.explain import explain
-from specbatch.jobs.jobfile_schema import job_schema, render_job_file
-from specbatch.jobs.options import PATHS
-from specbatch.jobs.settings import file_layer, flag_layer, resolve
+from specbatch.jobs.cli import app as cli
+from specbatch.jobs.cli.explain import explain
+from specbatch.jobs.cli.help import COMMANDS, EXAMPLES
+from specbatch.jobs.cli.options import GroupedCommand
+from specbatch.jobs.spec.jobfile_schema import job_schema, render_job_file
+from specbatch.jobs.spec.options import PATHS
+from specbatch.jobs.spec.settings import file_layer, flag_layer, resolve
 from specbatch.schemas.error_texts import EXIT_TEXTS, EXPLANATIONS
 from specbatch.schemas.errors import ErrorCode, ExitCode, SpecbatchError
 from specbatch.schemas.suggest import closest, did_you_mean
@@ -60,7 +60,7 @@ def test_the_help_of_every_command_ends_with_its_examples(name: str, capsys: pyt
     text = capsys.readouterr().out
     examples = text.partition("\nExamples:\n")[2]
     assert examples.count(f"  specbatch {name}") == len(EXAMPLES[name]) >= 1
-    assert "Example:" not in text, "its examples belong into cli_help"
+    assert "Example:" not in text, "its examples belong into cli/help.py"
     assert all(shows in examples for _, shows in EXAMPLES[name])
 
 
@@ -236,7 +236,8 @@ def test_the_schema_accepts_what_the_reader_does_and_refuses_what_it_refuses() -
 def imported(tmp_path: Path, *arguments: str, **variables: str) -> set[str]:
     """Libraries that a command imports, typer aside."""
     script = (
-        "import sys\nfrom specbatch.jobs import cli\ntry:\n    cli.run(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "import sys\nfrom specbatch.jobs.cli import app as cli\n"
+        "try:\n    cli.run(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
         f"print('\\nHEAVY', *(name for name in {HEAVY!r} if name in sys.modules))\n"
     )
     done = subprocess.run(

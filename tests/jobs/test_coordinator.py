@@ -10,8 +10,8 @@ from coordinator_farm import Farm, done, make_shards, passed, row_ids, run_begun
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from specbatch.jobs.coordinator import Coordinator
-from specbatch.jobs.coordinator_events import (
+from specbatch.jobs.coordinator.coordinator import Coordinator
+from specbatch.jobs.coordinator.events import (
     Assign,
     AttemptFailed,
     Beat,
@@ -36,7 +36,7 @@ from specbatch.jobs.coordinator_events import (
     WorkerJoined,
     WorkerPlaced,
 )
-from specbatch.jobs.coordinator_policy import MAX_ATTEMPTS, MAX_DEPTH
+from specbatch.jobs.coordinator.policy import MAX_ATTEMPTS, MAX_DEPTH
 from specbatch.schemas.errors import ErrorCode
 from specbatch.schemas.messages import Lease, ShardFailed
 from specbatch.schemas.plan import Segment, Shard

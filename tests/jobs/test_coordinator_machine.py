@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from specbatch.jobs.coordinator import Coordinator
-from specbatch.jobs.coordinator_events import (
+from specbatch.jobs.coordinator.coordinator import Coordinator
+from specbatch.jobs.coordinator.events import (
     AttemptFailed,
     Beat,
     Begin,

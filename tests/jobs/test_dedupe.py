@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_normalise import begin, plan, read_all
 
-from specbatch.jobs import dedupe
-from specbatch.jobs.dedupe import ensure_duplicates, find_first_rows, row_digests
+from specbatch.jobs.planning import dedupe
+from specbatch.jobs.planning.dedupe import ensure_duplicates, find_first_rows, row_digests
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.storage import duplicates
 from specbatch.storage.duplicates import read_duplicates, write_duplicates

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from test_progress import BUSY, DOCUMENT, document
 
-from specbatch.jobs.cli_options import Format
-from specbatch.jobs.cli_run import talk
-from specbatch.jobs.events import EventWriter
+from specbatch.jobs.cli.options import Format
+from specbatch.jobs.cli.run import talk
+from specbatch.jobs.running.events import EventWriter
 from specbatch.schemas.run import ProgressDocument
 
 

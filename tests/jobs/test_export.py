@@ -24,14 +24,15 @@ from s3_server import S3Server
 from stored_output import begin, finish
 
 from specbatch import load
-from specbatch.jobs import cli_export, export
-from specbatch.jobs.amendments import prepare_retry
-from specbatch.jobs.export import Meter, Selection, Source, check_place
-from specbatch.jobs.export_lines import export_jsonl, export_openai
-from specbatch.jobs.export_parquet import NULL_PARTITION, export_parquet
-from specbatch.jobs.results import read_results
-from specbatch.jobs.resume import StoredOutput, open_output
-from specbatch.jobs.settings import Layer
+from specbatch.jobs.cli import export as cli_export
+from specbatch.jobs.export import export
+from specbatch.jobs.export.export import Meter, Selection, Source, check_place
+from specbatch.jobs.export.lines import export_jsonl, export_openai
+from specbatch.jobs.export.parquet import NULL_PARTITION, export_parquet
+from specbatch.jobs.output.results import read_results
+from specbatch.jobs.spec.settings import Layer
+from specbatch.jobs.upkeep.amendments import prepare_retry
+from specbatch.jobs.upkeep.resume import StoredOutput, open_output
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.rows import BOOKKEEPING_COLUMNS, RESULT_COLUMNS, ResultForm
 from specbatch.storage.store import open_store
@@ -178,7 +179,7 @@ def test_partitions_that_are_refused(out: Output, tmp_path: Path, monkeypatch: p
     refused(ErrorCode.JOB_COLUMN_TYPE, str(out.root), "--parquet", place, "--partition-by", "min_margin")
     refused(ErrorCode.JOB_CONFIG, str(out.root), "--parquet", place, "--partition-by", "tag", "--partition-by", "tag")
     refused(ErrorCode.JOB_CONFIG, str(out.root), "--parquet", place, "--partition-by", "tag", "--columns", "tag")
-    monkeypatch.setattr("specbatch.jobs.export_parquet.MAX_PARTITIONS", 10)
+    monkeypatch.setattr("specbatch.jobs.export.parquet.MAX_PARTITIONS", 10)
     message = refused(ErrorCode.JOB_CONFIG, str(out.root), "--parquet", place, "--partition-by", "row_id")
     assert "more than 10 folders" in message
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -369,7 +370,7 @@ def test_an_output_of_an_older_version(tmp_path: Path) -> None:
 
 
 def test_parts_are_read_in_small_pieces(out: Output, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specbatch.jobs.results._BATCH_ROWS", 2)
+    monkeypatch.setattr("specbatch.jobs.output.results._BATCH_ROWS", 2)
     source = Source(str(out.root), Selection())
     assert [table.num_rows for table in source.tables()] == [2] * 10
     assert read_results(source.store, source.manifest).num_rows == 20
@@ -453,7 +454,9 @@ def test_nothing_is_overwritten_unless_asked(out: Output, tmp_path: Path) -> Non
 
 KILLED = """
 import sys, time
-from specbatch.jobs import export, export_lines, export_parquet
+from specbatch.jobs.export import export
+from specbatch.jobs.export import lines as export_lines
+from specbatch.jobs.export import parquet as export_parquet
 real = export.Source.tables
 def slow(self, extra=()):
     for table in real(self, extra):
@@ -491,7 +494,7 @@ def test_a_killed_export_leaves_nothing_that_looks_whole(out: Output, tmp_path: 
 def test_export_needs_neither_torch_nor_ray(out: Output, tmp_path: Path) -> None:
     code = f"""
 import sys, typer
-from specbatch.jobs import cli_export
+from specbatch.jobs.cli import export as cli_export
 app = typer.Typer()
 cli_export.register(app)
 app.command("other")(lambda: None)

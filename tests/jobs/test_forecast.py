@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from profiles import make_profile, make_step, make_trial
 
-from specbatch.jobs.forecast import batch_seconds, expected_lengths, forecast, lengths_error
+from specbatch.jobs.profiles.forecast import batch_seconds, expected_lengths, forecast, lengths_error
 
 SPEEDS = [(1, 10.0), (8, 80.0)]
 

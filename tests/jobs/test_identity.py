@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from specbatch.jobs.identity import diff_fields, identity_fields, identity_sha256
+from specbatch.jobs.output.identity import diff_fields, identity_fields, identity_sha256
 from specbatch.schemas.plan import InputFile
 from specbatch.schemas.spec import ExecutionSpec, GenerationSpec, InputSpec, JobSpec, ModelSpec
 

@@ -11,7 +11,7 @@ import pytest
 from test_submit_e2e import Place, _clean_up, make_place  # noqa: F401 - the fixture removes the temporary folders
 
 from specbatch import load
-from specbatch.jobs.verify import verify_output
+from specbatch.jobs.verify.verify import verify_output
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

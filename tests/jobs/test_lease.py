@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from specbatch.jobs.lease import (
+from specbatch.jobs.output.lease import (
     LEASE_FORMAT,
     LEASE_KEY,
     LeaseDocument,

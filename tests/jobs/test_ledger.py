@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from specbatch.jobs.identity import identity_fields, identity_sha256
-from specbatch.jobs.ledger import JOB_KEY, Ledger, StoredJob, check_same_job, now_text, plan_key
-from specbatch.jobs.planning import cut_shards
+from specbatch.jobs.output.identity import identity_fields, identity_sha256
+from specbatch.jobs.output.ledger import JOB_KEY, Ledger, StoredJob, check_same_job, now_text, plan_key
+from specbatch.jobs.planning.planning import cut_shards
 from specbatch.schemas.errors import ErrorCode, ExitCode, SpecbatchError
 from specbatch.schemas.manifest import PART_FORMAT, RUN_FORMAT, Identity, ModelRecord, Models
 from specbatch.schemas.messages import PartReceipt

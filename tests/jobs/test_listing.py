@@ -14,8 +14,9 @@ from s3_server import S3Server
 from stored_output import begin, write_parts
 from test_status import write_progress
 
-from specbatch.jobs import cli, listing
-from specbatch.jobs.listing import JobLine, list_jobs, render_list
+from specbatch.jobs.cli import app as cli
+from specbatch.jobs.watching import listing
+from specbatch.jobs.watching.listing import JobLine, list_jobs, render_list
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.storage import folders
 from specbatch.storage.folders import Listing, child, list_folder

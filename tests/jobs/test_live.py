@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from terminal import Terminal
 from test_live_layout import BUSY_SNAPSHOT, farm
 
-from specbatch.jobs import live_screen
-from specbatch.jobs.live import LiveView
-from specbatch.jobs.live_layout import Snapshot, layout
-from specbatch.jobs.live_screen import Drawn, coloured
+from specbatch.jobs.display import live_screen
+from specbatch.jobs.display.live import LiveView
+from specbatch.jobs.display.live_layout import Snapshot, layout
+from specbatch.jobs.display.live_screen import Drawn, coloured
 
 # ---- what is written -------------------------------------------------------------------------------------------------
 
@@ -179,7 +179,7 @@ PROGRAM = """
     import os, signal, sys, time, warnings
     from dataclasses import replace
     from test_live_layout import BUSY_SNAPSHOT, farm
-    from specbatch.jobs.live import LiveView
+    from specbatch.jobs.display.live import LiveView
     view = LiveView(sys.stderr)
     view.show(replace(BUSY_SNAPSHOT, rows_done=1))
     def step(rows, workers=3, **changes):

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_progress import BUSY, document
 
-from specbatch.jobs.cells import char_width, head, left, right, tail, text_width
-from specbatch.jobs.live_layout import Snapshot, WorkerLine, layout, snapshot_of, span, time_of_day
+from specbatch.jobs.display.cells import char_width, head, left, right, tail, text_width
+from specbatch.jobs.display.live_layout import Snapshot, WorkerLine, layout, snapshot_of, span, time_of_day
 
 READY = WorkerLine(0, "ready", "node-1/cpu", 8, 123.4, 640_000_000)
 BUSY_SNAPSHOT = Snapshot(

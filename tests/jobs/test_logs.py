@@ -13,8 +13,8 @@ import pytest
 from finished_output import Output, build, make_run
 from test_status import write_progress
 
-from specbatch.jobs import cli, run_log
-from specbatch.jobs.coordinator_events import (
+from specbatch.jobs.cli import app as cli
+from specbatch.jobs.coordinator.events import (
     Assign,
     AttemptFailed,
     Beat,
@@ -32,8 +32,9 @@ from specbatch.jobs.coordinator_events import (
     WorkerDied,
     WorkerJoined,
 )
-from specbatch.jobs.logs import RunLogReader, read_log, render_line
-from specbatch.jobs.run_log import Fact, RunLog, fact_of, said
+from specbatch.jobs.running import run_log
+from specbatch.jobs.running.run_log import Fact, RunLog, fact_of, said
+from specbatch.jobs.watching.logs import RunLogReader, read_log, render_line
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.messages import Lease, ProbeDone, ShardFailed
 from specbatch.schemas.plan import Segment, Shard
@@ -312,7 +313,7 @@ def test_following_a_run_that_was_killed_ends_too(output: Output, changes: dict[
 def test_the_command_line_reads_it_without_torch_and_ray(output: Output) -> None:
     fill(output)
     script = (
-        "import sys\nfrom specbatch.jobs import cli\ncode = cli.run(sys.argv[1:])\n"
+        "import sys\nfrom specbatch.jobs.cli import app as cli\ncode = cli.run(sys.argv[1:])\n"
         "print(code, *(n for n in ('torch', 'transformers', 'ray', 'boto3', 'pyarrow') if n in sys.modules))\n"
     )
     done = subprocess.run(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from finished_output import build, make_run
 
-from specbatch.jobs.manifest import (
+from specbatch.jobs.output.manifest import (
     Part,
     build_commit,
     build_observed,
@@ -20,7 +20,7 @@ from specbatch.jobs.manifest import (
     encode_manifest,
     success_digest,
 )
-from specbatch.jobs.timeline import MAX_BUCKETS, build_timeline
+from specbatch.jobs.output.timeline import MAX_BUCKETS, build_timeline
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.manifest import PartRecord
 from specbatch.schemas.run import BlockRecord, RunRecord

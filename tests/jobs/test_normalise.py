@@ -16,13 +16,14 @@ from s3_server import S3Server
 from stored_output import begin as begin_output
 from stored_output import finish
 
-from specbatch.jobs import cli, normalise
-from specbatch.jobs.gc import collect_garbage
-from specbatch.jobs.ledger import Ledger, StoredJob
-from specbatch.jobs.normalise import home_of, place_copies
-from specbatch.jobs.prepare import PreparedJob, prepare
-from specbatch.jobs.resume import prepare_resume, prepare_stored, resume_settings
-from specbatch.jobs.settings import Layer, flag_layer, resolve
+from specbatch.jobs.cli import app as cli
+from specbatch.jobs.output.ledger import Ledger, StoredJob
+from specbatch.jobs.planning import normalise
+from specbatch.jobs.planning.normalise import home_of, place_copies
+from specbatch.jobs.planning.prepare import PreparedJob, prepare
+from specbatch.jobs.spec.settings import Layer, flag_layer, resolve
+from specbatch.jobs.upkeep.gc import collect_garbage
+from specbatch.jobs.upkeep.resume import prepare_resume, prepare_stored, resume_settings
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.messages import Lease, WorkerConfig
 from specbatch.schemas.prompt import PromptSpec

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from specbatch.jobs.coordinator_events import WorkerDied
-from specbatch.jobs.coordinator_staffing import Staffing
-from specbatch.jobs.observations import end_time
-from specbatch.jobs.tally import RunTally
+from specbatch.jobs.coordinator.events import WorkerDied
+from specbatch.jobs.coordinator.staffing import Staffing
+from specbatch.jobs.output.observations import end_time
+from specbatch.jobs.running.tally import RunTally
 from specbatch.schemas.messages import MemoryReport, Progress, RoundBlock, WorkerPoll, WorkerReady
 
 

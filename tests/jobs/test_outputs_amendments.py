@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from stored_output import NUM_ROWS, begin, finish, write_parts
 
 from specbatch import load
-from specbatch.jobs import cli
-from specbatch.jobs.amended import amended_counts
-from specbatch.jobs.amendments import Retry, plan_retry, prepare_retry
-from specbatch.jobs.ledger import Ledger, StoredJob, read_amendments
-from specbatch.jobs.planning import cut_shards
-from specbatch.jobs.resume import StoredOutput, free_layer, open_output, prepare_resume
-from specbatch.jobs.settings import Layer
-from specbatch.jobs.status import read_status
+from specbatch.jobs.cli import app as cli
+from specbatch.jobs.output.amended import amended_counts
+from specbatch.jobs.output.ledger import Ledger, StoredJob, read_amendments
+from specbatch.jobs.planning.planning import cut_shards
+from specbatch.jobs.spec.settings import Layer
+from specbatch.jobs.upkeep.amendments import Retry, plan_retry, prepare_retry
+from specbatch.jobs.upkeep.resume import StoredOutput, free_layer, open_output, prepare_resume
+from specbatch.jobs.watching.status import read_status
 from specbatch.schemas.canonical import sha256_hex
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.plan import InputFile, Shard

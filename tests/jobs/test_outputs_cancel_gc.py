@@ -12,14 +12,15 @@ import pytest
 from stored_output import begin, finish, write_parts
 from test_ledger import run_record
 
-from specbatch.jobs import cli
-from specbatch.jobs.amendments import prepare_retry
-from specbatch.jobs.cancel import cancel_output, cancel_requested, request_cancel
-from specbatch.jobs.gc import STALE_SECONDS, AbortsUploads, collect_garbage, render_gc
-from specbatch.jobs.lease import LEASE_KEY, HeldLease, LeaseDocument, acquire, read_lease
-from specbatch.jobs.resume import StoredOutput, open_output
-from specbatch.jobs.settings import Layer
-from specbatch.jobs.status import read_status
+from specbatch.jobs.cli import app as cli
+from specbatch.jobs.output.cancel import cancel_requested, request_cancel
+from specbatch.jobs.output.lease import LEASE_KEY, HeldLease, LeaseDocument, acquire, read_lease
+from specbatch.jobs.spec.settings import Layer
+from specbatch.jobs.upkeep.amendments import prepare_retry
+from specbatch.jobs.upkeep.cancel import cancel_output
+from specbatch.jobs.upkeep.gc import STALE_SECONDS, AbortsUploads, collect_garbage, render_gc
+from specbatch.jobs.upkeep.resume import StoredOutput, open_output
+from specbatch.jobs.watching.status import read_status
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.storage.local import LocalStore
 from specbatch.storage.store import Store

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from specbatch.jobs import cli, doctor
-from specbatch.jobs.doctor import Finding, examine, is_fit, render_findings
+from specbatch.jobs.cli import app as cli
+from specbatch.jobs.upkeep import doctor
+from specbatch.jobs.upkeep.doctor import Finding, examine, is_fit, render_findings
 from specbatch.schemas.errors import ErrorCode
 from specbatch.storage.probe import ProbeCheck, ProbeReport
 from specbatch.storage.store import Store

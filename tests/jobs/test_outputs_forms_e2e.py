@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from specbatch import load
-from specbatch.jobs.verify import verify_output
+from specbatch.jobs.verify.verify import verify_output
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

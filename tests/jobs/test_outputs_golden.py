@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from specbatch import load
-from specbatch.jobs.ledger import JOB_KEY, Ledger, StoredJob, plan_key
-from specbatch.jobs.report import load_manifest, render
-from specbatch.jobs.status import read_status
-from specbatch.jobs.verify import verify_output
+from specbatch.jobs.output.ledger import JOB_KEY, Ledger, StoredJob, plan_key
+from specbatch.jobs.reports.report import load_manifest, render
+from specbatch.jobs.verify.verify import verify_output
+from specbatch.jobs.watching.status import read_status
 from specbatch.schemas.canonical import sha256_hex
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.plan import plan_digest

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from specbatch import load
-from specbatch.jobs.ledger import Ledger, read_amendments
-from specbatch.jobs.prepare import prepare
-from specbatch.jobs.resume import open_output
-from specbatch.jobs.settings import flag_layer, resolve
-from specbatch.jobs.status import read_status
+from specbatch.jobs.output.ledger import Ledger, read_amendments
+from specbatch.jobs.planning.prepare import prepare
+from specbatch.jobs.spec.settings import flag_layer, resolve
+from specbatch.jobs.upkeep.resume import open_output
+from specbatch.jobs.watching.status import read_status
 from specbatch.schemas.plan import part_name
 from specbatch.storage.store import open_store
 

@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from stored_output import begin, finish, write_parts
 
-from specbatch.jobs import cli
-from specbatch.jobs.amendments import prepare_retry
-from specbatch.jobs.lease import acquire
-from specbatch.jobs.repair import Repair, prepare_repair
-from specbatch.jobs.resume import StoredOutput, free_layer, open_output
-from specbatch.jobs.settings import Layer
+from specbatch.jobs.cli import app as cli
+from specbatch.jobs.output.lease import acquire
+from specbatch.jobs.spec.settings import Layer
+from specbatch.jobs.upkeep.amendments import prepare_retry
+from specbatch.jobs.upkeep.repair import Repair, prepare_repair
+from specbatch.jobs.upkeep.resume import StoredOutput, free_layer, open_output
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.plan import part_name
 

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from stored_output import begin, finish, write_parts
 
-from specbatch.jobs import cli
-from specbatch.jobs.ledger import JOB_KEY
-from specbatch.jobs.resume import FREE_OPTIONS, free_layer, open_output, prepare_resume, resume_settings
-from specbatch.jobs.settings import OPTIONS, Layer
+from specbatch.jobs.cli import app as cli
+from specbatch.jobs.output.ledger import JOB_KEY
+from specbatch.jobs.spec.settings import OPTIONS, Layer
+from specbatch.jobs.upkeep.resume import FREE_OPTIONS, free_layer, open_output, prepare_resume, resume_settings
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 
 NOTHING = Layer({}, {})

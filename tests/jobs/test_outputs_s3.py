@@ -14,15 +14,17 @@ from stored_output import NUM_ROWS, begin, finish, write_parts
 from test_outputs_cancel_gc import held, held_elsewhere
 
 from specbatch import load
-from specbatch.jobs import cli, doctor
-from specbatch.jobs.amendments import prepare_retry
-from specbatch.jobs.cancel import cancel_output, cancel_requested
-from specbatch.jobs.gc import collect_garbage
-from specbatch.jobs.lease import HeldLease, acquire, read_lease
-from specbatch.jobs.repair import prepare_repair
-from specbatch.jobs.resume import open_output, prepare_resume
-from specbatch.jobs.settings import Layer
-from specbatch.jobs.status import read_status
+from specbatch.jobs.cli import app as cli
+from specbatch.jobs.output.cancel import cancel_requested
+from specbatch.jobs.output.lease import HeldLease, acquire, read_lease
+from specbatch.jobs.spec.settings import Layer
+from specbatch.jobs.upkeep import doctor
+from specbatch.jobs.upkeep.amendments import prepare_retry
+from specbatch.jobs.upkeep.cancel import cancel_output
+from specbatch.jobs.upkeep.gc import collect_garbage
+from specbatch.jobs.upkeep.repair import prepare_repair
+from specbatch.jobs.upkeep.resume import open_output, prepare_resume
+from specbatch.jobs.watching.status import read_status
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.plan import part_name
 from specbatch.storage.probe import probe_store
@@ -138,7 +140,7 @@ def test_a_lost_reply_to_a_renewal_and_a_stolen_lease(uri: str, s3_server: S3Ser
 def test_status_reads_footers_of_nothing_and_imports_no_torch(uri: str, tmp_path: Path) -> None:
     write_parts(begin(tmp_path, uri=uri), shards={0})
     script = (
-        "import sys\nfrom specbatch.jobs import cli\ncli.run(sys.argv[1:])\n"
+        "import sys\nfrom specbatch.jobs.cli import app as cli\ncli.run(sys.argv[1:])\n"
         "print('HEAVY', *(name for name in ('torch', 'ray', 'boto3') if name in sys.modules))\n"
     )
     done = subprocess.run([sys.executable, "-c", script, "status", uri], capture_output=True, text=True, check=True)

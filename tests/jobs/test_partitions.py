@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from stored_output import NUM_ROWS, begin, finish, write_dataset, write_parts
 
 from specbatch import load
-from specbatch.jobs.destination import hive_escaped, with_partitions
-from specbatch.jobs.prepare import prepare
-from specbatch.jobs.resume import open_output, prepare_resume
-from specbatch.jobs.settings import Layer, flag_layer, resolve
-from specbatch.jobs.verify import verify_output
+from specbatch.jobs.planning.destination import hive_escaped, with_partitions
+from specbatch.jobs.planning.prepare import prepare
+from specbatch.jobs.spec.settings import Layer, flag_layer, resolve
+from specbatch.jobs.upkeep.resume import open_output, prepare_resume
+from specbatch.jobs.verify.verify import verify_output
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 
 

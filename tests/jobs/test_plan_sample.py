@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specbatch.jobs.plan_sample import choose_segments, interval
+from specbatch.jobs.planning.sample import choose_segments, interval
 from specbatch.schemas.plan import InputFile, Segment
 
 

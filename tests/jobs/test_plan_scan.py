@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specbatch.jobs import cli
-from specbatch.jobs.plan_scan import parse_scan, sample_rows, scan
-from specbatch.jobs.plan_scan_text import scan_lines
-from specbatch.jobs.plan_scan_values import bin_edges, describe_lengths
-from specbatch.jobs.prepare import PreparedJob, prepare
-from specbatch.jobs.settings import flag_layer, resolve
+from specbatch.jobs.cli import app as cli
+from specbatch.jobs.planning.prepare import PreparedJob, prepare
+from specbatch.jobs.planning.scan import parse_scan, sample_rows, scan
+from specbatch.jobs.planning.scan_text import scan_lines
+from specbatch.jobs.planning.scan_values import bin_edges, describe_lengths
+from specbatch.jobs.spec.settings import flag_layer, resolve
 from specbatch.schemas.errors import SpecbatchError
 from specbatch.schemas.prompt import PromptSpec
 from specbatch.specdec.models import locate_model
@@ -224,7 +224,7 @@ def test_plan_as_json_and_without_a_look(dataset: str, capsys: pytest.CaptureFix
 def test_plan_loads_neither_torch_nor_ray(dataset: str) -> None:
     code = f"""
 import sys
-from specbatch.jobs import cli
+from specbatch.jobs.cli import app as cli
 assert cli.run(["plan", {dataset!r}, "--scan", "all"]) == 0
 print(sorted({{"torch", "transformers", "ray"}} & set(sys.modules)))
 """

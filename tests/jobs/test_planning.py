@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specbatch.jobs.planning import MAX_TAIL_ROWS, choose_shard_rows, cut_shards
-from specbatch.jobs.prepare import follow_inputs
+from specbatch.jobs.planning.planning import MAX_TAIL_ROWS, choose_shard_rows, cut_shards
+from specbatch.jobs.planning.prepare import follow_inputs
 from specbatch.schemas.errors import SpecbatchError
 from specbatch.schemas.plan import InputFile, Segment, plan_digest
 from specbatch.storage.inputs import read_inputs, read_segment

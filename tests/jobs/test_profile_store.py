@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from profiles import HERE, make_profile, make_step
 
-from specbatch.jobs.profile_store import cache_path, differences, find_profile, read_profile, save_profile
-from specbatch.jobs.profile_use import use_profile
+from specbatch.jobs.profiles.store import cache_path, differences, find_profile, read_profile, save_profile
+from specbatch.jobs.profiles.use import use_profile
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.spec import ExecutionSpec
 from specbatch.specdec.memory import Entry, Ledger, MemoryPlan

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from specbatch.jobs.live import LiveView
-from specbatch.jobs.progress import BarView, LinesView, QuietView, RowCount, make_view
+from specbatch.jobs.display.live import LiveView
+from specbatch.jobs.display.progress import BarView, LinesView, QuietView, RowCount, make_view
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.run import ProgressDocument
 

@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from specbatch import load
-from specbatch.jobs.prepare import PreparedJob, prepare
-from specbatch.jobs.settings import (
+from specbatch.jobs.planning.prepare import PreparedJob, prepare
+from specbatch.jobs.planning.unique_ids import check_unique_ids
+from specbatch.jobs.spec.settings import (
     environment_layer,
     flag_layer,
     read_job_file,
@@ -26,7 +27,6 @@ from specbatch.jobs.settings import (
     set_layer,
     with_text_files,
 )
-from specbatch.jobs.unique_ids import check_unique_ids
 from specbatch.schemas.errors import SpecbatchError
 from specbatch.schemas.spec import GenerationSpec
 from specbatch.specdec.models import locate_model
@@ -132,8 +132,8 @@ def test_contradictions_and_misspellings_are_refused(dataset: Path, target: Path
 
 
 def test_a_stored_job_names_its_prompt_column_although_nobody_chose_it(dataset: Path) -> None:
-    from specbatch.jobs.jobdocument import JOB_KEY
-    from specbatch.jobs.settings import Layer
+    from specbatch.jobs.output.jobdocument import JOB_KEY
+    from specbatch.jobs.spec.settings import Layer
 
     values = {"input.datasets": [str(dataset)], "input.prompt_column": "prompt", "input.template": "{{ key }}"}
     prepare(resolve([Layer(values, dict.fromkeys(values, JOB_KEY)), flag_layer({"draft": "none"})]))

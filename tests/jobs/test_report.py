@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from finished_output import build, make_run
 
-from specbatch.jobs import formatting as fmt
-from specbatch.jobs.comparison import compare
-from specbatch.jobs.manifest import build_observed
-from specbatch.jobs.report import load_manifest, render
-from specbatch.jobs.report_facts import describe_speedup
+from specbatch.jobs.display import formatting as fmt
+from specbatch.jobs.output.manifest import build_observed
+from specbatch.jobs.reports.comparison import compare
+from specbatch.jobs.reports.facts import describe_speedup
+from specbatch.jobs.reports.report import load_manifest, render
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.manifest import Manifest, Speedup
 from specbatch.schemas.stats import PartStats

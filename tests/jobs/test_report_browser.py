@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from made_nights import bad_night, golden_night, hostile_night, night
 
-from specbatch.jobs.report import render
+from specbatch.jobs.reports.report import render
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

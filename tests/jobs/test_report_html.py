@@ -13,9 +13,9 @@ from html.parser import HTMLParser
 import pytest
 from made_nights import HOSTILE, bad_night, golden_night, hostile_night, night
 
-from specbatch.jobs import report_svg as svg
-from specbatch.jobs.report import render
-from specbatch.jobs.report_sections import describe
+from specbatch.jobs.reports import svg
+from specbatch.jobs.reports.report import render
+from specbatch.jobs.reports.sections import describe
 from specbatch.schemas.manifest import Manifest
 
 NIGHTS: dict[str, Callable[[], Manifest]] = {

@@ -12,9 +12,9 @@ import pytest
 from finished_output import build
 from made_nights import bad_night, golden_night, night
 
-from specbatch.jobs import cli
-from specbatch.jobs.comparison import METRICS, Delta, compare
-from specbatch.jobs.report import render
+from specbatch.jobs.cli import app as cli
+from specbatch.jobs.reports.comparison import METRICS, Delta, compare
+from specbatch.jobs.reports.report import render
 from specbatch.schemas.manifest import Manifest
 
 

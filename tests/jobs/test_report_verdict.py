@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from made_nights import bad_night, golden_night, night
 
-from specbatch.jobs.report import render
-from specbatch.jobs.report_command import reproduce
-from specbatch.jobs.report_model import Finding, Verdict
-from specbatch.jobs.report_pace import find_stall
-from specbatch.jobs.report_verdict import judge
+from specbatch.jobs.reports.command import reproduce
+from specbatch.jobs.reports.model import Finding, Verdict
+from specbatch.jobs.reports.pace import find_stall
+from specbatch.jobs.reports.report import render
+from specbatch.jobs.reports.verdict import judge
 from specbatch.schemas.manifest import Manifest
 
 
@@ -142,7 +142,7 @@ def test_the_command_runs(capsys: pytest.CaptureFixture[str]) -> None:
     """Every option in it exists: the command line takes it as far as the dataset, which is not there."""
     import shlex
 
-    from specbatch.jobs import cli
+    from specbatch.jobs.cli import app as cli
 
     manifest = with_spec(
         night(), generation={"temperature": 0.7, "logprobs": True}, execution={"row_errors_ok": True, "workers": 2}

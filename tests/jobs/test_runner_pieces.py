@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from specbatch.jobs.coordinator_events import WorkerDied
-from specbatch.jobs.coordinator_workers import WorkerView
-from specbatch.jobs.deaths import describe_death, is_pause
-from specbatch.jobs.machine import count_cores, count_cuda_devices, cuda_free_bytes
-from specbatch.jobs.processes import WorkerProcess
-from specbatch.jobs.rates import Window
-from specbatch.jobs.runner import save_worker_log
-from specbatch.jobs.tally import RunTally
+from specbatch.jobs.coordinator.events import WorkerDied
+from specbatch.jobs.coordinator.workers import WorkerView
+from specbatch.jobs.display.rates import Window
+from specbatch.jobs.planning.machine import count_cores, count_cuda_devices, cuda_free_bytes
+from specbatch.jobs.running.deaths import describe_death, is_pause
+from specbatch.jobs.running.processes import WorkerProcess
+from specbatch.jobs.running.runner import save_worker_log
+from specbatch.jobs.running.tally import RunTally
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.messages import MemoryReport, PartReceipt, Progress, RoundBlock, WorkerPoll, WorkerReady
 from specbatch.schemas.stats import PartStats, SpecCounters
@@ -230,7 +230,7 @@ def test_a_window_forgets_and_thins_out() -> None:
 
 
 def test_devices_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    from specbatch.jobs import machine
+    from specbatch.jobs.planning import machine
 
     assert 1 <= count_cores() <= (os.cpu_count() or 1)
     monkeypatch.setattr(machine, "_device_names", lambda: ["nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"])

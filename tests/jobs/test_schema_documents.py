@@ -13,8 +13,8 @@ import jsonschema
 import pytest
 from finished_output import build
 
-from specbatch.jobs import cli
-from specbatch.jobs.schema_documents import PUBLISHED, schemas
+from specbatch.jobs.cli import app as cli
+from specbatch.jobs.cli.schema_documents import PUBLISHED, schemas
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = schemas()

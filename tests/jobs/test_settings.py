@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from specbatch.jobs.settings import (
+from specbatch.jobs.spec.settings import (
     MAX_JOB_FILE_BYTES,
     OPTIONS,
     PATHS,

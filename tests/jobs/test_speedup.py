@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from specbatch.jobs.speedup import BASELINE, measure_speedup
+from specbatch.jobs.output.speedup import BASELINE, measure_speedup
 from specbatch.schemas.run import BlockRecord
 
 NOTHING = {

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from finished_output import Output, build
 
-from specbatch.jobs.status import FRESH_SECONDS, read_status, render_status
+from specbatch.jobs.watching.status import FRESH_SECONDS, read_status, render_status
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.run import ProgressDocument
 

@@ -21,8 +21,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from specbatch import load
-from specbatch.jobs.logs import read_log
-from specbatch.jobs.verify import verify_output
+from specbatch.jobs.verify.verify import verify_output
+from specbatch.jobs.watching.logs import read_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

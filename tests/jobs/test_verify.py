@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from finished_output import Output, build, edit_manifest, rewrite_part
 
-from specbatch.jobs.verify import render_verify, verify_output
+from specbatch.jobs.verify.verify import render_verify, verify_output
 from specbatch.schemas.errors import ErrorCode, SpecbatchError, VerifyExit
 from specbatch.schemas.plan import Segment, Shard
 from specbatch.storage.planfile import encode_plan
@@ -68,7 +68,7 @@ def test_samples_are_rows_of_their_own(tmp_path: Path, logprobs: bool) -> None:
 
 def test_rows_are_named_across_batches_of_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch that ends in the middle of a row's samples."""
-    monkeypatch.setattr("specbatch.jobs.verify_rows._BATCH_ROWS", 4)
+    monkeypatch.setattr("specbatch.jobs.verify.rows._BATCH_ROWS", 4)
     out = build(tmp_path / "out", num_samples=3)
     assert verify_output(str(out.root)).problems == ()
     edit_column(out, "row_seed", put(10, 1))
@@ -402,7 +402,7 @@ def test_a_plan_that_leaves_out_an_input_is_not_sound(output: Output) -> None:
 
 
 def test_a_limit_cuts_the_pinned_inputs(tmp_path: Path) -> None:
-    from specbatch.jobs.verify_plan import _check_inputs, _Segment
+    from specbatch.jobs.verify.plan import _check_inputs, _Segment
 
     segments = [_Segment(0, 0, "a", 0, 10, 0), _Segment(1, 0, "b", 0, 3, 10)]
     fields = {"inputs": [["x", 1, "a", 10], ["y", 1, "b", 10]], "output": {"limit": 13}}
@@ -448,10 +448,10 @@ def test_two_hundred_thousand_rows_take_seconds(output: Output) -> None:
     import io
     import time
 
-    from specbatch.jobs.verify_plan import PlannedShard
-    from specbatch.jobs.verify_rows import check_part
-    from specbatch.jobs.verify_rules import PartRules
-    from specbatch.jobs.verify_seeds import SeedRules
+    from specbatch.jobs.verify.plan import PlannedShard
+    from specbatch.jobs.verify.rows import check_part
+    from specbatch.jobs.verify.rules import PartRules
+    from specbatch.jobs.verify.seeds import SeedRules
 
     table = pq.read_table(output.part_path(1))
     num_rows = 200_000
@@ -472,7 +472,8 @@ def test_two_hundred_thousand_rows_take_seconds(output: Output) -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys, specbatch.jobs.verify, specbatch.jobs.report, specbatch.jobs.status, specbatch.jobs.progress;"
+        "import sys, specbatch.jobs.verify.verify, specbatch.jobs.reports.report, specbatch.jobs.watching.status;"
+        "import specbatch.jobs.display.progress;"
         "print([m for m in ('torch', 'ray', 'transformers', 'pyarrow', 'numpy', 'rich', 'typer') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -481,7 +482,7 @@ def test_nothing_heavy_is_imported() -> None:
 
 def test_verify_itself_imports_neither_torch_nor_ray(output: Output) -> None:
     code = (
-        "import sys; from specbatch.jobs.verify import verify_output;"
+        "import sys; from specbatch.jobs.verify.verify import verify_output;"
         f"assert verify_output({str(output.root)!r}).state == 'sound';"
         "print([m for m in sys.modules if m.split('.')[0] in ('torch', 'ray', 'transformers')"
         " or m.startswith('specbatch.storage')])"
@@ -494,7 +495,7 @@ def test_verify_itself_imports_neither_torch_nor_ray(output: Output) -> None:
 def test_arrow_reads_memory_and_starts_no_thread_that_could_abort_the_exit(output: Output) -> None:
     """Given a Python file, Arrow reads it on a thread, which aborts the process when the interpreter ends before it."""
     code = (
-        "import os, pyarrow.parquet, pyarrow.compute; from specbatch.jobs.verify import verify_output;"
+        "import os, pyarrow.parquet, pyarrow.compute; from specbatch.jobs.verify.verify import verify_output;"
         "before = len(os.listdir('/proc/self/task'));"
         f"assert verify_output({str(output.root)!r}).state == 'sound';"
         "print(len(os.listdir('/proc/self/task')) - before)"

@@ -16,14 +16,14 @@ import pytest
 from finished_output import build, edit_manifest, rewrite_part
 
 from specbatch import load
-from specbatch.jobs import job
-from specbatch.jobs.ledger import Ledger, StoredJob
-from specbatch.jobs.manifest import success_digest
-from specbatch.jobs.prepare import PreparedJob, prepare
-from specbatch.jobs.repair import prepare_repair
-from specbatch.jobs.settings import Layer, flag_layer, resolve
-from specbatch.jobs.verify import VerifyReport, verify_output
-from specbatch.jobs.verify_seeds import SeedRules, check_seeds, id_texts, seed_rules
+from specbatch.jobs.output.ledger import Ledger, StoredJob
+from specbatch.jobs.output.manifest import success_digest
+from specbatch.jobs.planning.prepare import PreparedJob, prepare
+from specbatch.jobs.running import job
+from specbatch.jobs.spec.settings import Layer, flag_layer, resolve
+from specbatch.jobs.upkeep.repair import prepare_repair
+from specbatch.jobs.verify.seeds import SeedRules, check_seeds, id_texts, seed_rules
+from specbatch.jobs.verify.verify import VerifyReport, verify_output
 from specbatch.schemas.canonical import sha256_hex
 from specbatch.schemas.messages import Lease, WorkerConfig
 from specbatch.schemas.plan import part_name

@@ -12,14 +12,14 @@ import pytest
 from s3_server import S3Server
 from stored_output import begin, finish, write_parts
 
-from specbatch.jobs.amendments import prepare_retry
-from specbatch.jobs.resume import StoredOutput, open_output
-from specbatch.jobs.settings import Layer
-from specbatch.jobs.verify import render_verify, verify_output
-from specbatch.jobs.verify_again import Drawn, draw, regenerate
-from specbatch.jobs.verify_deep import InputRows, Passing, compare, input_rows
-from specbatch.jobs.verify_files import Unsound
-from specbatch.jobs.verify_plan import PlannedShard
+from specbatch.jobs.spec.settings import Layer
+from specbatch.jobs.upkeep.amendments import prepare_retry
+from specbatch.jobs.upkeep.resume import StoredOutput, open_output
+from specbatch.jobs.verify.again import Drawn, draw, regenerate
+from specbatch.jobs.verify.deep import InputRows, Passing, compare, input_rows
+from specbatch.jobs.verify.files import Unsound
+from specbatch.jobs.verify.plan import PlannedShard
+from specbatch.jobs.verify.verify import render_verify, verify_output
 from specbatch.schemas.canonical import canonical_json, sha256_hex
 from specbatch.schemas.seeds import row_seed
 from specbatch.storage.store import open_store

@@ -23,13 +23,13 @@ from terminal import Terminal
 from test_progress import document
 from test_status import write_progress
 
-from specbatch.jobs import cli
-from specbatch.jobs import watch as watching
-from specbatch.jobs.logs import read_log
-from specbatch.jobs.watch import GIVE_UP_SECONDS, Pulse, make_watch_view, watch
+from specbatch.jobs.cli import app as cli
+from specbatch.jobs.watching import watch as watching
+from specbatch.jobs.watching.logs import read_log
+from specbatch.jobs.watching.watch import GIVE_UP_SECONDS, Pulse, make_watch_view, watch
 from specbatch.schemas.run import ProgressDocument
 
-RUN = "import sys; from specbatch.jobs.cli import run; sys.exit(run(sys.argv[1:]))"
+RUN = "import sys; from specbatch.jobs.cli.app import run; sys.exit(run(sys.argv[1:]))"
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def test_on_s3(s3_server: S3Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["status {} --watch", "logs {}", "list {}", "list {}/.."])
 def test_looking_at_jobs_imports_nothing_that_decodes(output: Output, command: str) -> None:
     script = (
-        "import sys\nfrom specbatch.jobs import cli\ncode = cli.run(sys.argv[1:])\n"
+        "import sys\nfrom specbatch.jobs.cli import app as cli\ncode = cli.run(sys.argv[1:])\n"
         "print(code, *(n for n in ('torch', 'transformers', 'ray', 'boto3', 'rich') if n in sys.modules))\n"
     )
     arguments = command.format(output.root).split()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from specbatch.jobs.gc import collect_garbage
-from specbatch.jobs.manifest import MANIFEST_NAME, decode_manifest
+from specbatch.jobs.output.manifest import MANIFEST_NAME, decode_manifest
+from specbatch.jobs.upkeep.gc import collect_garbage
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.storage.store import NotFound, Store
 

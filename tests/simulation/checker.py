@@ -11,7 +11,7 @@ import json
 from collections.abc import Collection
 from typing import Any
 
-from specbatch.jobs.manifest import MANIFEST_NAME, SUCCESS_NAME, success_digest
+from specbatch.jobs.output.manifest import MANIFEST_NAME, SUCCESS_NAME, success_digest
 from specbatch.schemas.canonical import sha256_hex
 from specbatch.schemas.messages import PartReceipt
 from specbatch.schemas.plan import part_name

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import pyarrow.parquet as pq
 
-from specbatch.jobs import lease, ledger
+from specbatch.jobs.output import lease, ledger
 from specbatch.storage import parts, planfile
 from specbatch.workers import part_writer
 

@@ -1,7 +1,7 @@
 """The processes of a job as actors: what the shells of coordinator and worker do around the product's real code.
 
-The order of steps is that of the product's own shells (``jobs/job.py``, ``jobs/runner.py``, ``workers/worker.py``),
-which start processes and threads and so cannot run here.
+The order of steps is that of the product's own shells (``jobs/running/job.py``, ``jobs/running/runner.py``,
+``workers/worker.py``), which start processes and threads and so cannot run here.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from specbatch.jobs.coordinator import Coordinator
-from specbatch.jobs.coordinator_events import (
+from specbatch.jobs.coordinator.coordinator import Coordinator
+from specbatch.jobs.coordinator.events import (
     Assign,
     AttemptFailed,
     Beat,
@@ -35,8 +35,8 @@ from specbatch.jobs.coordinator_events import (
     WorkerDrained,
     WorkerJoined,
 )
-from specbatch.jobs.lease import RENEW_SECONDS, HeldLease, acquire
-from specbatch.jobs.ledger import Ledger, StoredJob, check_same_job
+from specbatch.jobs.output.lease import RENEW_SECONDS, HeldLease, acquire
+from specbatch.jobs.output.ledger import Ledger, StoredJob, check_same_job
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.manifest import RUN_FORMAT
 from specbatch.schemas.messages import Lease, PartReceipt, ProbeDone, ShardFailed

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from specbatch.jobs import ledger
-from specbatch.jobs.coordinator import Coordinator
-from specbatch.jobs.coordinator_events import Assign, Command, Event, FinishJob
-from specbatch.jobs.ledger import Ledger, StoredJob
-from specbatch.jobs.manifest import MANIFEST_NAME
+from specbatch.jobs.coordinator.coordinator import Coordinator
+from specbatch.jobs.coordinator.events import Assign, Command, Event, FinishJob
+from specbatch.jobs.output import ledger
+from specbatch.jobs.output.ledger import Ledger, StoredJob
+from specbatch.jobs.output.manifest import MANIFEST_NAME
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.manifest import Manifest, Models
 from specbatch.schemas.messages import PartReceipt

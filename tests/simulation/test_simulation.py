@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from specbatch.jobs.verify import verify_output
+from specbatch.jobs.verify.verify import verify_output
 
 from .network import S3_FAULTS, STORE_FAULTS, Fault
 from .run import report, trace_digest

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from specbatch.jobs import resume
-from specbatch.jobs.coordinator_events import DeathCause
+from specbatch.jobs.coordinator.events import DeathCause
+from specbatch.jobs.upkeep import resume
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.storage import parts
 from specbatch.storage.store import Store

@@ -193,11 +193,11 @@ def test_without_a_hub_that_is_said(tmp_path: Path) -> None:
 
 JOB = """
 import json, sys
-from specbatch.jobs.ledger import Ledger
-from specbatch.jobs.normalise import place_copies
-from specbatch.jobs.prepare import prepare
-from specbatch.jobs.resume import prepare_resume
-from specbatch.jobs.settings import Layer, flag_layer, resolve
+from specbatch.jobs.output.ledger import Ledger
+from specbatch.jobs.planning.normalise import place_copies
+from specbatch.jobs.planning.prepare import prepare
+from specbatch.jobs.upkeep.resume import prepare_resume
+from specbatch.jobs.spec.settings import Layer, flag_layer, resolve
 from specbatch.schemas.errors import SpecbatchError
 from specbatch.storage.store import open_store
 dataset, output = sys.argv[1:]

@@ -1,0 +1,1 @@
+"""``calibrate``: measuring a pair on this machine with this data."""

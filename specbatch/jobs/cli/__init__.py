@@ -1,0 +1,1 @@
+"""The command line: its commands, their options, their help, and the documents that they print."""

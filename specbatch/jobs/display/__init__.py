@@ -1,0 +1,1 @@
+"""How numbers and a running job look on a terminal."""

@@ -1,0 +1,1 @@
+"""Results in other forms, for people and for the programs that come after."""

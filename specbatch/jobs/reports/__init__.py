@@ -1,0 +1,1 @@
+"""Reports from manifests: one model, in the forms of terminal, JSON, Markdown, CSV and HTML."""

@@ -1,0 +1,108 @@
+"""A Ray cluster that runs already: joined for the length of a job, left as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import secrets
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from specbatch.jobs.running.cluster_view import ClusterView, ClusterWatch
+from specbatch.jobs.running.taming import assert_not_connected, first_line, tamed_ray
+from specbatch.schemas.errors import ErrorCode, SpecbatchError
+
+LOST_SECONDS = 20.0
+"""A head that does not answer for so long has gone; after 60 s Ray would end this process."""
+_LEAVE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedCluster:
+    """A Ray that was running; it goes on after the job."""
+
+    address: str
+    logs: Path
+    node_id: str
+    watch: ClusterWatch
+
+    def view(self) -> ClusterView | None:
+        """The nodes as last seen."""
+        return self.watch.view
+
+    def check(self) -> None:
+        """Assert that the head answers, and that it counts this machine among its nodes.
+
+        Raises:
+            SpecbatchError: JOB_CLUSTER_LOST.
+        """
+        view = self.watch.view
+        if self.watch.silent_seconds > LOST_SECONDS:
+            what = f"the head of the Ray cluster {self.address} has not answered for {LOST_SECONDS:.0f} s"
+        elif view is not None and not view.is_alive(self.node_id):
+            what = f"the Ray node of this machine has left the cluster {self.address}"
+        else:
+            return
+        raise SpecbatchError(
+            ErrorCode.JOB_CLUSTER_LOST,
+            f"{what}; finished parts are kept, run the same command to go on once the cluster is there",
+        )
+
+
+@contextlib.contextmanager
+def join_cluster(address: str) -> Iterator[JoinedCluster]:
+    """Connect to a running Ray cluster for the length of the block; our actors end with it.
+
+    specbatch has to be installed on the nodes, and this machine has to be one of them (it may offer nothing).
+
+    Args:
+        address: ``HOST:PORT`` of the head, or ``auto``.
+
+    Raises:
+        SpecbatchError: JOB_CONFIG where the address cannot be one, or this process is connected to a Ray already;
+            JOB_CLUSTER_LOST where the cluster is not to be reached.
+    """
+    import ray
+
+    assert_not_connected()
+    if "://" in address:
+        raise SpecbatchError(
+            ErrorCode.JOB_CONFIG,
+            f"--address {address}: name the head as HOST:PORT, or auto; Ray Client addresses are not supported",
+        )
+    with tempfile.TemporaryDirectory(prefix="specbatch-join-") as folder, contextlib.chdir(folder), tamed_ray():
+        try:
+            ray.init(
+                address=address,
+                namespace=f"specbatch-{secrets.token_hex(8)}",
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                configure_logging=True,
+            )
+        except Exception as error:
+            raise SpecbatchError(
+                ErrorCode.JOB_CLUSTER_LOST, f"the Ray cluster {address} is not to be reached: {first_line(error)}"
+            ) from error
+    worker: Any = importlib.import_module("ray._private.worker")
+    context = ray.get_runtime_context()
+    watch = ClusterWatch(context.gcs_address)
+    try:
+        watch.start()
+        yield JoinedCluster(address, Path(worker._global_node.get_logs_dir_path()), context.get_node_id(), watch)
+    finally:
+        _leave(watch)
+
+
+def _leave(watch: ClusterWatch) -> None:
+    """Disconnect. Where the head has gone Ray would wait for it: that is bounded."""
+    import ray
+
+    watch.stop()
+    leaving = threading.Thread(target=ray.shutdown, name="specbatch-leave", daemon=True)
+    leaving.start()
+    leaving.join(_LEAVE_SECONDS)

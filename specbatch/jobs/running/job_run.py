@@ -1,0 +1,324 @@
+"""One epoch of a job that is held: decode the missing shards on a Ray, keep the documents, commit."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from specbatch.jobs.coordinator.coordinator import Coordinator
+from specbatch.jobs.coordinator.events import Cancelled, Command, EndInterrupted, Event
+from specbatch.jobs.display.progress import ProgressView
+from specbatch.jobs.output.cancel import cancel_requested
+from specbatch.jobs.output.lease import RENEW_SECONDS, HeldLease
+from specbatch.jobs.output.ledger import Ledger, StoredJob
+from specbatch.jobs.planning.machine import count_cores, count_cuda_devices
+from specbatch.jobs.planning.prepare import PreparedJob, follow_inputs
+from specbatch.jobs.running.interrupt import Interrupts, StopNow
+from specbatch.jobs.running.run_documents import RunDocuments
+from specbatch.jobs.running.run_log import Fact, fact_of, said
+from specbatch.jobs.running.runner import Runner, save_worker_log
+from specbatch.jobs.running.tally import RunTally, sum_stats
+from specbatch.schemas.errors import ErrorCode, ExitCode, SpecbatchError
+from specbatch.schemas.manifest import Manifest
+from specbatch.schemas.messages import PartReceipt, WorkerConfig
+from specbatch.schemas.plan import Shard
+from specbatch.schemas.prompt import PromptSpec
+from specbatch.schemas.rows import ResultForm
+from specbatch.schemas.spec import parse_duration
+from specbatch.specdec.memory import AUTO_MAX_ROWS
+
+if TYPE_CHECKING:
+    from specbatch.jobs.running.cluster import Cluster
+
+VIEW_SECONDS = 0.5
+PROGRESS_SECONDS = 5.0
+RECORD_SECONDS = 10.0
+LOG_SECONDS = 5.0
+CANCEL_SECONDS = 5.0
+
+_SIGNAL_EXITS = {"SIGINT": ExitCode.INTERRUPTED, "SIGTERM": ExitCode.TERMINATED}
+
+
+class JobRun:
+    """One run; ``run`` is called once.
+
+    Args:
+        lease: held by this process.
+        started: ``time.monotonic()`` at the start of the command; now if None.
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedJob,
+        ledger: Ledger,
+        stored: StoredJob,
+        lease: HeldLease,
+        interrupts: Interrupts,
+        view: ProgressView,
+        say: Callable[[str], None],
+        *,
+        started: float | None,
+    ) -> None:
+        self._prepared, self._ledger, self._stored = prepared, ledger, stored
+        self._lease, self._interrupts = lease, interrupts
+        self._view, self._user = view, say
+        self._started = time.monotonic() if started is None else started
+        self._tally = RunTally()
+        self._documents = RunDocuments(prepared, ledger, stored, self._tally, self._now)
+        self._ended: EndInterrupted | None = None
+        self._due = {"view": 0.0, "lease": RENEW_SECONDS, "progress": 0.0, "record": RECORD_SECONDS}
+        self._due |= {"cancel": 0.0, "log": 0.0}
+
+    @property
+    def parts_done(self) -> int:
+        """Parts that exist."""
+        return self._documents.parts_done
+
+    @property
+    def stop_exit(self) -> ExitCode:
+        """The exit code of a run that was stopped before the job was complete."""
+        if self._interrupts.received is not None:
+            return _SIGNAL_EXITS[self._interrupts.received.name]
+        return ExitCode.TERMINATED
+
+    def run(self) -> Manifest | None:
+        """Decode what is missing and commit; None where the run was interrupted or cancelled.
+
+        Raises:
+            SpecbatchError: why the job failed, or that its deadline has come.
+        """
+        missing = self._begin()
+        outcome = "failed"
+        try:
+            if missing:
+                self._decode(missing)
+            outcome = "complete" if self._ended is None else _OUTCOMES[self._ended.reason]
+        except StopNow:
+            self._ended, outcome = EndInterrupted(), "interrupted"
+        except SpecbatchError as error:
+            self._documents.log.add(Fact("error", "job_failed", f"{error.code.value}: {error.message}"))
+            raise
+        except Exception as error:
+            raise self._internal(error) from error
+        finally:
+            self._close(outcome)
+        if self._ended is None:
+            return self._commit()
+        if self._ended.code is not None:
+            raise SpecbatchError(
+                self._ended.code,
+                f"the deadline of {self._prepared.spec.execution.deadline} has come with {self.parts_done} of "
+                f"{len(self._stored.shards)} parts done; go on with: specbatch resume "
+                f"{shlex.quote(self._prepared.output)} --deadline …",
+            )
+        return None
+
+    def _begin(self) -> tuple[Shard, ...]:
+        """Find what is there, take an epoch; the shards without a part."""
+        documents = self._documents
+        documents.found = self._ledger.find_parts(self._stored)
+        documents.found_stats = sum_stats({shard: receipt.stats for shard, receipt in documents.found.items()})
+        shards = follow_inputs(self._stored.shards, self._prepared.inputs)
+        missing = tuple(shard for shard in shards if shard.index not in documents.found)
+        documents.forecast = self._forecast()
+        documents.begin(len(missing))
+        self._lease.renew(documents.epoch)
+        if documents.found:
+            self._tell(f"resuming {self._prepared.output}: {len(documents.found)} of {len(shards)} parts are there")
+        return missing
+
+    def _forecast(self) -> dict[str, Any] | None:
+        """What is expected of a job that nothing has been done of yet; the report holds it against what came."""
+        from specbatch.jobs.profiles.use import forecast_job
+
+        forecast = None if self._documents.found else forecast_job(self._prepared)
+        return None if forecast is None else forecast.document()
+
+    def _decode(self, missing: tuple[Shard, ...]) -> None:
+        """Decode the missing shards; ``_ended`` says why the run stopped before the last of them."""
+        from specbatch.jobs.running.cluster import open_cluster
+
+        execution, spec = self._prepared.execution, self._prepared.spec.execution
+        coordinator = self._coordinator(missing)
+        self._documents.coordinator = coordinator
+        if execution.memory is not None and execution.memory.note is not None:
+            self._tell(execution.memory.note)
+        self._view.update(self._documents.progress("starting"))
+        num_gpus = count_cuda_devices() if execution.device == "cuda" else 0
+        with open_cluster(spec.address, num_gpus) as cluster:
+            self._interrupts.arm()
+            runner = Runner(
+                coordinator,
+                self._worker_config(min(execution.num_workers, len(missing))),
+                self._tally,
+                self._interrupts,
+                clock=self._now,
+                check_cluster=cluster.check,
+                on_tick=self._tick,
+                find_parts=lambda shards: list(self._ledger.find_parts(self._stored, shards).values()),
+                on_death=lambda worker, pid, reason: self._note_death(cluster, worker, pid, reason),
+                on_interrupt=lambda: self._user(
+                    "finishing the shards in flight; the same signal again stops at once (nothing finished is lost)"
+                ),
+                on_say=self._note,
+                on_item=self._log_item,
+                view=cluster.view,
+                outside=self._outside,
+                num_wanted=0 if spec.workers == "auto" else execution.num_workers,
+            )
+            self._documents.receipts = runner.receipts
+            ended = runner.run()
+        self._ended = ended if isinstance(ended, EndInterrupted) else None
+
+    def _coordinator(self, missing: tuple[Shard, ...]) -> Coordinator:
+        execution, spec = self._prepared.execution, self._prepared.spec.execution
+        batch_size = AUTO_MAX_ROWS[execution.device] if execution.batch_size == "auto" else execution.batch_size
+        most_results = max(shard.num_rows for shard in missing) * self._prepared.spec.generation.num_samples
+        takes_all = spec.address is not None and spec.workers == "auto"
+        return Coordinator(
+            missing,
+            num_workers=None if takes_all else execution.num_workers,
+            # Enough shards to fill a batch, and one more to refill it from.
+            leases_per_worker=max(math.ceil(batch_size / most_results) + 1, 2),
+            max_error_rate=spec.max_error_rate,
+            rows_done=self._documents.found_stats.num_results,
+            errors_done=self._documents.found_stats.num_errors,
+            deadline_seconds=None if spec.deadline is None else parse_duration(spec.deadline),
+            has_twins=not spec.single_writer,
+        )
+
+    def _worker_config(self, num_workers: int) -> WorkerConfig:
+        prepared, execution = self._prepared, self._prepared.execution
+        return WorkerConfig(
+            worker=0,
+            output=prepared.output,
+            plan=self._stored.plan,
+            target_path=str(prepared.target.path),
+            draft_path=str(execution.draft.path) if execution.draft is not None else None,
+            dtype=execution.dtype,
+            device=execution.device,
+            speculation=execution.speculation,
+            batch_size=execution.batch_size,
+            num_threads=max(count_cores() // num_workers, 1),
+            prompt=PromptSpec.of(prepared.spec),
+            generation=prepared.spec.generation,
+            pass_through=prepared.pass_through,
+            memory_fraction=execution.memory_fraction / (num_workers if execution.device == "cpu" else 1),
+            single_writer=prepared.spec.execution.single_writer,
+            form=ResultForm.of(prepared.spec),
+            duplicates=prepared.duplicates,
+        )
+
+    # ---- while it runs -----------------------------------------------------------------------------------------------
+
+    def _tick(self) -> bool:
+        """Do what is due. False: another run holds the output."""
+        if self._is_due("view", VIEW_SECONDS):
+            self._view.update(self._documents.progress(self._documents.state))
+        if self._is_due("lease", RENEW_SECONDS) and not self._lease.renew(self._documents.epoch):
+            return False
+        if self._is_due("progress", PROGRESS_SECONDS):
+            self._documents.write_progress(self._documents.state)
+        if self._is_due("record", RECORD_SECONDS):
+            self._documents.write_record("running")
+        if self._is_due("log", LOG_SECONDS):
+            self._documents.write_log()
+        return True
+
+    def _outside(self) -> Iterable[Event]:
+        """What others want of this run."""
+        if not self._is_due("cancel", CANCEL_SECONDS):
+            return ()
+        try:
+            is_cancelled = cancel_requested(self._ledger.store, self._documents.epoch)
+        except SpecbatchError as error:
+            if error.code is not ErrorCode.JOB_STORE_LOST:
+                raise
+            return ()  # asked again soon; the writes that matter tell of a store that is gone
+        if is_cancelled:
+            self._due["cancel"] = math.inf
+        return (Cancelled(),) if is_cancelled else ()
+
+    def _is_due(self, what: str, every_seconds: float) -> bool:
+        now = self._now()
+        if now < self._due[what]:
+            return False
+        self._due[what] = now + every_seconds
+        return True
+
+    def _tell(self, line: str) -> None:
+        """One line for the user that is no news: the log has it among the plain ones."""
+        self._documents.log.add(Fact("info", "note", line))
+        self._user(line)
+
+    def _note(self, line: str) -> None:
+        """One line for the user, kept in the record and the log of the run too."""
+        self._documents.note(line)
+        self._documents.log.add(said(line))
+        self._user(line)
+
+    def _note_death(self, cluster: Cluster, worker: int, pid: int | None, reason: str) -> None:
+        line = f"worker {worker} died: {reason}"
+        self._documents.note(line)  # the log has it from the coordinator's event
+        self._user(line)
+        if text := save_worker_log(cluster.logs, pid):
+            self._documents.keep_log(f"worker-{worker}.txt", text)
+
+    def _log_item(self, item: Event | Command) -> None:
+        if fact := fact_of(item):
+            self._documents.log.add(fact)
+
+    def _now(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self._started
+
+    # ---- the end -----------------------------------------------------------------------------------------------------
+
+    def _close(self, outcome: str) -> None:
+        """Leave the documents of this run as it ended."""
+        documents = self._documents
+        documents.log.add(Fact("info", "run_ended", f"run {documents.epoch} ended: {outcome}"))
+        try:
+            documents.write_record(outcome)
+            documents.write_log()
+            if self._lease.renew(documents.epoch):
+                documents.write_progress(outcome)
+        finally:
+            self._view.update(documents.progress(outcome))
+            self._view.close()
+
+    def _internal(self, error: Exception) -> SpecbatchError:
+        key = self._ledger.write_log(self._documents.epoch, "crash.txt", traceback.format_exc())
+        # The words of the error stay in crash.txt: they may quote what it was about.
+        self._documents.log.add(Fact("error", "crash", f"an error of specbatch itself: {type(error).__name__}"))
+        first = (str(error).strip().splitlines() or [""])[0]
+        return SpecbatchError(
+            ErrorCode.JOB_INTERNAL,
+            f"{type(error).__name__}: {first} (details in {self._prepared.output}/{key}); "
+            "finished parts are kept, run the same command to go on",
+        )
+
+    def _commit(self) -> Manifest:
+        receipts = {**self._documents.found, **self._documents.receipts}
+        is_once = not self._prepared.spec.execution.single_writer
+        hashed = [
+            # A digest is taken over only from the process that made the file, where nobody can make it again.
+            receipt if is_once and receipt.created and receipt.sha256 else replace(receipt, sha256=self._hash(receipt))
+            for receipt in receipts.values()
+        ]
+        return self._ledger.commit(self._stored, self._prepared.models, hashed)
+
+    def _hash(self, receipt: PartReceipt) -> str:
+        self._interrupts.check()
+        digest = self._ledger.hash_part(receipt.path)
+        if self._is_due("lease", RENEW_SECONDS):
+            self._lease.renew(self._documents.epoch)
+        return digest
+
+
+_OUTCOMES = {"signal": "interrupted", "cancelled": "cancelled", "deadline": "deadline"}

@@ -1,0 +1,111 @@
+"""Where workers go: starts their actors, on nodes that have room, and tells what becomes of those nodes."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from specbatch.jobs.coordinator.events import Beat, CapacityChanged, DeathCause, Event, PreemptionNotice
+from specbatch.jobs.running.cluster_view import LOOK_SECONDS, ClusterView, choose_node, count_slots
+from specbatch.jobs.running.processes import WorkerProcess
+from specbatch.schemas.messages import WorkerConfig
+
+_AVOID_SECONDS = 2 * LOOK_SECONDS + 1
+
+
+class Placing:
+    """Workers that wait for a place, and the nodes of those that have one.
+
+    Args:
+        look: the cluster as last seen; None where it is this machine alone, which always has room.
+        num_wanted: workers that the user asked for; 0 for as many as there is room.
+    """
+
+    def __init__(self, config: WorkerConfig, look: Callable[[], ClusterView | None], num_wanted: int) -> None:
+        self._config = config
+        self._look = look
+        self._num_wanted = num_wanted
+        self._view: ClusterView | None = None
+        self._waiting: list[int] = []
+        self._num_slots: int | None = None
+        self._notices: set[tuple[int, float]] = set()
+        self._drained: set[str] = set()
+        self._avoided: dict[str, float] = {}
+
+    def add(self, worker: int) -> None:
+        """A worker shall be started."""
+        self._waiting.append(worker)
+
+    def remove(self, worker: int) -> bool:
+        """A worker need not be started any more; False where it has been."""
+        if worker not in self._waiting:
+            return False
+        self._waiting.remove(worker)
+        return True
+
+    def start(self, running: Iterable[WorkerProcess]) -> list[WorkerProcess]:
+        """Start those for which there is a node; the others go on waiting."""
+        on_node = Counter(process.node_id for process in running if process.node_id is not None)
+        now = time.monotonic()
+        avoid = {node for node, until in self._avoided.items() if until > now}
+        waiting, self._waiting = self._waiting, []
+        started: list[WorkerProcess] = []
+        for worker in waiting:
+            node = None
+            if self._view is not None and self._config.device != "cuda":
+                node = choose_node(self._view, on_node, avoid, self._num_wanted)
+                if node is None:
+                    self._waiting.append(worker)
+                    continue
+                on_node[node] += 1
+            started.append(WorkerProcess(worker, self._start_actor(worker, node), node))
+        return started
+
+    def _start_actor(self, worker: int, node: str | None) -> Any:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        from specbatch.workers.actor import actor_class
+
+        # No CPU is reserved: how many threads a worker takes is decided here, not by Ray. Nor is its node on CPU.
+        options: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1 if self._config.device == "cuda" else 0}
+        if node is not None:
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
+        return actor_class().options(**options).remote(replace(self._config, worker=worker))
+
+    def news(self, running: Iterable[WorkerProcess]) -> list[Event]:
+        """What a look at the cluster tells: room, machines that will go; and that who waits does not hang."""
+        view = self._look()
+        if view is None:
+            return []
+        events: list[Event] = []
+        if view is not self._view:
+            self._view = view
+            self._drained.update(view.draining)
+            num_slots = count_slots(view, self._config.device, self._num_wanted)
+            if num_slots != self._num_slots:
+                self._num_slots = num_slots
+                events.append(CapacityChanged(num_slots))
+        for process in running:
+            if process.whereabouts is None:
+                events.append(Beat(process.number, 0.0))
+            end = view.draining.get(process.node_id or "")
+            if end is not None and (process.number, end) not in self._notices:
+                self._notices.add((process.number, end))
+                events.append(PreemptionNotice(process.number, max(end - time.time(), 0.0)))
+        return events + [Beat(worker, 0.0) for worker in self._waiting]
+
+    def judge(self, process: WorkerProcess) -> DeathCause | None:
+        """What the end of a worker's node says about the worker's; None where its node goes on."""
+        if process.node_id in self._drained:
+            return "preempted"
+        if self._view is None or process.node_id is None or self._view.is_alive(process.node_id):
+            return None
+        return "lost"
+
+    def avoid(self, node: str | None) -> None:
+        """Start nothing there for a while: the last looks at the cluster may still have shown it alive."""
+        if node is not None:
+            self._avoided[node] = time.monotonic() + _AVOID_SECONDS

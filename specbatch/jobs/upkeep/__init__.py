@@ -1,0 +1,1 @@
+"""Work on an output that exists: resume, retry, repair, clean up; and ``doctor``."""

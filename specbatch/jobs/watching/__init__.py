@@ -1,0 +1,1 @@
+"""Looking at jobs from outside, by their files alone: status, logs, listings."""
