@@ -27,10 +27,11 @@ import pytest
 from hostile_parquet import column, metadata, parquet_file
 from s3_server import S3Server
 
+import specbatch
 from specbatch.jobs.cli import app as cli
 from specbatch.workers.rendering import MAX_PROMPT_BYTES
 
-ASSETS = Path(cli.__file__).resolve().parents[1] / "assets" / "code-pair"
+ASSETS = Path(specbatch.__file__).parent / "assets" / "code-pair"
 
 Capture = pytest.CaptureFixture[str]
 Make = Callable[[Path], list[str]]

@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 
+import specbatch
 from specbatch.jobs.cli import app as cli
 from specbatch.jobs.spec.settings import OPTIONS
 
-ASSETS = Path(cli.__file__).resolve().parents[1] / "assets" / "code-pair"
+ASSETS = Path(specbatch.__file__).parent / "assets" / "code-pair"
 
 SUBMIT_OPTIONS = [
     "--output",

@@ -85,7 +85,7 @@ def test_every_command_stands_in_the_list_of_the_help(capsys: pytest.CaptureFixt
 def test_modules_register_no_command_that_the_list_lacks() -> None:
     for module in {entry.module for entry in COMMANDS}:
         app = typer.Typer()
-        import_module(f"specbatch.jobs.{module}").register(app)
+        import_module(f"specbatch.jobs.cli.{module}").register(app)
         registered = {command.name for command in app.registered_commands} | {
             group.name for group in app.registered_groups
         }

@@ -16,6 +16,7 @@ from s3_server import S3Server
 from stored_output import begin as begin_output
 from stored_output import finish
 
+import specbatch
 from specbatch.jobs.cli import app as cli
 from specbatch.jobs.output.ledger import Ledger, StoredJob
 from specbatch.jobs.planning import normalise
@@ -32,7 +33,7 @@ from specbatch.storage import jsonl
 from specbatch.storage.store import open_store
 from specbatch.workers.reading import ShardReader
 
-ASSETS = Path(cli.__file__).resolve().parents[1] / "assets" / "code-pair"
+ASSETS = Path(specbatch.__file__).parent / "assets" / "code-pair"
 NO_CHANGES = Layer({}, {})
 ROWS = [{"prompt": f"prompt {n % 7}", "n": n, "meta": {"tags": [str(n)]}} for n in range(40)]
 

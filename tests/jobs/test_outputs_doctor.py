@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import specbatch
 from specbatch.jobs.cli import app as cli
 from specbatch.jobs.upkeep import doctor
 from specbatch.jobs.upkeep.doctor import Finding, examine, is_fit, render_findings
@@ -15,7 +16,7 @@ from specbatch.schemas.errors import ErrorCode
 from specbatch.storage.probe import ProbeCheck, ProbeReport
 from specbatch.storage.store import Store
 
-ASSETS = Path(cli.__file__).resolve().parents[1] / "assets" / "code-pair"
+ASSETS = Path(specbatch.__file__).parent / "assets" / "code-pair"
 
 
 def found(findings: tuple[Finding, ...], name: str) -> Finding:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from stored_output import begin, finish, write_parts
 
+import specbatch
 from specbatch.jobs.cli import app as cli
 from specbatch.jobs.output.ledger import JOB_KEY
 from specbatch.jobs.spec.settings import OPTIONS, Layer
@@ -19,7 +20,7 @@ from specbatch.jobs.upkeep.resume import FREE_OPTIONS, free_layer, open_output, 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 
 NOTHING = Layer({}, {})
-MODELS = Path(cli.__file__).resolve().parents[1] / "assets" / "code-pair"
+MODELS = Path(specbatch.__file__).parent / "assets" / "code-pair"
 
 
 def refused(code: ErrorCode, uri: str, **options: Any) -> str:
