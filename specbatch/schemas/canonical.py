@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,10 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def sum_histograms(histograms: Iterable[Iterable[int]]) -> tuple[int, ...]:
+def sum_histograms(histograms: Iterable[Sequence[int]]) -> tuple[int, ...]:
     """Entry-wise sum of ragged histograms; the result is as long as the longest."""
     total: list[int] = []
-    for histogram in histograms:
+    for histogram in filter(None, histograms):  # most are empty where rows are decoded plainly
         for index, count in enumerate(histogram):
             if index == len(total):
                 total.append(0)

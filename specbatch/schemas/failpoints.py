@@ -30,6 +30,11 @@ _FOR_EVER_SECONDS = 3600.0
 _reached: Counter[str] = Counter()
 
 
+def may_fail() -> bool:
+    """Whether any failpoint is set: asked before points that are passed for every row."""
+    return FAILPOINT_VARIABLE in os.environ
+
+
 def failpoint(name: str, row_id: int | None = None) -> None:
     """Fail here if the environment says so.
 

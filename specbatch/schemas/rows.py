@@ -93,9 +93,11 @@ class ResultForm:
         return result_columns(self.prefix, self.with_logprobs)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RowResult:
     """The result of one (row, sample): a completion, or a named error.
+
+    Never changed once it is made. It is not frozen, because that triples the price of something made for every row.
 
     Attributes:
         row_id: position of the row in the pinned input order.

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from dataclasses import fields as fields_of
-from operator import attrgetter, index
+from operator import index
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 
@@ -25,7 +24,7 @@ def _refuse(field: str, value: object, rule: str) -> SpecbatchError:
     return SpecbatchError(ErrorCode.JOB_CONFIG, f"{field} is {shown}; it must be {rule}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: ``with_seed`` copies one for every row, and a dictionary is copied at once
 class SamplingParams:
     """Sampling of one row.
 
@@ -93,16 +92,8 @@ class SamplingParams:
         """
         _check_seed(seed)
         other = object.__new__(SamplingParams)
-        for write, value in zip(_WRITERS, _read_all(self), strict=True):
-            write(other, value)
-        _write_seed(other, seed)
+        vars(other).update(vars(self), seed=seed)
         return other
-
-
-_FIELDS = tuple(field.name for field in fields_of(SamplingParams))
-_read_all = attrgetter(*_FIELDS)
-_WRITERS = tuple(getattr(SamplingParams, field).__set__ for field in _FIELDS)
-_write_seed = _WRITERS[_FIELDS.index("seed")]
 
 
 def check_vocabulary(params: SamplingParams, stop_ids: Sequence[int], vocab_size: int) -> None:

@@ -12,6 +12,7 @@ import hashlib
 _ROW_DOMAIN = "specbatch/row/1"
 _PROMPT_DOMAIN = "specbatch/prompt/1"
 _LOW_63_BITS = (1 << 63) - 1
+_LENGTHS = tuple(size.to_bytes(8, "little") for size in range(20))
 
 
 def _digest_63(state: hashlib.blake2b, prefixed_fields: bytes) -> int:
@@ -48,6 +49,18 @@ def row_seed(job_seed: int, key: int | str, sample_index: int) -> int:
     """
     kind = "id" if isinstance(key, str) else "row"
     return _digest_63(_begun(_ROW_DOMAIN, job_seed, kind).copy(), _prefixed(key) + _sample(sample_index))
+
+
+def row_seeds(job_seed: int, first_row_id: int, num_rows: int) -> list[int]:
+    """``row_seed(job_seed, row_id, 0)`` of a run of rows, at half the price for each."""
+    begun, sample = _begun(_ROW_DOMAIN, job_seed, "row"), _sample(0)
+    seeds = []
+    for row_id in range(first_row_id, first_row_id + num_rows):
+        digits = b"%d" % row_id
+        state = begun.copy()
+        state.update(b"%b%b%b" % (_LENGTHS[len(digits)], digits, sample))
+        seeds.append(int.from_bytes(state.digest(), "little") & _LOW_63_BITS)
+    return seeds
 
 
 def prompt_seed(seed: int, prompt_index: int) -> int:

@@ -7,6 +7,7 @@ that were committed. The *bonus* token is the target's own draw behind the last 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 
@@ -41,14 +42,14 @@ class SpecCounters:
     @staticmethod
     def total(parts: Iterable[SpecCounters]) -> SpecCounters:
         """Sum over sequences."""
-        items = list(parts)
+        items = list(parts)  # one or more for every row of a job: lists are summed faster than generators
         return SpecCounters(
-            num_spec_steps=sum(item.num_spec_steps for item in items),
-            num_plain_steps=sum(item.num_plain_steps for item in items),
-            num_draft_tokens=sum(item.num_draft_tokens for item in items),
-            num_accepted_draft_tokens=sum(item.num_accepted_draft_tokens for item in items),
-            acceptance_histogram=sum_histograms(item.acceptance_histogram for item in items),
-            draft_length_histogram=sum_histograms(item.draft_length_histogram for item in items),
+            num_spec_steps=sum([item.num_spec_steps for item in items]),
+            num_plain_steps=sum([item.num_plain_steps for item in items]),
+            num_draft_tokens=sum([item.num_draft_tokens for item in items]),
+            num_accepted_draft_tokens=sum([item.num_accepted_draft_tokens for item in items]),
+            acceptance_histogram=sum_histograms([item.acceptance_histogram for item in items]),
+            draft_length_histogram=sum_histograms([item.draft_length_histogram for item in items]),
         )
 
 
@@ -123,12 +124,10 @@ class PartStats:
 
 def length_histogram(lengths: Iterable[int]) -> tuple[int, ...]:
     """Entry i: how many of these lengths (in tokens, 0 or more) have i binary digits: 0, 1, 2-3, 4-7, 8-15, ..."""
-    counts: list[int] = []
-    for length in lengths:
-        digits = length.bit_length()
-        counts += [0] * (digits + 1 - len(counts))
-        counts[digits] += 1
-    return tuple(counts)
+    by_digits: Counter[int] = Counter()
+    for length, count in Counter(lengths).items():
+        by_digits[length.bit_length()] += count
+    return tuple(by_digits[digits] for digits in range(max(by_digits, default=-1) + 1))
 
 
 def accepted_by_position(counters: SpecCounters) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -90,22 +91,23 @@ def result_schema(input_schema: pa.Schema, form: ResultForm = _PLAIN_FORM) -> pa
 
 def part_stats(results: Sequence[RowResult], seconds: PhaseSeconds) -> PartStats:
     """The sums over a part's results."""
-    codes = [result.error_code for result in results if result.error_code is not None]
+    ok = [result for result in results if result.error_code is None]
+    codes = Counter([result.error_code for result in results if result.error_code is not None])
+    prompt_lengths = [result.num_prompt_tokens for result in ok]
+    completion_lengths = [result.num_completion_tokens for result in ok]
     return PartStats(
         num_rows=len({result.row_id for result in results}),
         num_results=len(results),
-        num_ok=len(results) - len(codes),
-        num_prompt_tokens=sum(result.num_prompt_tokens for result in results),
-        num_completion_tokens=sum(result.num_completion_tokens for result in results),
-        num_near_ties=sum(result.num_near_ties for result in results),
-        errors_by_code=tuple((code, codes.count(code)) for code in sorted(set(codes))),
-        counters=SpecCounters.total(result.counters for result in results),
+        num_ok=len(ok),
+        num_prompt_tokens=sum([result.num_prompt_tokens for result in results]),
+        num_completion_tokens=sum(completion_lengths),
+        num_near_ties=sum([result.num_near_ties for result in results]),
+        errors_by_code=tuple(sorted(codes.items())),
+        counters=SpecCounters.total([result.counters for result in results]),
         seconds=seconds,
-        prompt_lengths=length_histogram(result.num_prompt_tokens for result in results if result.error_code is None),
-        completion_lengths=length_histogram(
-            result.num_completion_tokens for result in results if result.error_code is None
-        ),
-        num_cut=sum(result.finish_reason == "length" for result in results),
+        prompt_lengths=length_histogram(prompt_lengths),
+        completion_lengths=length_histogram(completion_lengths),
+        num_cut=[result.finish_reason for result in results].count("length"),
     )
 
 
@@ -289,25 +291,28 @@ def _rows_at(rows: pa.Table, places: Sequence[int]) -> pa.Table:
 
 
 def _result_arrays(results: Sequence[RowResult], fields: Sequence[pa.Field]) -> list[pa.Array]:
+    counters = [result.counters for result in results]
+    token_ids = [result.completion_token_ids for result in results]
+    codes = [result.error_code for result in results]
     columns: dict[str, list[Any]] = {
         "row_id": [result.row_id for result in results],
         "sample_index": [result.sample_index for result in results],
-        "status": [result.status for result in results],
+        "status": ["ok" if code is None else "error" for code in codes],
         "completion": [result.completion for result in results],
-        "completion_token_ids": [result.completion_token_ids for result in results],
+        "completion_token_ids": token_ids,
         "finish_reason": [result.finish_reason for result in results],
-        "error_code": [result.error_code for result in results],
+        "error_code": codes,
         "error_message": [result.error_message for result in results],
         "num_prompt_tokens": [result.num_prompt_tokens for result in results],
-        "num_completion_tokens": [result.num_completion_tokens for result in results],
+        "num_completion_tokens": [len(ids) if ids else 0 for ids in token_ids],
         "row_seed": [result.row_seed for result in results],
         "min_margin": [result.min_margin for result in results],
-        "num_spec_steps": [result.counters.num_spec_steps for result in results],
-        "num_plain_steps": [result.counters.num_plain_steps for result in results],
-        "num_draft_tokens": [result.counters.num_draft_tokens for result in results],
-        "num_accepted_draft_tokens": [result.counters.num_accepted_draft_tokens for result in results],
-        "acceptance_histogram": [result.counters.acceptance_histogram for result in results],
-        "draft_length_histogram": [result.counters.draft_length_histogram for result in results],
+        "num_spec_steps": [counter.num_spec_steps for counter in counters],
+        "num_plain_steps": [counter.num_plain_steps for counter in counters],
+        "num_draft_tokens": [counter.num_draft_tokens for counter in counters],
+        "num_accepted_draft_tokens": [counter.num_accepted_draft_tokens for counter in counters],
+        "acceptance_histogram": [counter.acceptance_histogram for counter in counters],
+        "draft_length_histogram": [counter.draft_length_histogram for counter in counters],
         LOGPROBS_COLUMN: [result.logprobs for result in results],
     }
     return [pa.array(columns[field.name], field.type) for field in fields]

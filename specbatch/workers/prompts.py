@@ -11,17 +11,17 @@ import pyarrow as pa
 from specbatch.schemas.errors import ErrorCode
 from specbatch.schemas.prompt import PromptSpec
 from specbatch.schemas.rows import RowResult
-from specbatch.schemas.seeds import prompt_seed, row_seed
+from specbatch.schemas.seeds import prompt_seed, row_seed, row_seeds
 from specbatch.schemas.spec import GenerationSpec
 from specbatch.workers.rendering import Renderer, RowError, Unreadable
-from specbatch.workers.row_params import RowOverrides, RowParams, read_row_params
+from specbatch.workers.row_params import NO_PARAMS, RowOverrides, RowParams, read_row_params
 
 Encode = Callable[[str], list[int]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PreparedRow:
-    """A sample of a row that can be decoded.
+    """A sample of a row that can be decoded. Never changed; like ``RowResult`` not frozen for its price.
 
     Attributes:
         params: what the row sets for itself; None where the job's settings hold.
@@ -55,6 +55,10 @@ class RowSampling:
         return row_seed(self.job_seed, self.key, sample)
 
 
+_SampledRow = tuple[int, RowOverrides | None, RowError | None, RowSampling | None]
+"""Of one row: the seed of sample 0, what the row sets, why it cannot be decoded, and what its other seeds come from."""
+
+
 def prepare_rows(
     table: pa.Table,
     first_row_id: int,
@@ -77,24 +81,42 @@ def prepare_rows(
     """
     rows: list[PreparedRow | RowResult] = []
     frame = () if prompt.truncate == "error" else tuple(encode(""))
-    sampled = row_sampling(table, first_row_id, prompt, generation)
-    for row_id, (sampling, values) in enumerate(
-        zip(sampled, prompt_values(table, renderer), strict=True), start=first_row_id
+    render = renderer.render
+    for row_id, (seed, overrides, problem, sampling), values in zip(
+        range(first_row_id, first_row_id + table.num_rows),
+        _sampled(table, first_row_id, prompt, generation),
+        prompt_values(table, renderer),
+        strict=True,
     ):
         first: PreparedRow | RowResult
-        overrides = sampling.params.overrides
         try:
-            if sampling.error is not None:
-                raise sampling.error
-            ids = _encode(renderer.render(values), encode)
+            if problem is not None:
+                raise problem
+            ids = tuple(encode(render(values)))
+            if not ids:
+                raise RowError(ErrorCode.ROW_PROMPT_EMPTY, "the prompt has no tokens")
             max_new_tokens = (overrides and overrides.max_new_tokens) or generation.max_new_tokens
             ids = _fitted(ids, prompt, context_length, max_new_tokens, frame)
-            first = PreparedRow(row_id, ids, sampling.seed(0), params=overrides)
+            first = PreparedRow(row_id, ids, seed, params=overrides)
         except RowError as error:
-            first = error_row(row_id, sampling.seed(0), error.code, error.message)
+            first = error_row(row_id, seed, error.code, error.message)
         rows.append(first)
-        rows.extend(_sample(first, sampling.seed(sample), sample) for sample in range(1, num_samples))
+        if num_samples > 1:
+            of_row = sampling or RowSampling(generation.seed, row_id, NO_PARAMS)
+            rows.extend(_sample(first, of_row.seed(sample), sample) for sample in range(1, num_samples))
     return rows
+
+
+def _sampled(
+    table: pa.Table, first_row_id: int, prompt: PromptSpec, generation: GenerationSpec
+) -> Iterator[_SampledRow]:
+    """Of every row, in order. Most jobs let rows set nothing: then only the seeds have to be made."""
+    if prompt.seed_by == "row" and not prompt.row_params:
+        for seed in row_seeds(generation.seed, first_row_id, table.num_rows):
+            yield seed, None, None, None
+        return
+    for found in row_sampling(table, first_row_id, prompt, generation):
+        yield found.seed(0), found.params.overrides, found.error, found
 
 
 def prompt_values(table: pa.Table, renderer: Renderer) -> Iterator[dict[str, Any]]:
@@ -157,13 +179,6 @@ def _sample(first: PreparedRow | RowResult, seed: int, index: int) -> PreparedRo
     if isinstance(first, PreparedRow):
         return replace(first, seed=seed, sample_index=index)
     return replace(first, row_seed=seed, sample_index=index)
-
-
-def _encode(text: str, encode: Encode) -> tuple[int, ...]:
-    ids = tuple(encode(text))
-    if not ids:
-        raise RowError(ErrorCode.ROW_PROMPT_EMPTY, "the prompt has no tokens")
-    return ids
 
 
 def _fitted(

@@ -65,20 +65,21 @@ class ShardInFlight:
     The samples of a row stand side by side: they are given out one after another and share the prefill of their prompt.
 
     Owned by the decode thread; ``num_waiting`` may be read under the worker's lock.
+
+    Attributes:
+        number: of its assignment.
+        is_counted: whether its rows are results of the job; those of a probe are decoded again.
     """
 
     def __init__(self, assignment: Assignment, loaded: LoadedShard) -> None:
         self.assignment = assignment
+        self.number = assignment.number
+        self.is_counted = assignment.lease.probe is None
         self.loaded = loaded
         self._results: list[RowResult | None] = [None] * len(loaded.rows)
         self._num_given = 0
         self._num_missing = len(loaded.rows)
         self._num_missing_of_row = Counter(row.row_id for row in loaded.rows)
-
-    @property
-    def number(self) -> int:
-        """The number of its assignment."""
-        return self.assignment.number
 
     @property
     def has_begun(self) -> bool:

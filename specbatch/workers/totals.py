@@ -17,15 +17,12 @@ class RunningTotals:
         self._num_tokens = 0
         self._errors: Counter[str] = Counter()
         self._counters = SpecCounters()
-        self._uncounted: list[SpecCounters] = []
+        self._uncounted: list[RowResult] = []
 
     def add(self, result: RowResult, *, ends_row: bool) -> None:
         """Count one result, and its row if this was the last of the row's samples."""
         self._num_rows += ends_row
-        self._num_tokens += result.num_completion_tokens
-        if result.error_code is not None:
-            self._errors[result.error_code] += 1
-        self._uncounted.append(result.counters)  # summed once for each time that somebody looks
+        self._uncounted.append(result)  # summed once for each time that somebody looks
 
     def progress(self, num_rows_active: int, seconds: PhaseSeconds, idle_seconds: float) -> Progress:
         """The sums so far.
@@ -35,7 +32,9 @@ class RunningTotals:
             seconds: the worker's time by phase.
         """
         if self._uncounted:
-            self._counters = SpecCounters.total((self._counters, *self._uncounted))
+            self._num_tokens += sum([result.num_completion_tokens for result in self._uncounted])
+            self._errors.update([result.error_code for result in self._uncounted if result.error_code is not None])
+            self._counters = SpecCounters.total([self._counters, *(result.counters for result in self._uncounted)])
             self._uncounted.clear()
         return Progress(
             num_rows_done=self._num_rows,

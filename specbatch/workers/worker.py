@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from specbatch.schemas.errors import SpecbatchError
-from specbatch.schemas.failpoints import failpoint
+from specbatch.schemas.failpoints import failpoint, may_fail
 from specbatch.schemas.messages import (
     Lease,
     MemoryReport,
@@ -167,8 +167,7 @@ class Worker:
             failpoint("decode_step:after")
             if engine.num_active == 0 and engine.num_queued == 0:
                 engine.step()  # an idle step closes the engine's current block of rounds
-            for output in outputs:
-                self._collect(output)
+            self._collect(outputs)
             self._publish(engine)  # before the parts, so that the receipt of the last one is behind all blocks
             self._hand_over(engine)
         engine.cancel_all()
@@ -213,7 +212,10 @@ class Worker:
                 return
             shard, rows = given
             self._in_flight[shard.number] = shard
+            has_failpoints = may_fail()
             for position, row in rows:
+                if has_failpoints and isinstance(row, PreparedRow):
+                    failpoint("row_submit:before", row.row_id)
                 self._submit(engine, shard, position, row)
 
     def _submit(
@@ -222,7 +224,6 @@ class Worker:
         if isinstance(row, RowResult):
             self._put(shard, position, row)
             return
-        failpoint("row_submit:before", row.row_id)
         params = self._params if row.params is None else row.params.apply(self._params)
         try:
             engine.submit((shard.number, position), row.prompt_ids, params.with_seed(row.seed))
@@ -232,18 +233,19 @@ class Worker:
             failed = error_row(row.row_id, row.seed, error.code, error.message, sample_index=row.sample_index)
             self._put(shard, position, failed)
 
-    def _collect(self, output: SequenceOutput) -> None:
-        assert isinstance(output.key, tuple)
-        number, position = output.key
-        shard = self._in_flight[number]
-        row = shard.loaded.rows[position]
-        assert isinstance(row, PreparedRow)
-        self._put(shard, position, row_result(row, output))
+    def _collect(self, outputs: Sequence[SequenceOutput]) -> None:
+        for output in outputs:
+            assert isinstance(output.key, tuple)
+            number, position = output.key
+            shard = self._in_flight[number]
+            row = shard.loaded.rows[position]
+            assert isinstance(row, PreparedRow)
+            self._put(shard, position, row_result(row, output))
 
     def _put(self, shard: ShardInFlight, position: int, result: RowResult) -> None:
         ends_row = shard.put(position, result)
-        assignment = shard.assignment
-        if assignment.lease.probe is None:  # whose results nobody counts: the rows are decoded again
+        if shard.is_counted:
+            assignment = shard.assignment
             assignment.num_rows_done += ends_row
             if result.error_code is not None:
                 assignment.errors_by_code[result.error_code] += 1

@@ -14,7 +14,7 @@ import pytest
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.manifest import PART_FORMAT
 from specbatch.schemas.rows import RESULT_COLUMNS, ResultForm, RowResult, result_columns
-from specbatch.schemas.stats import PartStats, PhaseSeconds, SpecCounters
+from specbatch.schemas.stats import PartStats, PhaseSeconds, SpecCounters, length_histogram
 from specbatch.storage.parts import PartMeta, part_stats, read_part_meta, result_schema, write_part
 
 PLAN = "0123456789abcdef"
@@ -128,6 +128,12 @@ def test_ok_rows_and_error_rows(tmp_path: Path) -> None:
     assert [bad[name] for name in RESULT_COLUMNS if name.startswith("num_")] == [0] * 6
     assert bad["acceptance_histogram"] == bad["draft_length_histogram"] == []
     assert empty["completion"] == "", "an empty completion is not a missing one"
+
+
+def test_lengths_by_their_binary_digits() -> None:
+    assert length_histogram([]) == ()
+    assert length_histogram([0]) == (1,)
+    assert length_histogram([8, 1, 3, 2, 8, 15, 0, 16]) == (1, 1, 2, 0, 3, 1)
 
 
 def test_odd_columns_pass_through_unchanged(tmp_path: Path) -> None:

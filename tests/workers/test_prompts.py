@@ -7,7 +7,7 @@ import pytest
 
 from specbatch.schemas.prompt import PromptSpec
 from specbatch.schemas.rows import RowResult
-from specbatch.schemas.seeds import prompt_seed, row_seed
+from specbatch.schemas.seeds import prompt_seed, row_seed, row_seeds
 from specbatch.schemas.spec import GenerationSpec
 from specbatch.workers.prompts import PreparedRow, prepare_rows, prompt_values
 from specbatch.workers.rendering import make_renderer
@@ -54,6 +54,12 @@ def prepare(
 
 def code_of(row: PreparedRow | RowResult) -> str | None:
     return row.error_code if isinstance(row, RowResult) else None
+
+
+@pytest.mark.parametrize(("first", "count"), [(0, 12), (99_995, 10), (2**62, 3), (5, 0)])
+@pytest.mark.parametrize("job_seed", [0, 7, 2**63 - 1])
+def test_seeds_of_a_run_of_rows_are_those_of_its_rows(job_seed: int, first: int, count: int) -> None:
+    assert row_seeds(job_seed, first, count) == [row_seed(job_seed, row, 0) for row in range(first, first + count)]
 
 
 def test_a_prompt_becomes_ids_and_its_own_seed() -> None:
