@@ -156,7 +156,7 @@ _written: dict[tuple[object, ...], bytes] = {}
 def _write_part_again(path: Path, rows: Any, results: Any, meta: parts.PartMeta, **options: Any) -> parts.PartMeta:
     options.pop("clock", None)
     unnamed = dataclasses.replace(meta, token=_PLACEHOLDER)
-    key = (unnamed, tuple(results), repr(sorted(options.items())))
+    key = (unnamed, repr(results), repr(sorted(options.items())))
     if key not in _written:
         _real_write_part(path, rows, results, unnamed, **options)
         _written[key] = path.read_bytes()

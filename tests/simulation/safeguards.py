@@ -14,7 +14,7 @@ from typing import Any
 
 from specbatch.jobs.coordinator.coordinator import Coordinator
 from specbatch.jobs.coordinator.events import Assign, Command, Event, FinishJob
-from specbatch.jobs.output import ledger
+from specbatch.jobs.output import stored_parts
 from specbatch.jobs.output.ledger import Ledger, StoredJob
 from specbatch.jobs.output.manifest import MANIFEST_NAME
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
@@ -140,7 +140,7 @@ def _plan_left_out() -> tuple[Patch, ...]:
     def name(shard: int, plan: str) -> str:
         return f"data/part-{shard:06d}.parquet"
 
-    return ((ledger, "part_name", name), (part_writer, "part_name", name))
+    return ((stored_parts, "part_name", name), (part_writer, "part_name", name))
 
 
 class _HastyCoordinator(Coordinator):
