@@ -11,7 +11,8 @@ import typer
 
 from specbatch.jobs.cli import app as cli
 from specbatch.jobs.cli.help import COMMANDS, EXAMPLES
-from specbatch.jobs.spec.options import JOB_OPTIONS, Option
+from specbatch.jobs.spec.option_types import Option
+from specbatch.jobs.spec.options import JOB_OPTIONS
 
 _BEGIN = """\
 # Command line

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import docs_cli
 import docs_errors
+import docs_metrics
 import docs_python
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,6 +46,7 @@ def pages() -> dict[Path, str]:
     made = {
         DOCS / "errors.md": docs_errors.page(),
         DOCS / "reference" / "cli.md": docs_cli.page(),
+        DOCS / "reference" / "metrics.md": docs_metrics.page(),
         DOCS / "reference" / "python.md": docs_python.page(ROOT),
         DOCS / "reference" / "formats.md": reference_page(),
         DOCS / "decisions" / "index.md": decisions_page(),

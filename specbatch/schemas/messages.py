@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from specbatch.schemas.log_lines import LogSettings
 from specbatch.schemas.plan import Shard
 from specbatch.schemas.prompt import PassThrough, PromptSpec
 from specbatch.schemas.rows import ResultForm
@@ -33,6 +34,7 @@ class WorkerConfig:
         single_writer: the store cannot create objects once only, and the user vouches that nobody else writes.
         form: of the parts; whether they have logprobs is the generation's to say.
         duplicates: the file that marks duplicates (local path or URI); None where none are marked.
+        job, epoch: how lines of its log name the job and the run. log: what it writes to standard error.
     """
 
     worker: int
@@ -52,6 +54,9 @@ class WorkerConfig:
     single_writer: bool = False
     form: ResultForm = field(default_factory=ResultForm)
     duplicates: str | None = None
+    job: str = ""
+    epoch: int = 0
+    log: LogSettings = field(default_factory=LogSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +158,7 @@ class Progress:
 
     Attributes:
         errors_by_code: pairs (error code, samples), sorted by code.
+        num_storage_retries: requests to a store that the process made again.
         writing_shard: the shard whose part is being written, for ``writing_seconds`` so far; None where none is.
     """
 
@@ -168,6 +174,7 @@ class Progress:
     errors_by_code: tuple[tuple[str, int], ...] = ()
     writing_shard: int | None = None
     writing_seconds: float = 0.0
+    num_storage_retries: int = 0
 
 
 @dataclass(frozen=True, slots=True)

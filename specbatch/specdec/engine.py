@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Collection, Hashable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,8 +15,7 @@ import torch
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.messages import MemoryReport, RoundBlock
-from specbatch.schemas.sampling import SamplingParams, check_vocabulary
-from specbatch.schemas.seeds import prompt_seed
+from specbatch.schemas.sampling import SamplingParams
 from specbatch.schemas.stats import PhaseSeconds
 from specbatch.specdec import loading, overload
 from specbatch.specdec.admission import admit, make_room
@@ -26,14 +24,13 @@ from specbatch.specdec.controller import Policy
 from specbatch.specdec.decoding import decode_round, may_ride
 from specbatch.specdec.drafters.suffix import SuffixIndex
 from specbatch.specdec.feed import Decoder
-from specbatch.specdec.host import resident_bytes
+from specbatch.specdec.intake import Intake
 from specbatch.specdec.output import SequenceOutput
 from specbatch.specdec.prefill import plan_chunk, read_chunk
 from specbatch.specdec.profile import profile
 from specbatch.specdec.rounds import RoundLog
 from specbatch.specdec.selftest import SelfTest
 from specbatch.specdec.slots import Request
-from specbatch.specdec.stops import StopMatcher
 from specbatch.specdec.tokenizer import Tokenizer
 
 Coupling = Literal["seed", "distribution"]
@@ -79,7 +76,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.max_batch_size = max_batch_size
         self.context_length = max_sequence_tokens
-        self._eos_ids = eos_ids
+        self._intake = Intake(tokenizer, eos_ids, max_sequence_tokens)
         self._grown_batch_size = grown_batch_size or max_batch_size
         self._queue: deque[Request] = deque()
         self._finished: list[SequenceOutput] = []
@@ -171,16 +168,7 @@ class Engine:
         Raises:
             SpecbatchError: ROW_TOO_LONG or ROW_PROMPT_EMPTY for a prompt that cannot be decoded.
         """
-        if isinstance(params, SamplingParams):
-            params = [replace(params, seed=prompt_seed(params.seed, index)) for index in range(len(prompts))]
-        if len(params) != len(prompts):
-            raise SpecbatchError(ErrorCode.JOB_CONFIG, f"{len(params)} SamplingParams for {len(prompts)} prompts")
-        encoded = [self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
-        requests: list[Request] = []
-        for ids, row in zip(encoded, params, strict=True):
-            for sample in range(row.num_samples):
-                one = replace(row, num_samples=1, seed=prompt_seed(row.seed, sample))
-                requests.append(self._request(len(requests), ids, one))
+        requests = self._intake.samples(prompts, params)
         self._queue.extend(requests)
         outputs: dict[Hashable, SequenceOutput] = {}
         while len(outputs) < len(requests):
@@ -197,7 +185,7 @@ class Engine:
             raise SpecbatchError(
                 ErrorCode.JOB_CONFIG, f"num_samples is {params.num_samples}; submit every sample under a key of its own"
             )
-        self._queue.append(self._request(key, prompt_ids, params))
+        self._queue.append(self._intake.request(key, prompt_ids, params))
 
     @torch.inference_mode()
     def step(self) -> list[SequenceOutput]:
@@ -258,11 +246,7 @@ class Engine:
     def cancel(self, keys: Collection[Hashable]) -> None:
         """Forget some sequences, queued or in flight; ``step`` returns none of them any more."""
         self._queue = deque(request for request in self._queue if request.key not in keys)
-        slots = self._batch.slots
-        for slot in range(slots.num_active - 1, -1, -1):
-            request = slots.requests[slot]
-            if request is not None and request.key in keys:
-                self._batch.preempt(slot)
+        overload.drop_rows(self._batch, keys)
 
     @torch.inference_mode()
     def check_device(self) -> None:
@@ -280,14 +264,7 @@ class Engine:
 
     def memory(self) -> MemoryReport:
         """Bytes held by both models and both caches, and by the whole process."""
-        target, draft = self._batch.target, self._batch.draft
-        return MemoryReport(
-            target_bytes=target.weight_bytes,
-            draft_bytes=draft.weight_bytes if draft else 0,
-            target_kv_bytes=target.cache.num_bytes,
-            draft_kv_bytes=draft.cache.num_bytes if draft else 0,
-            process_bytes=resident_bytes(),
-        )
+        return loading.memory_report(self._batch.target, self._batch.draft)
 
     def _prepare(self) -> None:
         """What is done between rounds: giving up a draft that does not pay."""
@@ -306,7 +283,7 @@ class Engine:
         self._finished += make_room(batch, self._queue)
         chunk = plan_chunk(batch)
         if chunk is not None and not may_ride(batch, self._round_number):
-            self._finished += self._trusted(read_chunk(batch, chunk))
+            self._finished += self._selftest.trusted(read_chunk(batch, chunk))
             chunk = None
         started = time.perf_counter()
         result = decode_round(batch, self._round_number, len(self._queue), chunk)
@@ -320,33 +297,4 @@ class Engine:
                 num_accepted_B=result.num_accepted_B,
             )
             self._round_number += 1
-            self._finished += self._trusted(result.finished)
-
-    def _trusted(self, outputs: list[SequenceOutput]) -> list[SequenceOutput]:
-        """Behind a row whose logits were not finite the device must prove itself, or nothing more is given out."""
-        if any(output.error_code == ErrorCode.ROW_NUMERIC for output in outputs):
-            self._selftest.check()
-        return outputs
-
-    def _request(self, key: Hashable, prompt_ids: Sequence[int], params: SamplingParams) -> Request:
-        ids = tuple(int(token) for token in prompt_ids)
-        if not ids:
-            raise SpecbatchError(ErrorCode.ROW_PROMPT_EMPTY, "the prompt has no tokens")
-        if len(ids) >= self.context_length:
-            raise SpecbatchError(
-                ErrorCode.ROW_TOO_LONG,
-                f"the prompt has {len(ids)} tokens; a context of {self.context_length} leaves no room for a completion",
-            )
-        vocab_size = self.tokenizer.vocab_size
-        if not all(0 <= token < vocab_size for token in ids):
-            raise SpecbatchError(ErrorCode.JOB_CONFIG, f"prompt ids must be from 0 to {vocab_size - 1}")
-        stop_ids = params.stop_token_ids if params.ignore_eos else (*self._eos_ids, *params.stop_token_ids)
-        check_vocabulary(params, stop_ids, vocab_size)
-        return Request(
-            key=key,
-            prompt_ids=ids,
-            params=params,
-            stop_ids=tuple(dict.fromkeys(stop_ids)),
-            num_new_tokens=min(params.max_new_tokens, self.context_length - len(ids)),
-            matcher=StopMatcher(self.tokenizer, params.stop, params.min_new_tokens) if params.stop else None,
-        )
+            self._finished += self._selftest.trusted(result.finished)

@@ -7,12 +7,13 @@ from typing import Literal
 
 import torch
 
+from specbatch.schemas.messages import MemoryReport
 from specbatch.specdec import families, models
 from specbatch.specdec.batch import POSITIONS_STEP
 from specbatch.specdec.controller import Policy, make_policy
 from specbatch.specdec.feed import Decoder
 from specbatch.specdec.generic import GenericDecoder
-from specbatch.specdec.host import host_available_bytes
+from specbatch.specdec.host import host_available_bytes, resident_bytes
 from specbatch.specdec.lean import LeanDecoder
 from specbatch.specdec.memory import MemoryPlan, plan_memory
 from specbatch.specdec.packing import can_pack, pack_linears
@@ -124,6 +125,17 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return host_available_bytes()
+
+
+def memory_report(target: Decoder, draft: Decoder | None) -> MemoryReport:
+    """Bytes held by both models and both caches, and by the whole process."""
+    return MemoryReport(
+        target_bytes=target.weight_bytes,
+        draft_bytes=draft.weight_bytes if draft else 0,
+        target_kv_bytes=target.cache.num_bytes,
+        draft_kv_bytes=draft.cache.num_bytes if draft else 0,
+        process_bytes=resident_bytes(),
+    )
 
 
 def _grown(plan: MemoryPlan, max_batch_size: int | Literal["auto"]) -> int:

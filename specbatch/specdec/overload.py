@@ -7,6 +7,7 @@ has to be undone.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection, Hashable
 
 import torch
 
@@ -48,8 +49,10 @@ def relieve(batch: Batch, queue: deque[Request]) -> list[SequenceOutput]:
     return refused
 
 
-def drop_rows(batch: Batch) -> None:
-    """Forget every row in flight."""
-    for slot in range(batch.slots.num_active - 1, -1, -1):
-        if batch.slots.requests[slot] is not None:
+def drop_rows(batch: Batch, keys: Collection[Hashable] | None = None) -> None:
+    """Forget rows in flight: those with these keys, or all."""
+    slots = batch.slots
+    for slot in range(slots.num_active - 1, -1, -1):
+        request = slots.requests[slot]
+        if request is not None and (keys is None or request.key in keys):
             batch.preempt(slot)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.specdec.feed import Decoder
+from specbatch.specdec.output import SequenceOutput
 
 _NUM_TOKENS = 8
 
@@ -35,6 +36,16 @@ class SelfTest:
                 f"the device {self._target.device} no longer computes what it computed at start; its results since "
                 "then are not used. Take it out of service and run the job again elsewhere",
             )
+
+    def trusted(self, outputs: list[SequenceOutput]) -> list[SequenceOutput]:
+        """Behind a row whose logits were not finite the device must prove itself, or nothing more is given out.
+
+        Raises:
+            SpecbatchError: JOB_DEVICE, as ``check``.
+        """
+        if any(output.error_code == ErrorCode.ROW_NUMERIC for output in outputs):
+            self.check()
+        return outputs
 
     def _evaluate(self) -> Tensor:
         token_T = torch.arange(_NUM_TOKENS, device=self._target.device) % self._target.vocab_size

@@ -30,7 +30,8 @@ def find_on_s3(dataset: str) -> list[FoundFile]:
     Raises:
         SpecbatchError: as ``find_files`` says.
     """
-    from specbatch.storage.s3_client import ObjectInfo, bucket_of
+    from specbatch.storage.s3_calls import ObjectInfo
+    from specbatch.storage.s3_client import bucket_of
 
     bucket, key = bucket_of(dataset, "input")
 

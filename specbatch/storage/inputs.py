@@ -20,11 +20,11 @@ import pyarrow as pa
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.plan import InputFile, Segment
 from specbatch.storage.discovery import FoundFile, find_files
-from specbatch.storage.footer import Footer, extensions_in, open_parquet, read_footer, stored_schema
-from specbatch.storage.footer_facts import NotParquet, OverLimit, Unsupported, read_facts
+from specbatch.storage.footer import open_parquet, read_footer, stored_schema
+from specbatch.storage.footer_facts import NotParquet, read_facts
 from specbatch.storage.input_columns import check_distinct, check_same
-from specbatch.storage.input_file import changed as _changed
-from specbatch.storage.input_file import open_input as _open
+from specbatch.storage.input_file import changed, open_input
+from specbatch.storage.input_pins import fits_pin, named, pin_file
 from specbatch.storage.jsonl import Source, find_source, observe, survey
 from specbatch.storage.jsonl_types import Shape
 from specbatch.storage.row_reader import KeptReaders, RowReader
@@ -178,12 +178,12 @@ def with_copies(inputs: Inputs, paths: Mapping[int, str]) -> Inputs:
     first = next((file.path for place, file in enumerate(files) if place not in inputs.sources), "")
     for place, path in paths.items():
         source = inputs.sources[place]
-        with _open(path) as file:
-            footer = _named(path, lambda: read_footer(file))
-        facts = _named(path, lambda: read_facts(footer.metadata, footer.size_bytes))  # noqa: B023
+        with open_input(path) as file:
+            footer = named(path, lambda: read_footer(file))
+        facts = named(path, lambda: read_facts(footer.metadata, footer.size_bytes))  # noqa: B023
         if find_source(facts.key_values) != (source.size_bytes, source.sha256):
-            raise _changed(path)
-        found = _named(path, lambda: stored_schema(footer))  # noqa: B023
+            raise changed(path)
+        found = named(path, lambda: stored_schema(footer))  # noqa: B023
         if first:
             check_same(first, schema, source.found.path, found)
         else:
@@ -229,30 +229,18 @@ def read_segment(segment: Segment) -> pa.Table:
 
 def _open_reader(path: str, size_bytes: int, footer_sha256: str) -> RowReader:
     """A file that must fit its pin."""
-    file = _open(path)
+    file = open_input(path)
     try:
         try:
             footer = read_footer(file)
         except NotParquet as error:  # it was Parquet when it was pinned
-            raise _changed(path) from error
+            raise changed(path) from error
         if not fits_pin(path, footer, size_bytes, footer_sha256):
-            raise _changed(path)
-        return RowReader(path, file, _named(path, lambda: open_parquet(file, footer)))
+            raise changed(path)
+        return RowReader(path, file, named(path, lambda: open_parquet(file, footer)))
     except BaseException:
         file.close()
         raise
-
-
-def fits_pin(path: str, footer: Footer, size_bytes: int, sha256: str) -> bool:
-    """Whether a file is the one that was pinned, or the copy of the JSONL file that was.
-
-    Raises:
-        SpecbatchError: ``JOB_INPUT_CORRUPT``, its footer is damaged.
-    """
-    if (footer.size_bytes, footer.sha256) == (size_bytes, sha256):
-        return True
-    facts = _named(path, lambda: read_facts(footer.metadata, footer.size_bytes))
-    return find_source(facts.key_values) == (size_bytes, sha256)
 
 
 def _read(found: FoundFile, on_bad_file: str, known_bad: Mapping[str, str]) -> _Read:
@@ -261,7 +249,7 @@ def _read(found: FoundFile, on_bad_file: str, known_bad: Mapping[str, str]) -> _
         return _Read(skipped=Skipped(found.name, found.path, code, reason))
     try:
         if not found.is_jsonl:
-            return _Read(*_pin(found))
+            return _Read(*pin_file(found))
         source = survey(found)
         # A file must be known to be good before it is counted: a bad line shows only when it is parsed.
         shape = observe(source) if on_bad_file == "quarantine" else None
@@ -287,43 +275,6 @@ def _check_kinds(sources: Sequence[Source]) -> None:
             ErrorCode.JOB_SCHEMA_MISMATCH,
             f"{one.found.path} holds {names[kind]} and {other.found.path} {names[other_kind]}; submit them apart",
         )
-
-
-def _pin(found: FoundFile) -> tuple[InputFile, pa.Schema]:
-    with _open(found.path, found.etag, found.num_bytes) as file:
-        footer = _named(found.path, lambda: read_footer(file))
-    facts = _named(found.path, lambda: read_facts(footer.metadata, footer.size_bytes))
-    if extensions := _named(found.path, lambda: extensions_in(facts.key_values)):
-        column, extension = extensions[0]
-        raise SpecbatchError(
-            ErrorCode.JOB_INPUT_EXTENSION,
-            f"{found.path} has the Arrow extension type {extension!r} in column {column!r}, which is not read for "
-            "safety; write the column with a plain type",
-        )
-    schema = _named(found.path, lambda: stored_schema(footer))
-    return InputFile(found.name, found.path, footer.size_bytes, footer.sha256, facts.row_group_rows), schema
-
-
-def _named(path: str, read: Callable[[], T]) -> T:
-    """Run a footer function and put the file's name on its complaint."""
-    try:
-        return read()
-    except Unsupported as error:
-        text = f"{path} cannot be read here: {error}; write it again, plain or with zstd"
-        raise SpecbatchError(ErrorCode.JOB_INPUT_UNSUPPORTED, text) from error
-    except OverLimit as error:
-        text = f"{path} is refused: {error}; write it again with smaller row groups"
-        raise SpecbatchError(ErrorCode.JOB_INPUT_LIMIT, text) from error
-    except NotParquet as error:
-        raise _corrupt(path, str(error)) from error
-    except OSError as error:
-        raise _corrupt(path, (error.strerror or type(error).__name__).lower()) from error
-
-
-def _corrupt(path: str, reason: str) -> SpecbatchError:
-    return SpecbatchError(
-        ErrorCode.JOB_INPUT_CORRUPT, f"{path} cannot be read as Parquet: {reason}; write it again or leave it out"
-    )
 
 
 def _map_in_order(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:

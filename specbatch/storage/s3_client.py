@@ -7,7 +7,6 @@ is that. Importing this module imports boto3; do so only where a URI is of S3.
 from __future__ import annotations
 
 import base64
-import re
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext, suppress
@@ -17,50 +16,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from botocore.exceptions import ClientError
-
 from specbatch.schemas.canonical import sha256_hex
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.storage.s3_errors import REQUEST_ERRORS, Fault, FaultKind, Role, error_of, fault_of, is_bare
+from specbatch.storage.s3_calls import ObjectInfo, Stamp, call, etag_of, get_object, head_object, whole_page
+from specbatch.storage.s3_errors import REQUEST_ERRORS, Fault, FaultKind, Role, error_of
 from specbatch.storage.s3_session import Attempts, connection
 from specbatch.storage.store import NotFound, s3_location
 
 _TOKEN = "specbatch-token"
 _SHA256 = "specbatch-sha256"
 _NUM_DIGEST_READS = 3
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
-
 _ABSENT = frozenset({FaultKind.ABSENT})
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
-    """One object. Of a folder, which a listing with a delimiter gives, only the key (it ends with ``/``) is known.
-
-    Attributes:
-        etag: without quotes.
-    """
-
-    key: str
-    num_bytes: int
-    etag: str
-
-
-@dataclass(frozen=True, slots=True)
-class Stamp:
-    """What a write of ours leaves on an object, where the store keeps it.
-
-    Attributes:
-        token: names the write.
-        sha256: hex digest of the contents.
-    """
-
-    etag: str
-    num_bytes: int
-    token: str | None
-    sha256: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +63,9 @@ class Bucket:
         Raises:
             NotFound: there is none.
         """
-        answer = self._ask("read", key, lambda client: self._head(client, key))
+        answer = self._ask("read", key, lambda client: head_object(client, self.name, key))
         marks = answer.get("Metadata", {})
-        return Stamp(_etag(answer), int(answer["ContentLength"]), marks.get(_TOKEN), marks.get(_SHA256))
+        return Stamp(etag_of(answer), int(answer["ContentLength"]), marks.get(_TOKEN), marks.get(_SHA256))
 
     def get(self, key: str, start: int = 0, stop: int | None = None, etag: str | None = None) -> bytes:
         """Bytes ``start`` to ``stop`` (exclusive, None: to the end) of an object; fewer where it ends before.
@@ -112,7 +80,7 @@ class Bucket:
         assert start >= 0, start
         if stop is not None and stop <= start:
             return b""
-        return self._ask("read", key, lambda client: self._get(client, key, start, stop, etag))[0]
+        return self._ask("read", key, lambda client: get_object(client, self.name, key, start, stop, etag))[0]
 
     def read(self, key: str) -> tuple[bytes, str]:
         """Contents and ETag of an object, checked against the digest that our own writes leave on it.
@@ -122,10 +90,10 @@ class Bucket:
             SpecbatchError: also ``JOB_INTEGRITY``: the contents are not those that were written.
         """
         for _ in range(_NUM_DIGEST_READS):
-            data, answer = self._ask("read", key, lambda client: self._get(client, key, 0, None, None))
+            data, answer = self._ask("read", key, lambda client: get_object(client, self.name, key, 0, None, None))
             expected = answer.get("Metadata", {}).get(_SHA256)
             if expected is None or expected == sha256_hex(data):
-                return data, _etag(answer)
+                return data, etag_of(answer)
         raise SpecbatchError(
             ErrorCode.JOB_INTEGRITY,
             f"the contents of {self.uri(key)} are not those that were written (SHA-256 differs); run specbatch verify",
@@ -137,7 +105,7 @@ class Bucket:
         if delimiter is not None:
             params["Delimiter"] = delimiter
         while True:
-            page = self._ask("list", prefix, lambda client: _whole_page(client.list_objects_v2(**params)))
+            page = self._ask("list", prefix, lambda client: whole_page(client.list_objects_v2(**params)))
             for item in page.get("Contents", ()):
                 yield ObjectInfo(item["Key"], int(item["Size"]), item.get("ETag", "").strip('"'))
             for folder in page.get("CommonPrefixes", ()):
@@ -158,7 +126,7 @@ class Bucket:
         params: dict[str, Any] = {"Bucket": self.name, "Prefix": prefix}
         old: list[tuple[str, str]] = []
         while True:
-            page = self._ask("list", prefix, partial(_call, "list_multipart_uploads", params))
+            page = self._ask("list", prefix, partial(call, "list_multipart_uploads", params))
             for upload in page.get("Uploads", ()):
                 if time.time() - upload["Initiated"].timestamp() > older_than_seconds:
                     old.append((upload["Key"], upload["UploadId"]))
@@ -168,7 +136,7 @@ class Bucket:
         for key, upload_id in old:
             named = {"Bucket": self.name, "Key": key, "UploadId": upload_id}
             with suppress(NotFound):  # somebody else was quicker
-                self._ask("delete", key, partial(_call, "abort_multipart_upload", named))
+                self._ask("delete", key, partial(call, "abort_multipart_upload", named))
         return len(old)
 
     def clock_skew_seconds(self, prefix: str) -> float:
@@ -229,7 +197,7 @@ class Bucket:
             except REQUEST_ERRORS as error:
                 raise link.fault(error) from error
         link.note_answer()
-        return _etag(answer)
+        return etag_of(answer)
 
     def attempts(self) -> Attempts:
         """Patience for one write, to be asked after each failed ``put``."""
@@ -274,52 +242,6 @@ class Bucket:
                 link.note_answer()
                 return answer
 
-    def _head(self, client: Any, key: str) -> dict[str, Any]:
-        try:
-            answer: dict[str, Any] = client.head_object(Bucket=self.name, Key=key)
-            return answer
-        except ClientError as error:
-            if not is_bare(error) or _status(error) >= 500:
-                raise
-        # An answer to HEAD has no body: a missing bucket, an expired token and a missing key look alike. GET tells.
-        try:
-            client.get_object(Bucket=self.name, Key=key, Range="bytes=0-0")["Body"].close()
-        except ClientError as error:
-            if fault_of(error).kind is not FaultKind.RANGE:
-                raise
-        raise Fault(FaultKind.RETRY, "HEAD and GET disagree")
-
-    def _get(
-        self, client: Any, key: str, start: int, stop: int | None, etag: str | None
-    ) -> tuple[bytes, dict[str, Any]]:
-        params: dict[str, Any] = {"Bucket": self.name, "Key": key}
-        is_ranged = start > 0 or stop is not None
-        if is_ranged:
-            params["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
-        if etag is not None:
-            params["IfMatch"] = f'"{etag}"'
-        try:
-            answer: dict[str, Any] = client.get_object(**params)
-        except ClientError as error:
-            if fault_of(error).kind is FaultKind.RANGE:
-                return b"", {}
-            raise
-        with answer["Body"] as body:
-            data: bytes = body.read()
-        if etag is not None and _etag(answer) != etag:
-            raise Fault(FaultKind.CHANGED, "another ETag")  # a store that does not know If-Match on GET
-        if not is_ranged:
-            return data, answer
-        if answer["ResponseMetadata"]["HTTPStatusCode"] != 206:
-            return data[start:stop], answer  # a store that does not know ranges sends everything
-        found = _CONTENT_RANGE.fullmatch(answer.get("ContentRange", ""))
-        if found is None:
-            raise Fault(FaultKind.RETRY, "no content range")
-        first, last, total = map(int, found.groups())
-        if first != start or last + 1 != min(total, total if stop is None else stop) or len(data) != last + 1 - first:
-            raise Fault(FaultKind.RETRY, "truncated body")
-        return data, answer
-
 
 def bucket_of(uri: str, role: Role = "output") -> tuple[Bucket, str]:
     """The bucket and the key prefix (``""`` or without a slash at its end) that ``s3://bucket/prefix`` names.
@@ -329,23 +251,3 @@ def bucket_of(uri: str, role: Role = "output") -> tuple[Bucket, str]:
     """
     name, prefix = s3_location(uri, "dataset" if role == "input" else "output")
     return Bucket(name, role), prefix
-
-
-def _whole_page(page: dict[str, Any]) -> dict[str, Any]:
-    """A page that says there are more must say where they begin: without that the listing would look complete."""
-    if page.get("IsTruncated") and not page.get("NextContinuationToken"):
-        raise Fault(FaultKind.RETRY, "a listing without its continuation")
-    return page
-
-
-def _call(method: str, params: dict[str, Any], client: Any) -> dict[str, Any]:
-    answer: dict[str, Any] = getattr(client, method)(**params)
-    return answer
-
-
-def _etag(answer: dict[str, Any]) -> str:
-    return str(answer.get("ETag", "")).strip('"')
-
-
-def _status(error: ClientError) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

@@ -18,6 +18,7 @@ from botocore import exceptions as boto
 from botocore.config import Config
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
+from specbatch.storage.retries import count_retry
 from specbatch.storage.s3_errors import Fault, FaultKind, fault_of
 
 PATIENCE_VARIABLE = "SPECBATCH_STORE_PATIENCE_SECONDS"
@@ -139,6 +140,7 @@ class Attempts:
                 raise fault
         if fault.kind is FaultKind.EXPIRED:
             self._connection.renew()
+        count_retry()
         time.sleep(delay_seconds)
 
 

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from specbatch.schemas.messages import WorkerConfig, WorkerPoll, WorkerReady
 from specbatch.workers.worker import Worker
+from specbatch.workers.worker_log import WorkerLog
 
 _MAX_CONCURRENCY = 8
 """Long polls, some of them repeated, may wait while deliveries and stop come through."""
@@ -66,6 +67,7 @@ class WorkerActor(Worker):
         self._last_news: News | None = None
         self._loaded_as: WorkerReady | None = None
         self._failure: Exception | None = None
+        self._log = WorkerLog(config)
         try:
             super().__init__(config)
         except Exception as error:  # told by ``ready``: what an actor's constructor raises, Ray turns into prose
@@ -86,8 +88,10 @@ class WorkerActor(Worker):
             if self._loaded_as is None:
                 try:
                     self._loaded_as = super().ready()
+                    self._log.ready()
                 except Exception as error:
                     self._failure = error
+                    self._log.failed(error)
                     raise
             return self._loaded_as
 
@@ -96,12 +100,15 @@ class WorkerActor(Worker):
         with self._news_lock:
             if self._last_news is None or self._last_news.number <= seen:
                 self._last_news = News(seen + 1, self.poll(timeout_seconds))
+                self._log.told(self._last_news.poll)
             return self._last_news
 
     def deliver(self, number: int, method: Delivery, *arguments: Any) -> None:
         """Call a method once, however often the call arrives; numbers rise from 1."""
         with self._actor_lock:
             if number > self._num_delivered:
+                if method == "assign":
+                    self._log.assigned(*arguments)
                 getattr(self, method)(*arguments)
                 self._num_delivered = number
 

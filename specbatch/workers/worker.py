@@ -29,6 +29,7 @@ from specbatch.schemas.messages import (
 from specbatch.schemas.rows import RowResult
 from specbatch.schemas.stats import PhaseSeconds
 from specbatch.specdec.output import SequenceOutput
+from specbatch.storage.retries import num_retries
 from specbatch.storage.store import open_store
 from specbatch.workers.decoding import DecodingEngine, EngineFactory, describe_worker, load_engine
 from specbatch.workers.heartbeat import Heartbeat, Writing, write_limit_seconds
@@ -126,6 +127,7 @@ class Worker:
             median_step_seconds=self._heartbeat.median_step_seconds,
             writing_shard=shard,
             writing_seconds=writing_seconds,
+            num_storage_retries=num_retries(),
         )
         return replace(news, progress=progress)
 

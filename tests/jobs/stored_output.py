@@ -11,14 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from finished_output import JOB_SEED, make_result
 
-from specbatch.jobs.output.ledger import Ledger
+from specbatch.jobs.output.ledger import Ledger, now_text
 from specbatch.jobs.planning.prepare import prepare
 from specbatch.jobs.spec.settings import flag_layer, resolve
 from specbatch.jobs.upkeep.resume import StoredOutput
-from specbatch.schemas.manifest import PART_FORMAT, Manifest
+from specbatch.schemas.manifest import PART_FORMAT, RUN_FORMAT, Manifest
 from specbatch.schemas.plan import Shard, part_name
 from specbatch.schemas.prompt import PassThrough
 from specbatch.schemas.rows import ResultForm
+from specbatch.schemas.run import RunRecord
 from specbatch.schemas.spec import JobSpec
 from specbatch.schemas.stats import PhaseSeconds
 from specbatch.storage.parts import PartMeta, part_stats, write_part
@@ -90,3 +91,22 @@ def _write_part(output: StoredOutput, shard: Shard, failed: Failed, num_samples:
     write_part(path, table, results, meta, planned=planned, form=ResultForm.of(spec))
     assert output.store.create(part_name(shard.index, output.stored.plan), path)
     path.unlink()
+
+
+def run_record() -> RunRecord:
+    return RunRecord(
+        format=RUN_FORMAT,
+        epoch=0,
+        started_at=now_text(),
+        host="h",
+        pid=1,
+        outcome="running",
+        wall_seconds=0.0,
+        total_seconds=0.0,
+        attempts=0,
+        restarts=0,
+        parts_found=0,
+        execution={},
+        hardware={},
+        workers=[],
+    )

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from finished_output import Output, build, make_run
-from test_status import write_progress
+from progress_documents import write_progress
 
 from specbatch.jobs.cli import app as cli
 from specbatch.jobs.coordinator.events import (
@@ -108,7 +108,9 @@ def test_a_log_lies_in_objects_of_bounded_size_that_never_change_once_full(monke
     assert max(map(len, stored.values())) <= 1000
     lines = [json.loads(line) for name in sorted(stored) for line in stored[name].splitlines()]
     assert [line["message"] for line in lines] == [f"line {number}" for number in range(40)]
-    assert list(lines[0]) == ["time", "level", "event", "message", "worker", "shard", "attempt"]
+    assert list(lines[0]) == [
+        *("time", "level", "event", "message", "job", "epoch", "worker", "shard", "attempt", "code")
+    ]
     written: list[str] = []
     log.flush(lambda name, text: written.append(name))
     assert written == [], "only what has changed is written"

@@ -465,7 +465,7 @@ def test_only_what_is_needed_of_a_row_group_is_fetched(tmp_path: Path, monkeypat
     texts = [os.urandom(1000).hex() for _ in range(20_000)]
     pq.write_table(pa.table({"prompt": texts}), path, compression="none", use_dictionary=False, data_page_size=1 << 16)
     (file,) = discover([str(path)])
-    monkeypatch.setattr(inputs, "_open", lambda path: CountingFile(path))
+    monkeypatch.setattr(inputs, "open_input", lambda path: CountingFile(path))
     monkeypatch.setattr(CountingFile, "num_read", 0)
     assert read_segment(segment_of(file, 0, 10)).column("prompt").to_pylist() == texts[:10]
     assert 0 < CountingFile.num_read < path.stat().st_size // 2
@@ -476,7 +476,7 @@ def test_a_row_group_that_many_shards_share_is_decoded_once(tmp_path: Path, monk
     texts = [os.urandom(1000).hex() for _ in range(5000)]
     pq.write_table(pa.table({"prompt": texts}), path, compression="none", use_dictionary=False, data_page_size=1 << 16)
     (file,) = discover([str(path)])
-    monkeypatch.setattr(inputs, "_open", lambda path: CountingFile(path))
+    monkeypatch.setattr(inputs, "open_input", lambda path: CountingFile(path))
     monkeypatch.setattr(CountingFile, "num_read", 0)
     at = 0
     for shard in range(100):

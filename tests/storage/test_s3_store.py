@@ -7,12 +7,8 @@ import io
 import multiprocessing
 import os
 import pickle
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -24,8 +20,9 @@ from s3_server import FaultRule, S3Server
 from store_contract import StoreContract
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.storage import s3, s3_session, spool
-from specbatch.storage.s3_client import Bucket, ObjectInfo, bucket_of
+from specbatch.storage import s3, s3_session
+from specbatch.storage.s3_calls import ObjectInfo
+from specbatch.storage.s3_client import Bucket, bucket_of
 from specbatch.storage.s3_file import S3File, open_object
 from specbatch.storage.store import NotFound, Store, open_store
 
@@ -505,146 +502,3 @@ def test_threads_share_one_client(store: Store) -> None:
     for thread in threads:
         thread.join()
     assert len(set(map(id, clients))) == 1
-
-
-# --- the spool ---
-
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(spool, "_own", spool._Own())
-    yield tmp_path
-    spool._remove_own()
-
-
-def test_the_spool_is_private(temporary: Path) -> None:
-    path = spool.new_spool_path()
-    assert path.parent.parent == temporary
-    assert path.parent.stat().st_mode & 0o777 == 0o700
-    assert spool.new_spool_path() != path
-
-
-SPOOLING = """
-import sys, tempfile
-tempfile.tempdir = sys.argv[1]
-from specbatch.storage.spool import new_spool_path
-new_spool_path().write_bytes(b"half a part")
-print("ready", flush=True)
-sys.stdin.read()
-"""
-
-
-def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_kept(temporary: Path) -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SPOOLING, str(temporary)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    assert len(list(temporary.iterdir())) == 2
-    processes[0].send_signal(signal.SIGKILL)
-    processes[0].wait()
-    mine = spool.new_spool_path().parent
-    assert mine in temporary.iterdir()
-    assert len(list(temporary.iterdir())) == 2
-    processes[1].communicate("")  # ends in good order, and takes its folder along
-    processes[0].communicate()
-    assert list(temporary.iterdir()) == [mine]
-
-
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(28, ErrorCode.SHARD_DISK_FULL), (30, ErrorCode.JOB_OUTPUT_UNWRITABLE)],
-    ids=["full", "read-only"],
-)
-def test_a_temporary_folder_that_takes_no_file(
-    temporary: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: ErrorCode
-) -> None:
-    """Fault 41."""
-
-    def fail(**arguments: object) -> str:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr("tempfile.mkdtemp", fail)
-    with pytest.raises(SpecbatchError, match="set TMPDIR") as caught:
-        spool.new_spool_path()
-    assert caught.value.code is code
-
-
-# --- URIs and endpoints ---
-
-
-@pytest.mark.parametrize(
-    "uri",
-    [
-        "s3://key:secret@bucket/out",
-        "s3://secret@bucket/out",
-        "s3://bucket:9000/secret",
-        "s3://",
-        "s3:///secret",
-        "s3://b/secret",
-        "s3://bucket//secret",
-        "s3://bucket/a//secret",
-        "s3://bucket/../secret",
-        "s3://bucket/a/./secret",
-        "s3://bucket/secret//",
-        "s3://bucket/secret\n",
-        "s3://bucket/" + "secret" * 200,
-        "S3://bucket/secret",
-        "s3a://bucket/secret",
-        "https://bucket.s3.amazonaws.com/secret",
-    ],
-)
-def test_a_malformed_uri_is_refused_and_not_repeated(uri: str) -> None:
-    """Bad input 27."""
-    with pytest.raises(SpecbatchError) as caught:
-        open_store(uri)
-    assert caught.value.code is ErrorCode.JOB_URI_INVALID
-    assert "secret" not in caught.value.message
-    assert "\n" not in caught.value.message
-
-
-@pytest.mark.parametrize(
-    ("uri", "stored"),
-    [("s3://bucket", "s3://bucket"), ("s3://bucket/", "s3://bucket"), ("s3://bucket/a b/c/", "s3://bucket/a b/c")],
-)
-def test_a_uri_has_one_spelling(uri: str, stored: str) -> None:
-    store = open_store(uri)
-    assert store.uri == stored
-    assert not store.is_local
-
-
-def test_a_store_at_the_root_of_a_bucket(s3_server: S3Server) -> None:
-    store = open_store(f"s3://{s3_server.new_bucket()}")
-    store.create("data/a", b"x")
-    assert store.list("") == store.list("data") == ["data/a"]
-    assert store.read("data/a") == b"x"
-
-
-def test_plain_http_is_for_this_machine_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://minio.example:9000")
-    with pytest.raises(SpecbatchError, match=r"http://minio\.example:9000 is not encrypted") as caught:
-        open_store("s3://bucket/out").read("a")
-    assert caught.value.code is ErrorCode.JOB_CONFIG
-    monkeypatch.setenv("SPECBATCH_ALLOW_HTTP", "1")
-    assert s3_session.Connection().client().meta.endpoint_url == "http://minio.example:9000"
-
-
-@pytest.mark.parametrize("endpoint", ["http://key:secret@127.0.0.1:9", "https://key:secret@minio.example"])
-def test_an_endpoint_with_credentials_is_refused(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
-    with pytest.raises(SpecbatchError) as caught:
-        open_store("s3://bucket/out").read("a")
-    assert caught.value.code is ErrorCode.JOB_URI_INVALID
-    assert "secret" not in str(caught.value)
-
-
-def test_settings_that_make_no_client_are_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
-    with pytest.raises(SpecbatchError, match="ProfileNotFound") as caught:
-        open_store("s3://bucket/out").read("a")
-    assert caught.value.code is ErrorCode.JOB_CONFIG

@@ -12,7 +12,8 @@ import typer
 from typer.core import TyperCommand
 
 from specbatch.jobs.cli.group import write_examples
-from specbatch.jobs.spec.options import JOB_OPTIONS, Group, Option
+from specbatch.jobs.spec.option_types import Group, Option
+from specbatch.jobs.spec.options import JOB_OPTIONS
 
 
 class Format(StrEnum):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from specbatch.jobs.cli.options import Format
+from specbatch.schemas.log_lines import encode_line, now_text, read_log_settings
 
 if TYPE_CHECKING:
     from specbatch.jobs.planning.prepare import PreparedJob
@@ -32,7 +33,7 @@ def run_prepared(
     from specbatch.jobs.running.interrupt import StopNow
     from specbatch.jobs.running.job import run_job
 
-    mode = "quiet" if format is Format.QUIET else "auto"
+    mode = "quiet" if format is Format.QUIET or read_log_settings().is_json else "auto"
     view = EventWriter(typer.echo) if format is Format.JSONL else make_view(mode)  # type: ignore[arg-type]
     go_on = go_on or f"specbatch resume {shlex.quote(prepared.output)}"
     try:
@@ -60,6 +61,11 @@ def talk(format: Format) -> Callable[[str], None]:
     def say(line: str) -> None:
         from specbatch.jobs.display.formatting import clean
 
+        settings = read_log_settings()
+        if settings.is_json:
+            if settings.shows("info"):
+                typer.echo(encode_line(now_text(), "info", "said", line), err=True, nl=False)
+            return
         print(clean(line), file=sys.stderr, flush=True)  # noqa: T201 - through sys.stderr, above a live view
 
     def tell(line: str) -> None:

@@ -15,7 +15,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from specbatch.jobs.calibration.text import CALIBRATION_FORMAT
-from specbatch.jobs.cli import schema_types as types
+from specbatch.jobs.cli import schema_before as before
+from specbatch.jobs.cli import schema_reports as reports
+from specbatch.jobs.cli import schema_runs as runs
 from specbatch.jobs.export.export import Exported
 from specbatch.jobs.planning.preview import PREVIEW_FORMAT
 from specbatch.jobs.planning.text import PLAN_FORMAT, SETTINGS_FORMAT
@@ -73,12 +75,12 @@ def _kept(title: str, type_: Any, format: str) -> Callable[[], dict[str, Any]]:
 
 def _report() -> dict[str, Any]:
     """The report shows all of a commit but its list of parts, and has amendments only where there are any."""
-    schema = _printed("Report", types.ReportDocument, REPORT_FORMAT)()
+    schema = _printed("Report", reports.ReportDocument, REPORT_FORMAT)()
     reported = schema["$defs"]["ReportedOutput"]
     reported["properties"] = {name: value for name, value in reported["properties"].items() if name != "parts"}
     reported["properties"]["amendments"] = {"$ref": "#/$defs/AmendmentsSummary"}
     reported["required"] = [name for name in reported["required"] if name != "parts"]
-    summary = _clean(TypeAdapter(types.AmendmentsSummary).json_schema())
+    summary = _clean(TypeAdapter(reports.AmendmentsSummary).json_schema())
     schema["$defs"]["AmendmentsSummary"] = {key: value for key, value in summary.items() if key != "$defs"}
     return schema
 
@@ -122,22 +124,22 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
         "settings": Published(
             "`specbatch config show --format json`",
             SETTINGS_FORMAT,
-            _printed("Settings", types.SettingsDocument, SETTINGS_FORMAT),
+            _printed("Settings", before.SettingsDocument, SETTINGS_FORMAT),
         ),
         "plan": Published(
             "`specbatch plan --format json`, `submit --dry-run --format json`",
             PLAN_FORMAT,
-            _printed("Plan", types.PlanDocument, PLAN_FORMAT),
+            _printed("Plan", before.PlanDocument, PLAN_FORMAT),
         ),
         "preview": Published(
             "`specbatch preview --format json`",
             PREVIEW_FORMAT,
-            _printed("Preview", types.PreviewDocument, PREVIEW_FORMAT),
+            _printed("Preview", before.PreviewDocument, PREVIEW_FORMAT),
         ),
         "calibration": Published(
             "`specbatch calibrate --format json`",
             CALIBRATION_FORMAT,
-            _printed("Calibration", types.CalibrationDocument, CALIBRATION_FORMAT),
+            _printed("Calibration", before.CalibrationDocument, CALIBRATION_FORMAT),
         ),
         "profile": Published(
             "what `calibrate` keeps, for `--profile`", PROFILE_FORMAT, _kept("Profile", Profile, PROFILE_FORMAT)
@@ -145,12 +147,12 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
         "outcome": Published(
             "`--format json` of `submit`, `resume`, `retry-failed`, `repair`",
             None,
-            _printed("Outcome of a run", types.OutcomeDocument),
+            _printed("Outcome of a run", runs.OutcomeDocument),
         ),
         "event": Published(
             "a line of `--format jsonl` of `submit`, `resume`, `retry-failed`, `repair`",
             None,
-            _printed("Event of a run", types.ProgressEvent | types.NoteEvent | types.EndEvent),
+            _printed("Event of a run", runs.ProgressEvent | runs.NoteEvent | runs.EndEvent),
         ),
         "list": Published("`specbatch list --format json`", LIST_FORMAT, _printed("Jobs", JobList, LIST_FORMAT)),
         "status": Published(
@@ -173,7 +175,7 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
         "doctor": Published(
             "`specbatch doctor --format json`",
             DOCTOR_FORMAT,
-            _printed("Findings", types.DoctorDocument, DOCTOR_FORMAT),
+            _printed("Findings", runs.DoctorDocument, DOCTOR_FORMAT),
         ),
         "manifest": Published("`OUT/manifest.json`", MANIFEST_FORMAT, _kept("Manifest", Manifest, MANIFEST_FORMAT)),
     }

@@ -21,7 +21,6 @@ from specbatch.jobs.coordinator.events import (
     CapacityChanged,
     Command,
     DrainWorker,
-    DropShard,
     EndInterrupted,
     Event,
     FailJob,
@@ -39,6 +38,7 @@ from specbatch.jobs.coordinator.events import (
     WorkerPlaced,
 )
 from specbatch.jobs.coordinator.losses import Losses
+from specbatch.jobs.coordinator.outcomes import Outcomes
 from specbatch.jobs.coordinator.policy import (
     CAPACITY_TIMEOUT_SECONDS,
     START_TIMEOUT_SECONDS,
@@ -46,12 +46,10 @@ from specbatch.jobs.coordinator.policy import (
     ErrorBudget,
     LeaseDepth,
     WakingClock,
-    error_code,
 )
 from specbatch.jobs.coordinator.shards import ShardBoard
 from specbatch.jobs.coordinator.staffing import Staffing
 from specbatch.jobs.coordinator.workers import Fleet, Phase, WorkerView
-from specbatch.schemas.messages import PartReceipt, ProbeDone, ShardFailed
 from specbatch.schemas.plan import Shard
 
 
@@ -95,6 +93,16 @@ class Coordinator:
         self._assignment = Assignment(self._board, self._fleet, self._durations, has_twins=has_twins)
         self._losses = Losses(self._board, self._fleet, self._staffing, self._durations, self._clock)
         self._errors = ErrorBudget(max_error_rate, rows_done, errors_done)
+        self._outcomes = Outcomes(
+            self._board,
+            self._fleet,
+            self._staffing,
+            self._losses,
+            self._errors,
+            self._durations,
+            self._depth,
+            self._clock,
+        )
         self._deadline_seconds = deadline_seconds
         self._stop_reason: StopReason | None = None
         self._has_begun = False
@@ -179,7 +187,7 @@ class Coordinator:
     def _apply(self, event: Event) -> list[Command]:
         match event:
             case PartDone(worker, receipt):
-                return self._take_receipt(worker, receipt)
+                return self._outcomes.take_receipt(worker, receipt)
             case Beat():
                 return []  # whom it clears of suspicion may get something to do
             case Tick(now_seconds):
@@ -196,9 +204,9 @@ class Coordinator:
             case WorkerJoined(worker, place):
                 return self._welcome(worker, place)
             case ProbePassed(worker, probe):
-                return self._take_probe(worker, probe)
+                return self._outcomes.take_probe(worker, probe)
             case AttemptFailed(worker, failure):
-                return self._take_failure(worker, failure)
+                return self._outcomes.take_failure(worker, failure)
             case WorkerDrained(worker):
                 return self._take_drained(worker)
             case PreemptionNotice(worker, grace_seconds):
@@ -222,48 +230,6 @@ class Coordinator:
             return commands
         commands += self._assignment.assign(awake)
         return commands + (self._assignment.assign_twins(awake) if is_tick else [])
-
-    # ---- shards ----------------------------------------------------------------------------------------------------
-
-    def _take_receipt(self, number: int, receipt: PartReceipt) -> list[Command]:
-        shard = receipt.shard
-        held = self._fleet.held(number, shard)
-        holders = self._board.finish(shard)
-        if holders is None:
-            return []
-        if held is not None and held.probe is None:
-            self._durations.add(self._clock.awake_seconds - held.since_seconds, receipt.num_rows)
-            self._depth.add()
-        for holder in holders:
-            self._fleet.release(holder, shard)
-        self._staffing.note_progress()
-        self._errors.add(receipt.stats.num_results, receipt.stats.num_errors)
-        drops: list[Command] = [DropShard(holder, shard) for holder in holders if holder != number]
-        return drops + self._errors.judge()
-
-    def _take_probe(self, number: int, probe: ProbeDone) -> list[Command]:
-        held = self._fleet.held(number, probe.shard)
-        if held is None or held.probe != (probe.row_start, probe.row_stop):
-            return []
-        self._staffing.note_progress()
-        commands = self._board.pass_probe(probe.shard)
-        self._losses.absolve(probe.shard)
-        self._release(number, probe.shard)
-        return commands
-
-    def _take_failure(self, number: int, failure: ShardFailed) -> list[Command]:
-        worker = self._fleet.get(number)
-        if worker is None or failure.shard not in worker.shards:
-            return []
-        commands = self._board.charge_failure(failure.shard, number, error_code(failure.code), failure.message)
-        self._release(number, failure.shard)
-        return commands
-
-    def _release(self, number: int, *shards: int) -> None:
-        """A worker that lives gives shards back."""
-        for shard in shards:
-            self._fleet.release(number, shard)
-            self._board.release(shard, number)
 
     # ---- workers ---------------------------------------------------------------------------------------------------
 
@@ -294,7 +260,7 @@ class Coordinator:
         worker = self._fleet.get(number)
         if worker is None or worker.phase is not Phase.DRAINING:
             return []
-        self._release(number, *worker.shards)
+        self._outcomes.release(number, *worker.shards)
         return [self._losses.end(number)] if worker.is_leaving else []
 
     def _drain(self, reason: StopReason) -> list[Command]:

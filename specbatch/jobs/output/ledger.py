@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -17,7 +16,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from specbatch.jobs.output.amended import read_amendments as read_amendments
 from specbatch.jobs.output.identity import other_job_error
 from specbatch.jobs.output.jobdocument import JOB_KEY, decode_job, with_absolute_paths
 from specbatch.jobs.output.manifest import (
@@ -30,6 +28,7 @@ from specbatch.jobs.output.manifest import (
     encode_manifest,
     success_digest,
 )
+from specbatch.jobs.output.stored_parts import find_parts
 from specbatch.schemas.canonical import sha256_hex
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.failpoints import failpoint
@@ -43,17 +42,13 @@ from specbatch.schemas.manifest import (
     PartRecord,
 )
 from specbatch.schemas.messages import PartReceipt
-from specbatch.schemas.plan import Shard, part_name, plan_digest
+from specbatch.schemas.plan import Shard, plan_digest
 from specbatch.schemas.run import ProgressDocument, RunRecord
 from specbatch.storage.store import NotFound, Store
 
 RUNS_FOLDER = "_specbatch/runs"
 PROGRESS_KEY = "_specbatch/progress.json"
-DATA_FOLDER = "data"
 _CHUNK_BYTES = 1 << 20
-_NUM_FOOTER_READERS = 8
-_FEW_SHARDS = 32
-"""So many are looked for by name: a listing of all parts costs more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,55 +166,7 @@ class Ledger:
         Raises:
             SpecbatchError: JOB_INTEGRITY for a file under a part's name that is not that part.
         """
-        wanted = stored.shards if among is None else [shard for shard in stored.shards if shard.index in among]
-        if len(wanted) > _FEW_SHARDS or among is None:
-            present = set(self.store.list(DATA_FOLDER))
-            wanted = [shard for shard in wanted if part_name(shard.index, stored.plan) in present]
-        if len(wanted) < _NUM_FOOTER_READERS:
-            receipts = [self._read_receipt(stored.plan, shard) for shard in wanted]
-        else:
-            with ThreadPoolExecutor(_NUM_FOOTER_READERS) as pool:
-                receipts = list(pool.map(lambda shard: self._read_receipt(stored.plan, shard), wanted))
-        return {receipt.shard: receipt for receipt in receipts if receipt is not None}
-
-    def _read_receipt(self, plan: str, shard: Shard) -> PartReceipt | None:
-        """What the part of a shard says about itself; None where there is none."""
-        from specbatch.storage.parts import read_part_meta
-
-        path = part_name(shard.index, plan)
-        try:
-            file = self.store.open(path)
-        except NotFound:
-            return None
-        with file:
-            try:
-                meta = read_part_meta(file)
-            except SpecbatchError as error:
-                if error.code is ErrorCode.JOB_INTEGRITY:
-                    raise _unsound_part(path, self.store.uri, error.message) from error
-                if error.code is ErrorCode.JOB_FORMAT:
-                    raise SpecbatchError(error.code, f"{path} in {self.store.uri}: {error.message}") from error
-                raise
-            num_bytes = file.seek(0, 2)
-        described = (meta.plan, meta.shard, meta.row_start, meta.row_stop)
-        if described != (plan, shard.index, shard.row_start, shard.row_stop):
-            reason = (
-                f"it says that it is shard {meta.shard} of plan {meta.plan}, rows {meta.row_start} to {meta.row_stop}"
-            )
-            raise _unsound_part(path, self.store.uri, reason)
-        if meta.stats.num_rows != shard.num_rows:
-            reason = f"it holds {meta.stats.num_rows} rows, {shard.num_rows} are planned"
-            raise _unsound_part(path, self.store.uri, reason)
-        return PartReceipt(
-            shard=shard.index,
-            path=path,
-            num_rows=meta.stats.num_rows,
-            num_bytes=num_bytes,
-            sha256="",
-            token=meta.token,
-            created=False,
-            stats=meta.stats,
-        )
+        return find_parts(self.store, stored.plan, stored.shards, among)
 
     def hash_part(self, path: str) -> str:
         """Hex SHA-256 of a part as it lies in the store."""
@@ -315,14 +262,6 @@ def check_same_job(stored: StoredJob, identity: Identity, uri: str) -> None:
     """
     if stored.document.identity.S != identity.S:
         raise other_job_error(stored.document.identity.fields, identity.fields, uri)
-
-
-def _unsound_part(path: str, uri: str, reason: str) -> SpecbatchError:
-    return SpecbatchError(
-        ErrorCode.JOB_INTEGRITY,
-        f"{path} in {uri} is not the part that was planned: {reason}; specbatch verify says more, and "
-        f"specbatch repair {uri} --output NEW makes a sound copy",
-    )
 
 
 def now_text() -> str:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from specbatch.jobs.display import formatting as fmt
-from specbatch.jobs.planning.prepare import Execution
+from specbatch.jobs.planning.execution import Execution
 from specbatch.specdec.memory import Ledger
 
 _WIDTH = 14

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any
 
 from specbatch.jobs.output.identity import identity_fields, identity_sha256
 from specbatch.jobs.output.jobdocument import JOB_KEY
 from specbatch.jobs.planning.destination import check_output as _check_output
 from specbatch.jobs.planning.destination import default_output as _default_output
 from specbatch.jobs.planning.destination import with_partitions
-from specbatch.jobs.planning.machine import count_cores, count_cuda_devices, cuda_free_bytes, device_name
+from specbatch.jobs.planning.execution import Execution, resolve_draft, resolve_execution
 from specbatch.jobs.planning.normalise import (
     Copy,
     dataset_fields,
@@ -26,58 +26,18 @@ from specbatch.jobs.planning.normalise import (
     with_pinned_datasets,
 )
 from specbatch.jobs.planning.planning import cut_shards
-from specbatch.jobs.profiles.store import circumstances_of
-from specbatch.jobs.profiles.use import UsedProfile, use_profile
 from specbatch.jobs.spec.settings import Settings
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.manifest import Identity, ModelRecord, Models
 from specbatch.schemas.plan import InputFile, Segment, Shard, plan_digest
 from specbatch.schemas.prompt import PassThrough, PromptSpec
 from specbatch.schemas.rows import ResultForm
-from specbatch.schemas.spec import DataType, JobSpec, Speculation
+from specbatch.schemas.spec import JobSpec
 from specbatch.specdec.families import model_path
-from specbatch.specdec.host import host_available_bytes
-from specbatch.specdec.memory import EXPECTED_PROMPT_TOKENS, MemoryPlan, plan_memory
-from specbatch.specdec.models import (
-    TOKENIZER_FILES,
-    ModelFolder,
-    check_pair,
-    context_length,
-    default_draft,
-    locate_model,
-    resolve_dtype,
-    tokenizer_sha256,
-)
+from specbatch.specdec.models import TOKENIZER_FILES, ModelFolder, locate_model, tokenizer_sha256
 
 if TYPE_CHECKING:
     from specbatch.storage.inputs import Inputs
-
-
-@dataclass(frozen=True, slots=True)
-class Execution:
-    """How a run works; nothing here changes the text.
-
-    Attributes:
-        draft: None also where the pair does not fit in the memory.
-        speculation: how K is chosen; ``off`` where there is no draft.
-        batch_size: rows in flight of each worker; ``auto`` on a GPU, whose memory its worker knows best.
-        num_threads: arithmetic threads of each worker on CPU.
-        memory: the ledger of one worker; None where the free memory of the device cannot be seen from here.
-        profile: what ``calibrate`` measured of this pair on this machine, and what is taken from it.
-    """
-
-    device: str
-    dtype: DataType
-    draft: ModelFolder | None
-    speculation: Speculation
-    num_workers: int
-    batch_size: int | Literal["auto"]
-    num_threads: int
-    memory: MemoryPlan | None
-    memory_fraction: float
-    max_new_tokens: int
-    price_per_device_hour: float | None = None
-    profile: UsedProfile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +116,8 @@ def prepare(settings: Settings, *, known_bad: Mapping[str, str] | None = None) -
     pass_through = _check_dataset(dataset, spec) if not dataset.sources else None
     target = locate_model(spec.models.target)
     chat = ChatTemplate.from_folder(target.path) if prompt.is_chat else None
-    draft, speculation = _resolve_draft(settings, target)
-    execution = _resolve_execution(settings, target, draft, speculation)
+    draft, speculation = resolve_draft(settings, target)
+    execution = resolve_execution(settings, target, draft, speculation)
     fields = identity_fields(
         spec,
         target_files=_weight_files(target),
@@ -234,105 +194,6 @@ def follow_inputs(shards: Sequence[Shard], inputs: Sequence[InputFile]) -> tuple
         return replace(segment, path=paths[segment.footer_sha256, segment.size_bytes])
 
     return tuple(replace(shard, segments=tuple(map(follow, shard.segments))) for shard in shards)
-
-
-def _resolve_execution(
-    settings: Settings, target: ModelFolder, draft: ModelFolder | None, speculation: Speculation
-) -> Execution:
-    spec = settings.spec
-    device, num_workers = _resolve_device(spec)
-    dtype = cast(DataType, resolve_dtype(spec.models.dtype, device, target))
-    batch_size = spec.execution.batch_size
-    memory: MemoryPlan | None = None
-    free_bytes = cuda_free_bytes() if device == "cuda" else host_available_bytes() // num_workers
-
-    def plan(available_bytes: int, batch_size: int | Literal["auto"]) -> MemoryPlan:
-        return plan_memory(
-            target,
-            draft,
-            dtype=dtype,
-            device=device,
-            available_bytes=available_bytes,
-            memory_fraction=spec.execution.memory_fraction,
-            batch_size=batch_size,
-            speculation=speculation,
-            row_tokens=min(EXPECTED_PROMPT_TOKENS + spec.generation.max_new_tokens, context_length(target)),
-        )
-
-    loaded = draft
-    if free_bytes is not None:
-        memory = plan(free_bytes, batch_size)
-        if not memory.uses_draft:
-            loaded = None
-        if device == "cpu":
-            batch_size = memory.batch_size
-    num_threads = max(count_cores() // num_workers, 1)
-    profile = use_profile(
-        spec.execution,
-        circumstances_of(
-            target, loaded, dtype=dtype, device=device, device_name=device_name(device), num_threads=num_threads
-        ),
-        speculation=speculation,
-        memory=memory,
-        is_stored=settings.origins["execution.profile"] == JOB_KEY,
-    )
-    if free_bytes is not None and profile is not None and profile.batch_size is not None:
-        batch_size = profile.batch_size
-        memory = plan(free_bytes, batch_size)
-    return Execution(
-        device=device,
-        dtype=dtype,
-        draft=loaded,
-        speculation=speculation,
-        num_workers=num_workers,
-        batch_size=batch_size,
-        num_threads=num_threads,
-        memory=memory,
-        memory_fraction=spec.execution.memory_fraction,
-        max_new_tokens=spec.generation.max_new_tokens,
-        price_per_device_hour=spec.execution.price_per_device_hour,
-        profile=profile,
-    )
-
-
-def _resolve_device(spec: JobSpec) -> tuple[str, int]:
-    """Device and number of workers: one per GPU, or one on CPU, unless told otherwise."""
-    num_gpus = count_cuda_devices() if spec.execution.device != "cpu" else 0
-    if spec.execution.device == "cuda" and num_gpus == 0:
-        raise SpecbatchError(
-            ErrorCode.JOB_NO_CAPACITY,
-            "no CUDA device can be used here (none present or visible, or torch is a CPU build); use --device cpu",
-        )
-    device = "cuda" if num_gpus else "cpu"
-    workers = spec.execution.workers
-    if workers == "auto":
-        return device, max(num_gpus, 1)
-    if device == "cuda" and workers > num_gpus:
-        raise SpecbatchError(
-            ErrorCode.JOB_NO_CAPACITY, f"--workers {workers}: there are {num_gpus} CUDA devices; each worker needs one"
-        )
-    return device, workers
-
-
-def _resolve_draft(settings: Settings, target: ModelFolder) -> tuple[ModelFolder | None, Speculation]:
-    """The draft and how K is chosen. Without a draft, ``auto`` still has the suffix index; a fixed K insists on one."""
-    spec = settings.spec
-    if spec.execution.speculation == "off":
-        return None, "off"
-    name = spec.models.draft if spec.models.draft is not None else default_draft(spec.models.target)
-    if name is None or name == "none":
-        if spec.execution.speculation != "auto":
-            origin = settings.origins["execution.speculation"]
-            why = "--draft none was given" if name == "none" else f"no draft is known for {spec.models.target}"
-            raise SpecbatchError(
-                ErrorCode.JOB_CONFIG,
-                f"execution.speculation is {spec.execution.speculation} (from {origin}), but {why}; "
-                "name one with --draft, or use --speculation off",
-            )
-        return None, "auto"
-    draft = locate_model(name)
-    check_pair(target, draft)
-    return draft, spec.execution.speculation
 
 
 def _weight_files(folder: ModelFolder) -> dict[str, str]:

@@ -20,7 +20,7 @@ from specbatch.schemas.plan import InputFile
 from specbatch.storage.footer import open_parquet, read_footer
 from specbatch.storage.footer_facts import NotParquet
 from specbatch.storage.input_file import changed, open_input
-from specbatch.storage.inputs import fits_pin
+from specbatch.storage.input_pins import fits_pin
 from specbatch.workers.prompts import column_values, id_text
 from specbatch.workers.rendering import RowError
 

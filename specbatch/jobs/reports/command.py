@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from specbatch.jobs.display import formatting as fmt
-from specbatch.jobs.spec.options import JOB_OPTIONS, Option
+from specbatch.jobs.spec.option_types import Option
+from specbatch.jobs.spec.options import JOB_OPTIONS
 from specbatch.schemas.manifest import Manifest
 
 LONG_TEXT = 120

@@ -1,8 +1,9 @@
-"""What the error of a call to a worker means: a pause, or a death with its reason and whose fault it is."""
+"""What the error of a call to a worker means: a pause, or a death with its reason, its cause and last words."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from specbatch.jobs.coordinator.events import DeathCause, WorkerDied
 from specbatch.schemas.errors import SpecbatchError
@@ -52,6 +53,19 @@ def is_out_of_memory(error: Exception) -> bool:
     inner = getattr(error, "cause", None) or error
     name = type(inner).__name__
     return isinstance(inner, MemoryError) or name == "OutOfMemoryError" or bool(_OUT_OF_MEMORY.search(_facts(error)))
+
+
+def save_worker_log(logs: Path, pid: int | None, num_bytes: int = 20_000) -> str:
+    """The end of what a dead worker wrote to its standard error; empty where there is nothing.
+
+    Args:
+        logs: Ray's folder of logs on this host.
+        pid: None where the worker did not run on this host.
+    """
+    if pid is None:
+        return ""
+    texts = [path.read_bytes()[-num_bytes:].decode("utf-8", "replace") for path in logs.glob(f"worker-*-{pid}.err")]
+    return "".join(texts)
 
 
 def _facts(error: Exception) -> str:

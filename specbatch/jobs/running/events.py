@@ -13,7 +13,7 @@ from typing import Any
 
 from specbatch.jobs.display.formatting import clean
 from specbatch.jobs.display.live_layout import LIVE_STATES
-from specbatch.jobs.running.run_log import now_text
+from specbatch.schemas.log_lines import now_text
 from specbatch.schemas.run import ProgressDocument
 
 PROGRESS_SECONDS = 2.0

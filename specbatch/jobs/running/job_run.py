@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import math
-import shlex
 import time
-import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from specbatch.jobs.coordinator.coordinator import Coordinator
 from specbatch.jobs.coordinator.events import Cancelled, Command, EndInterrupted, Event
 from specbatch.jobs.display.progress import ProgressView
 from specbatch.jobs.output.cancel import cancel_requested
 from specbatch.jobs.output.lease import RENEW_SECONDS, HeldLease
 from specbatch.jobs.output.ledger import Ledger, StoredJob
-from specbatch.jobs.planning.machine import count_cores, count_cuda_devices
+from specbatch.jobs.planning.machine import count_cuda_devices
 from specbatch.jobs.planning.prepare import PreparedJob, follow_inputs
+from specbatch.jobs.running.deaths import save_worker_log
+from specbatch.jobs.running.endings import commit_parts, crash_error, deadline_error
 from specbatch.jobs.running.interrupt import Interrupts, StopNow
+from specbatch.jobs.running.job_setup import expect, make_coordinator, make_worker_config
+from specbatch.jobs.running.metrics import MetricsExporter
 from specbatch.jobs.running.run_documents import RunDocuments
 from specbatch.jobs.running.run_log import Fact, fact_of, said
-from specbatch.jobs.running.runner import Runner, save_worker_log
+from specbatch.jobs.running.runner import Runner
 from specbatch.jobs.running.tally import RunTally, sum_stats
 from specbatch.schemas.errors import ErrorCode, ExitCode, SpecbatchError
 from specbatch.schemas.manifest import Manifest
-from specbatch.schemas.messages import PartReceipt, WorkerConfig
 from specbatch.schemas.plan import Shard
-from specbatch.schemas.prompt import PromptSpec
-from specbatch.schemas.rows import ResultForm
-from specbatch.schemas.spec import parse_duration
-from specbatch.specdec.memory import AUTO_MAX_ROWS
 
 if TYPE_CHECKING:
     from specbatch.jobs.running.cluster import Cluster
@@ -70,6 +65,7 @@ class JobRun:
         self._started = time.monotonic() if started is None else started
         self._tally = RunTally()
         self._documents = RunDocuments(prepared, ledger, stored, self._tally, self._now)
+        self._metrics = MetricsExporter(self._documents)
         self._ended: EndInterrupted | None = None
         self._due = {"view": 0.0, "lease": RENEW_SECONDS, "progress": 0.0, "record": RECORD_SECONDS}
         self._due |= {"cancel": 0.0, "log": 0.0}
@@ -101,21 +97,18 @@ class JobRun:
         except StopNow:
             self._ended, outcome = EndInterrupted(), "interrupted"
         except SpecbatchError as error:
-            self._documents.log.add(Fact("error", "job_failed", f"{error.code.value}: {error.message}"))
+            self._documents.log.add(
+                Fact("error", "job_failed", f"{error.code.value}: {error.message}", code=error.code.value)
+            )
             raise
         except Exception as error:
-            raise self._internal(error) from error
+            raise crash_error(self._ledger, self._documents, self._prepared.output, error) from error
         finally:
             self._close(outcome)
         if self._ended is None:
             return self._commit()
         if self._ended.code is not None:
-            raise SpecbatchError(
-                self._ended.code,
-                f"the deadline of {self._prepared.spec.execution.deadline} has come with {self.parts_done} of "
-                f"{len(self._stored.shards)} parts done; go on with: specbatch resume "
-                f"{shlex.quote(self._prepared.output)} --deadline …",
-            )
+            raise deadline_error(self._ended.code, self._prepared, self.parts_done, len(self._stored.shards))
         return None
 
     def _begin(self) -> tuple[Shard, ...]:
@@ -125,26 +118,19 @@ class JobRun:
         documents.found_stats = sum_stats({shard: receipt.stats for shard, receipt in documents.found.items()})
         shards = follow_inputs(self._stored.shards, self._prepared.inputs)
         missing = tuple(shard for shard in shards if shard.index not in documents.found)
-        documents.forecast = self._forecast()
+        documents.forecast = None if documents.found else expect(self._prepared)
         documents.begin(len(missing))
         self._lease.renew(documents.epoch)
         if documents.found:
             self._tell(f"resuming {self._prepared.output}: {len(documents.found)} of {len(shards)} parts are there")
         return missing
 
-    def _forecast(self) -> dict[str, Any] | None:
-        """What is expected of a job that nothing has been done of yet; the report holds it against what came."""
-        from specbatch.jobs.profiles.use import forecast_job
-
-        forecast = None if self._documents.found else forecast_job(self._prepared)
-        return None if forecast is None else forecast.document()
-
     def _decode(self, missing: tuple[Shard, ...]) -> None:
         """Decode the missing shards; ``_ended`` says why the run stopped before the last of them."""
         from specbatch.jobs.running.cluster import open_cluster
 
         execution, spec = self._prepared.execution, self._prepared.spec.execution
-        coordinator = self._coordinator(missing)
+        coordinator = make_coordinator(self._prepared, missing, self._documents.found_stats)
         self._documents.coordinator = coordinator
         if execution.memory is not None and execution.memory.note is not None:
             self._tell(execution.memory.note)
@@ -154,7 +140,12 @@ class JobRun:
             self._interrupts.arm()
             runner = Runner(
                 coordinator,
-                self._worker_config(min(execution.num_workers, len(missing))),
+                make_worker_config(
+                    self._prepared,
+                    self._stored,
+                    self._documents.epoch,
+                    num_workers=min(execution.num_workers, len(missing)),
+                ),
                 self._tally,
                 self._interrupts,
                 clock=self._now,
@@ -172,52 +163,17 @@ class JobRun:
                 num_wanted=0 if spec.workers == "auto" else execution.num_workers,
             )
             self._documents.receipts = runner.receipts
-            ended = runner.run()
+            try:
+                ended = runner.run()
+            finally:
+                self._metrics.send()  # while Ray is still there
         self._ended = ended if isinstance(ended, EndInterrupted) else None
-
-    def _coordinator(self, missing: tuple[Shard, ...]) -> Coordinator:
-        execution, spec = self._prepared.execution, self._prepared.spec.execution
-        batch_size = AUTO_MAX_ROWS[execution.device] if execution.batch_size == "auto" else execution.batch_size
-        most_results = max(shard.num_rows for shard in missing) * self._prepared.spec.generation.num_samples
-        takes_all = spec.address is not None and spec.workers == "auto"
-        return Coordinator(
-            missing,
-            num_workers=None if takes_all else execution.num_workers,
-            # Enough shards to fill a batch, and one more to refill it from.
-            leases_per_worker=max(math.ceil(batch_size / most_results) + 1, 2),
-            max_error_rate=spec.max_error_rate,
-            rows_done=self._documents.found_stats.num_results,
-            errors_done=self._documents.found_stats.num_errors,
-            deadline_seconds=None if spec.deadline is None else parse_duration(spec.deadline),
-            has_twins=not spec.single_writer,
-        )
-
-    def _worker_config(self, num_workers: int) -> WorkerConfig:
-        prepared, execution = self._prepared, self._prepared.execution
-        return WorkerConfig(
-            worker=0,
-            output=prepared.output,
-            plan=self._stored.plan,
-            target_path=str(prepared.target.path),
-            draft_path=str(execution.draft.path) if execution.draft is not None else None,
-            dtype=execution.dtype,
-            device=execution.device,
-            speculation=execution.speculation,
-            batch_size=execution.batch_size,
-            num_threads=max(count_cores() // num_workers, 1),
-            prompt=PromptSpec.of(prepared.spec),
-            generation=prepared.spec.generation,
-            pass_through=prepared.pass_through,
-            memory_fraction=execution.memory_fraction / (num_workers if execution.device == "cpu" else 1),
-            single_writer=prepared.spec.execution.single_writer,
-            form=ResultForm.of(prepared.spec),
-            duplicates=prepared.duplicates,
-        )
 
     # ---- while it runs -----------------------------------------------------------------------------------------------
 
     def _tick(self) -> bool:
         """Do what is due. False: another run holds the output."""
+        self._metrics.tick()
         if self._is_due("view", VIEW_SECONDS):
             self._view.update(self._documents.progress(self._documents.state))
         if self._is_due("lease", RENEW_SECONDS) and not self._lease.renew(self._documents.epoch):
@@ -292,33 +248,19 @@ class JobRun:
             self._view.update(documents.progress(outcome))
             self._view.close()
 
-    def _internal(self, error: Exception) -> SpecbatchError:
-        key = self._ledger.write_log(self._documents.epoch, "crash.txt", traceback.format_exc())
-        # The words of the error stay in crash.txt: they may quote what it was about.
-        self._documents.log.add(Fact("error", "crash", f"an error of specbatch itself: {type(error).__name__}"))
-        first = (str(error).strip().splitlines() or [""])[0]
-        return SpecbatchError(
-            ErrorCode.JOB_INTERNAL,
-            f"{type(error).__name__}: {first} (details in {self._prepared.output}/{key}); "
-            "finished parts are kept, run the same command to go on",
+    def _commit(self) -> Manifest:
+        return commit_parts(
+            self._ledger,
+            self._stored,
+            self._prepared,
+            {**self._documents.found, **self._documents.receipts}.values(),
+            before_hash=self._interrupts.check,
+            after_hash=self._renew,
         )
 
-    def _commit(self) -> Manifest:
-        receipts = {**self._documents.found, **self._documents.receipts}
-        is_once = not self._prepared.spec.execution.single_writer
-        hashed = [
-            # A digest is taken over only from the process that made the file, where nobody can make it again.
-            receipt if is_once and receipt.created and receipt.sha256 else replace(receipt, sha256=self._hash(receipt))
-            for receipt in receipts.values()
-        ]
-        return self._ledger.commit(self._stored, self._prepared.models, hashed)
-
-    def _hash(self, receipt: PartReceipt) -> str:
-        self._interrupts.check()
-        digest = self._ledger.hash_part(receipt.path)
+    def _renew(self) -> None:
         if self._is_due("lease", RENEW_SECONDS):
             self._lease.renew(self._documents.epoch)
-        return digest
 
 
 _OUTCOMES = {"signal": "interrupted", "cancelled": "cancelled", "deadline": "deadline"}

@@ -20,6 +20,7 @@ from specbatch.jobs.planning.prepare import PreparedJob
 from specbatch.jobs.running.run_log import Fact, RunLog
 from specbatch.jobs.running.tally import RunTally
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
+from specbatch.schemas.log_lines import read_log_settings, short_job
 from specbatch.schemas.manifest import RUN_FORMAT
 from specbatch.schemas.messages import PartReceipt
 from specbatch.schemas.run import ProgressDocument, RunRecord
@@ -71,7 +72,9 @@ class RunDocuments:
 
     def begin(self, num_missing: int) -> None:
         """Take the next free epoch."""
+        settings = read_log_settings()
         self.record = self.ledger.begin_run(self._build_record("running", num_missing))
+        self.log.begin(short_job(self.stored.document.identity.S), self.epoch, settings)
         self.log.add(Fact("info", "run_started", f"run {self.epoch} on {self.record.host}, process {self.record.pid}"))
 
     @property

@@ -8,13 +8,12 @@ much is missing. No prompt and no completion is ever in it: events and commands 
 
 from __future__ import annotations
 
-import json
 import re
+import sys
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from specbatch.jobs.coordinator.events import (
     Assign,
@@ -33,6 +32,7 @@ from specbatch.jobs.coordinator.events import (
     WorkerJoined,
 )
 from specbatch.jobs.display.formatting import plural
+from specbatch.schemas.log_lines import LogSettings, encode_line, now_text
 from specbatch.schemas.run import NoteRecord
 
 CHUNK_BYTES = 64_000
@@ -54,6 +54,7 @@ class Fact:
     worker: int | None = None
     shard: int | None = None
     attempt: int | None = None
+    code: str | None = None
 
 
 def fact_of(item: Event | Command) -> Fact | None:
@@ -74,7 +75,7 @@ def fact_of(item: Event | Command) -> Fact | None:
             return Fact("warning", "worker_preempted", message, worker)
         case AttemptFailed(worker, failure):
             message = f"worker {worker} gave up shard {failure.shard}: {failure.code}: {failure.message}"
-            return Fact("warning", "shard_failed", message, worker, failure.shard, failure.attempt)
+            return Fact("warning", "shard_failed", message, worker, failure.shard, failure.attempt, failure.code)
         case ProbePassed(worker, probe):
             rows = f"rows {probe.row_start} to {probe.row_stop - 1} of shard {probe.shard}"
             return Fact("info", "probe_passed", f"{rows} do not kill a worker", worker, probe.shard)
@@ -116,8 +117,10 @@ class RunLog:
         clock: the time in UTC, ISO 8601.
     """
 
-    def __init__(self, clock: Callable[[], str] = lambda: now_text()) -> None:
+    def __init__(self, clock: Callable[[], str] = now_text) -> None:
         self._clock = clock
+        self._job, self._epoch = "", 0
+        self._settings = LogSettings()
         self._number = 1
         self._open = ""
         self._unwritten: dict[int, str] = {}
@@ -130,9 +133,16 @@ class RunLog:
         """The last of what is worth telling at once."""
         return tuple(self._notes)
 
+    def begin(self, job: str, epoch: int, settings: LogSettings) -> None:
+        """What every line says from now on, and whether it is for standard error too."""
+        self._job, self._epoch, self._settings = job, epoch, settings
+
     def add(self, fact: Fact) -> None:
         """Take in a fact, or count it where there have been too many."""
         at = self._clock()
+        if self._settings.shows(fact.level):
+            sys.stderr.write(self._encode(at, fact, fact.message[:MAX_MESSAGE]))
+            sys.stderr.flush()
         if fact.level != "info":
             self._notes.append(NoteRecord(at=at, level=fact.level, message=fact.message[:MAX_MESSAGE]))
         is_last = fact.event == "run_ended"
@@ -142,11 +152,23 @@ class RunLog:
         message = fact.message[:MAX_MESSAGE]
         if is_last and self._num_left_out:
             message += f" ({plural(self._num_left_out, 'line')} left out)"
-        self._write_line({"time": at, **asdict(fact), "message": message})
+        self._write_line(self._encode(at, fact, message))
 
-    def _write_line(self, values: dict[str, Any]) -> None:
-        # ASCII only: characters are bytes, and no reader is confused by a line separator of Unicode.
-        line = json.dumps(values) + "\n"
+    def _encode(self, at: str, fact: Fact, message: str) -> str:
+        return encode_line(
+            at,
+            fact.level,
+            fact.event,
+            message,
+            job=self._job,
+            epoch=self._epoch,
+            worker=fact.worker,
+            shard=fact.shard,
+            attempt=fact.attempt,
+            code=fact.code,
+        )
+
+    def _write_line(self, line: str) -> None:
         if self._open and len(self._open) + len(line) > CHUNK_BYTES:
             self._number += 1
             self._open = ""
@@ -159,8 +181,3 @@ class RunLog:
         for number, text in sorted(self._unwritten.items()):
             write(chunk_name(number), text)
             del self._unwritten[number]
-
-
-def now_text() -> str:
-    """The time in UTC, ISO 8601, to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

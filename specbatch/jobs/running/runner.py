@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from specbatch.jobs.coordinator.coordinator import Coordinator
@@ -34,6 +31,7 @@ from specbatch.jobs.coordinator.events import (
     WorkerJoined,
     WorkerPlaced,
 )
+from specbatch.jobs.running.answers import last_polls, stop_workers, wait_for_answers
 from specbatch.jobs.running.cluster_view import ClusterView
 from specbatch.jobs.running.deaths import describe_death, find_cause
 from specbatch.jobs.running.interrupt import Interrupts
@@ -45,7 +43,6 @@ from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.messages import PartReceipt, WorkerConfig, WorkerPoll, WorkerReady
 
 WAIT_SECONDS = 0.5
-_STOP_SECONDS = 5.0
 _DEATH_SECONDS = 30.0
 """A worker that was killed is given up after so long, whatever Ray says of it."""
 
@@ -211,18 +208,10 @@ class Runner:
 
     def _news(self) -> list[Event]:
         """Wait a moment for answers of workers and turn them into events."""
-        import ray
-
         now = self._clock()
         calls = {call: process for process in self._processes.values() for call in process.ask(now)}
         events, self._queued = self._queued, []
-        if not calls:
-            time.sleep(WAIT_SECONDS)
-            return events
-        finished, others = ray.wait(list(calls), num_returns=1, timeout=WAIT_SECONDS)
-        if finished and others:
-            finished += ray.wait(others, num_returns=len(others), timeout=0)[0]
-        for call in finished:
+        for call in wait_for_answers(calls, WAIT_SECONDS):
             if calls[call].number in self._processes:
                 events += self._answer(calls[call], call)
         return events
@@ -290,25 +279,8 @@ class Runner:
 
     def _last_news(self) -> None:
         """Take the totals of the end from every worker, then let them go."""
-        import ray
-
         ready = [process for process in self._processes.values() if process.is_ready and process.kill_reason is None]
-        last = {process.last_question(): process for process in ready}
-        finished, _ = ray.wait(list(last), num_returns=len(last), timeout=_STOP_SECONDS) if last else ([], [])
-        for call in finished:
-            with contextlib.suppress(ray.exceptions.RayError):  # dead after its work: only its last numbers are lost
-                poll = last[call].take_news(ray.get(call))
-                if poll is not None:
-                    self._take_poll(last[call], poll)
-        stops = {process.actor.stop.remote(): process.number for process in ready}
-        finished, _ = ray.wait(list(stops), num_returns=len(stops), timeout=_STOP_SECONDS) if stops else ([], [])
-        for call in finished:
-            del self._processes[stops[call]]
-
-
-def save_worker_log(logs: Path, pid: int | None, num_bytes: int = 20_000) -> str:
-    """The end of what a dead worker wrote to its standard error; empty where there is nothing."""
-    if pid is None:
-        return ""
-    texts = [path.read_bytes()[-num_bytes:].decode("utf-8", "replace") for path in logs.glob(f"worker-*-{pid}.err")]
-    return "".join(texts)
+        for process, poll in last_polls(ready):
+            self._take_poll(process, poll)
+        for process in stop_workers(ready):
+            del self._processes[process.number]

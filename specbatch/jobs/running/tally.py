@@ -7,65 +7,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 from specbatch.jobs.coordinator.workers import WorkerView
 from specbatch.jobs.display.rates import Window, eta_seconds, k_shares, remaining_tokens
+from specbatch.jobs.running.worker_tally import WorkerTally, worker_record
 from specbatch.schemas.canonical import sum_histograms
-from specbatch.schemas.messages import MemoryReport, PartReceipt, Progress, RoundBlock, WorkerPoll, WorkerReady
+from specbatch.schemas.messages import MemoryReport, PartReceipt, RoundBlock, WorkerPoll, WorkerReady
 from specbatch.schemas.run import BlockRecord, WorkerRecord
 from specbatch.schemas.stats import PartStats, SpecCounters
-
-
-@dataclass(slots=True)
-class _WorkerTally:
-    """One process.
-
-    Attributes:
-        block_tokens: committed in the rounds that it has told of; rows in flight count here, and nowhere else.
-        settled_rows: rows of shards that have ended, with a part or without.
-        written_errors: error rows in its parts.
-        is_alive: nothing is known of its death.
-    """
-
-    ready: WorkerReady
-    ready_seconds: float
-    last_seconds: float
-    memory: MemoryReport
-    progress: Progress = field(default_factory=Progress)
-    blocks: list[BlockRecord] = field(default_factory=list)
-    block_tokens: int = 0
-    settled_rows: int = 0
-    written_errors: Counter[str] = field(default_factory=Counter)
-    is_alive: bool = True
-    window: Window = field(default_factory=Window)
-    draft_given_up_seconds: float | None = None
-
-    @property
-    def produced_tokens(self) -> int:
-        """Output tokens so far, those of rows in flight included where the engine tells of its rounds."""
-        return max(self.block_tokens, self.progress.num_completion_tokens)
-
-    @property
-    def unwritten_rows(self) -> int:
-        """Rows that are done and whose part is still to come."""
-        return max(self.progress.num_rows_done - self.settled_rows, 0) if self.is_alive else 0
 
 
 class RunTally:
     """Sums of one run over all its workers, those that died included."""
 
     def __init__(self) -> None:
-        self._workers: dict[int, _WorkerTally] = {}
+        self._workers: dict[int, WorkerTally] = {}
         self._last_part_seconds = 0.0
         self._window = Window()
         self._turns: tuple[int, ...] = ()
         self._accepted = 0
+        self._spec_pace = (0, 0.0)  # tokens, seconds
+        self._plain_pace = (0, 0.0)
 
     def add_ready(self, ready: WorkerReady, now_seconds: float) -> None:
         """A worker has loaded its models."""
-        self._workers[ready.worker] = _WorkerTally(ready, now_seconds, now_seconds, ready.memory)
+        self._workers[ready.worker] = WorkerTally(ready, now_seconds, now_seconds, ready.memory)
 
     def add_poll(self, worker: int, poll: WorkerPoll, now_seconds: float, failed_rows: int = 0) -> None:
         """News from a worker; ``poll.progress`` holds running totals, ``poll.blocks`` is new each time.
@@ -83,6 +51,8 @@ class RunTally:
             tally.block_tokens += _num_tokens(block)
             self._turns = sum_histograms((self._turns, block.draft_length_histogram))
             self._accepted += block.num_accepted_draft_tokens
+            self._spec_pace = _add(self._spec_pace, block.num_spec_tokens, block.spec_seconds)
+            self._plain_pace = _add(self._plain_pace, block.num_plain_tokens, block.plain_seconds)
         for receipt in poll.receipts:
             tally.written_errors.update(dict(receipt.stats.errors_by_code))
             self._last_part_seconds = now_seconds
@@ -134,6 +104,35 @@ class RunTally:
         return errors
 
     @property
+    def num_storage_retries(self) -> int:
+        """Requests to a store that workers made again, the dead included."""
+        return sum(tally.progress.num_storage_retries for tally in self._workers.values())
+
+    @property
+    def num_rows_active(self) -> int:
+        """Sequences in flight."""
+        return sum(tally.progress.num_rows_active for tally in self._workers.values() if tally.is_alive)
+
+    @property
+    def memory_reports(self) -> tuple[MemoryReport, ...]:
+        """The last of each living worker."""
+        return tuple(tally.memory for tally in self._workers.values() if tally.is_alive)
+
+    @property
+    def mean_k(self) -> float | None:
+        """Drafts per turn of a row over the last seconds; None where no turn was seen."""
+        turns = self._window.growth()[1][2:]
+        return sum(k * count for k, count in enumerate(turns)) / sum(turns) if sum(turns) else None
+
+    @property
+    def speedup_so_far(self) -> float | None:
+        """Speed of rounds with drafts over that of plain rounds; None until there have been both."""
+        (spec_tokens, spec_seconds), (plain_tokens, plain_seconds) = self._spec_pace, self._plain_pace
+        if min(spec_tokens, spec_seconds, plain_tokens, plain_seconds) <= 0:
+            return None
+        return (spec_tokens / spec_seconds) / (plain_tokens / plain_seconds)
+
+    @property
     def tokens_per_second(self) -> float:
         """Over the last seconds, all workers together; 0 before there is anything to divide."""
         return self._window.rate()
@@ -149,7 +148,7 @@ class RunTally:
 
     def worker_records(self) -> list[WorkerRecord]:
         """One record for each process, by its number."""
-        return [_worker_record(tally) for _, tally in sorted(self._workers.items())]
+        return [worker_record(tally) for _, tally in sorted(self._workers.items())]
 
     def progress_fields(
         self,
@@ -235,7 +234,7 @@ class RunTally:
 
 
 def _worker_line(
-    number: int, tally: _WorkerTally | None, view: WorkerView | None, now_seconds: float | None
+    number: int, tally: WorkerTally | None, view: WorkerView | None, now_seconds: float | None
 ) -> dict[str, Any]:
     line: dict[str, Any] = {"worker": number, "state": view.state if view is not None else "ready"}
     if view is not None:
@@ -262,31 +261,8 @@ def _num_tokens(block: RoundBlock) -> int:
     return block.num_spec_tokens + block.num_plain_tokens + block.num_mixed_tokens
 
 
-def _worker_record(tally: _WorkerTally) -> WorkerRecord:
-    ready, progress = tally.ready, tally.progress
-    counters = progress.counters
-    return WorkerRecord(
-        worker=ready.worker,
-        host=ready.host,
-        pid=ready.pid,
-        device=ready.device,
-        dtype=ready.dtype,
-        num_threads=ready.num_threads,
-        load_seconds=ready.load_seconds,
-        active_seconds=max(tally.last_seconds - tally.ready_seconds - progress.idle_seconds, 0.0),
-        idle_seconds=progress.idle_seconds,
-        rows=progress.num_rows_done,
-        completion_tokens=progress.num_completion_tokens,
-        num_draft_tokens=counters.num_draft_tokens,
-        num_accepted_draft_tokens=counters.num_accepted_draft_tokens,
-        draft_length_histogram=list(counters.draft_length_histogram),
-        num_plain_steps=counters.num_plain_steps,
-        seconds=asdict(progress.seconds),
-        memory=asdict(tally.memory),
-        versions=dict(ready.versions),
-        blocks=tally.blocks,
-        draft_given_up_seconds=tally.draft_given_up_seconds,
-    )
+def _add(pace: tuple[int, float], num_tokens: int, seconds: float) -> tuple[int, float]:
+    return pace[0] + num_tokens, pace[1] + seconds
 
 
 def sum_stats(stats: Mapping[int, PartStats]) -> PartStats:

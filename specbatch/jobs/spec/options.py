@@ -7,148 +7,15 @@ Nothing is imported here: ``--help`` must be quick.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import StrEnum
 from types import MappingProxyType
-from typing import Literal
 
-Kind = Literal["text", "choice", "flag", "int", "float", "scalar", "scalars", "texts"]
-"""``scalar``: a number or a word such as auto. ``scalars``: several, apart by commas or repeated. ``texts``: repeated,
-for items that may hold commas."""
+from specbatch.jobs.spec.data_options import DATA_OPTIONS
+from specbatch.jobs.spec.option_types import Group, Kind, Option
 
-
-class Group(StrEnum):
-    """Headings of ``--help``, in its order."""
-
-    DATA = "Data"
-    RESULTS = "Results"
-    MODELS = "Models"
-    GENERATION = "Generation"
-    SPECULATION = "Speculation"
-    RESOURCES = "Resources"
-    JOB = "Job"
-    COMMAND = "Command"
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One option.
-
-    Attributes:
-        name: as in Python; ``--name`` with dashes on the command line.
-        path: of the setting in ``JobSpec``.
-        shape: what ``--help`` shows for its value.
-        choices: of a ``choice``.
-        is_free: may be changed when a job is resumed.
-    """
-
-    name: str
-    path: str
-    group: Group
-    kind: Kind
-    help: str
-    shape: str | None = None
-    choices: tuple[str, ...] = ()
-    is_free: bool = False
-
-
-_D, _O, _M, _G = Group.DATA, Group.RESULTS, Group.MODELS, Group.GENERATION
-_S, _R, _J = Group.SPECULATION, Group.RESOURCES, Group.JOB
+_G, _S, _R, _J = Group.GENERATION, Group.SPECULATION, Group.RESOURCES, Group.JOB
 
 JOB_OPTIONS: tuple[Option, ...] = (
-    Option("prompt_column", "input.prompt_column", _D, "text", "Column with the prompt. [prompt]", "NAME"),
-    Option(
-        "messages_column", "input.messages_column", _D, "text", "Column with chats, for the model's template.", "NAME"
-    ),
-    Option("template", "input.template", _D, "text", "Jinja over the columns, or @FILE with it.", "TEXT|@FILE"),
-    Option("system", "input.system", _D, "text", "System prompt before every prompt, or @FILE.", "TEXT|@FILE"),
-    Option(
-        "row_params",
-        "input.row_params",
-        _D,
-        "flag",
-        "Columns max_new_tokens, temperature, top_p, top_k and seed override the settings row by row.",
-    ),
-    Option(
-        "truncate_prompt",
-        "input.truncate_prompt",
-        _D,
-        "choice",
-        "Prompts over the context: error rows, or cut at this end, with room for max_new_tokens. [error]",
-        choices=("error", "left", "right"),
-    ),
-    Option("id_column", "input.id_column", _D, "text", "Column with your row id; must exist.", "NAME"),
-    Option("limit", "input.limit", _D, "int", "Only the first N rows.", "N"),
-    Option(
-        "keep_columns",
-        "input.keep_columns",
-        _D,
-        "texts",
-        "Pass only this input column through; may repeat. [all]",
-        "NAME",
-    ),
-    Option("rename", "input.rename", _D, "texts", "Give an input column another name; may repeat.", "OLD=NEW"),
-    Option(
-        "dedupe",
-        "input.dedupe",
-        _D,
-        "choice",
-        "mark adds duplicate_of, the first row with the same prompt; no row is skipped. [off]",
-        choices=("off", "mark"),
-    ),
-    Option("allow_empty", "input.allow_empty", _D, "flag", "A dataset without rows is a job that is complete."),
-    Option(
-        "on_bad_file",
-        "input.on_bad_file",
-        _D,
-        "choice",
-        "quarantine leaves files out that cannot be read, and says so. [fail]",
-        choices=("fail", "quarantine"),
-    ),
-    Option("output", "output", _O, "text", "Where results go. Default: beside the dataset.", "DIR"),
-    Option("output_prefix", "results.prefix", _O, "text", "Begin of the names of all added columns. []", "TEXT"),
-    Option(
-        "compression",
-        "results.compression",
-        _O,
-        "choice",
-        "Of the parts. [zstd]",
-        choices=("zstd", "snappy", "gzip", "lz4", "none"),
-    ),
-    Option(
-        "row_group_rows",
-        "results.row_group_rows",
-        _O,
-        "int",
-        "Most rows of a row group of the parts. [the writer's choice]",
-        "N",
-    ),
-    Option(
-        "partition",
-        "results.partitions",
-        _O,
-        "texts",
-        "Folder KEY=VALUE below the output, as tables by night have them; may repeat.",
-        "KEY=VALUE",
-    ),
-    Option("target", "models.target", _M, "text", "Bundled name, folder or hub id. [code-pair/target]", "MODEL"),
-    Option(
-        "draft",
-        "models.draft",
-        _M,
-        "text",
-        "Draft model. Default: the target's bundled one.",
-        "MODEL|none",
-        is_free=True,
-    ),
-    Option(
-        "dtype",
-        "models.dtype",
-        _M,
-        "choice",
-        "Arithmetic. [auto]",
-        choices=("auto", "float32", "bfloat16", "float16", "float64"),
-    ),
+    *DATA_OPTIONS,
     Option("max_new_tokens", "generation.max_new_tokens", _G, "int", "Most tokens of a completion. [128]", "N"),
     Option(
         "min_new_tokens",
@@ -203,14 +70,7 @@ JOB_OPTIONS: tuple[Option, ...] = (
         "ID:BIAS",
     ),
     Option("stop", "generation.stop", _G, "texts", "Text that ends a completion and is cut off; may repeat.", "TEXT"),
-    Option(
-        "stop_token_ids",
-        "generation.stop_token_ids",
-        _G,
-        "scalars",
-        "Ids that end a row: 1,2 or repeated.",
-        "IDS",
-    ),
+    Option("stop_token_ids", "generation.stop_token_ids", _G, "scalars", "Ids that end a row: 1,2 or repeated.", "IDS"),
     Option("logprobs", "generation.logprobs", _G, "flag", "Add a column with each token's logprob."),
     Option("seed", "generation.seed", _G, "int", "Seed of the job. [0]", "N"),
     Option("num_samples", "generation.num_samples", _G, "int", "Completions of every row, each a result row. [1]", "N"),
@@ -240,13 +100,7 @@ JOB_OPTIONS: tuple[Option, ...] = (
         choices=("seed", "distribution"),
     ),
     Option(
-        "workers",
-        "execution.workers",
-        _R,
-        "scalar",
-        "Processes: one per GPU, or one. [auto]",
-        "auto|N",
-        is_free=True,
+        "workers", "execution.workers", _R, "scalar", "Processes: one per GPU, or one. [auto]", "auto|N", is_free=True
     ),
     Option(
         "batch_size",
@@ -312,14 +166,7 @@ JOB_OPTIONS: tuple[Option, ...] = (
         "R",
         is_free=True,
     ),
-    Option(
-        "row_errors_ok",
-        "execution.row_errors_ok",
-        _J,
-        "flag",
-        "Exit 0, not 3, despite error rows.",
-        is_free=True,
-    ),
+    Option("row_errors_ok", "execution.row_errors_ok", _J, "flag", "Exit 0, not 3, despite error rows.", is_free=True),
     Option(
         "deadline",
         "execution.deadline",

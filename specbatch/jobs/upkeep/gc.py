@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 from specbatch.jobs.display import formatting as fmt
 from specbatch.jobs.output.amended import amendment_uri
 from specbatch.jobs.output.lease import Liveness, find_holder
-from specbatch.jobs.output.ledger import DATA_FOLDER
+from specbatch.jobs.output.stored_parts import DATA_FOLDER
 from specbatch.jobs.planning.normalise import unused_copies
 from specbatch.jobs.upkeep.resume import StoredOutput, open_output
 from specbatch.schemas.errors import ErrorCode, SpecbatchError

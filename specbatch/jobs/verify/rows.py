@@ -7,13 +7,22 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from specbatch.jobs.verify.columns import (
+    Ints,
+    Lists,
+    Mask,
+    by_digits,
+    equals,
+    ints,
+    is_null,
+    segment_sums,
+    value_counts,
+)
 from specbatch.jobs.verify.files import Unsound
 from specbatch.jobs.verify.parquet import open_untrusted
 from specbatch.jobs.verify.plan import PlannedShard
@@ -21,11 +30,7 @@ from specbatch.jobs.verify.rules import PartRules, check_form
 from specbatch.jobs.verify.seeds import SeedRules, check_seeds
 from specbatch.jobs.verify.totals import COUNTS, Totals, check_footer
 
-Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
-
 _BATCH_ROWS = 1 << 16
-_MAX_HISTOGRAM_ENTRIES = 1 << 12
 _TEXT = ("status", "completion", "finish_reason", "error_code", "error_message")
 _LISTS = ("completion_token_ids", "acceptance_histogram", "draft_length_histogram")
 _TYPES: dict[str, Callable[[pa.DataType], bool]] = {
@@ -123,7 +128,7 @@ def _check_seeds(
 ) -> Mask:
     return check_seeds(
         seeds,
-        _ints(columns["row_seed"]),
+        ints(columns["row_seed"]),
         row_ids,
         samples,
         ids=None if seeds.id_column is None else batch.column(seeds.id_column),
@@ -144,31 +149,34 @@ def _check_batch(
     for name, column in columns.items():
         if name not in _MAY_BE_NULL and column.null_count:
             raise Unsound(f"rows from {int(row_ids[0])}: {name} has empty cells")
-    counts = {name: _ints(columns[name]) for name in COUNTS}
-    ids = _Lists.of(columns["completion_token_ids"])
-    accepted = _Lists.of(columns["acceptance_histogram"])
-    drafted = _Lists.of(columns["draft_length_histogram"])
-    ok = _equals(columns["status"], "ok")
+    counts = {name: ints(columns[name]) for name in COUNTS}
+    ids = Lists.of(columns["completion_token_ids"])
+    accepted = Lists.of(columns["acceptance_histogram"])
+    drafted = Lists.of(columns["draft_length_histogram"])
+    ok = equals(columns["status"], "ok")
     error = ~ok
 
-    yield "row_id is not the planned one", _ints(columns["row_id"]) != row_ids
-    yield "sample_index is not the planned one", _ints(columns["sample_index"]) != samples
+    yield "row_id is not the planned one", ints(columns["row_id"]) != row_ids
+    yield "sample_index is not the planned one", ints(columns["sample_index"]) != samples
     if rules.has_duplicates:
-        first = _ints(pc.fill_null(columns["duplicate_of"], -1))
-        marked = ~_null(columns["duplicate_of"])
+        first = ints(pc.fill_null(columns["duplicate_of"], -1))
+        marked = ~is_null(columns["duplicate_of"])
         yield "duplicate_of names no row before this one", marked & ((first < 0) | (first >= row_ids))
-    yield "status is neither ok nor error", error & ~_equals(columns["status"], "error")
+    yield "status is neither ok nor error", error & ~equals(columns["status"], "error")
 
-    stopped = _equals(columns["finish_reason"], "stop") | _equals(columns["finish_reason"], "length")
-    yield "an ok row without completion or token ids", ok & (_null(columns["completion"]) | ids.null)
-    yield "an ok row with an error", ok & ~(_null(columns["error_code"]) & _null(columns["error_message"]))
+    stopped = equals(columns["finish_reason"], "stop") | equals(columns["finish_reason"], "length")
+    yield "an ok row without completion or token ids", ok & (is_null(columns["completion"]) | ids.null)
+    yield "an ok row with an error", ok & ~(is_null(columns["error_code"]) & is_null(columns["error_message"]))
     yield "an ok row that neither stopped nor reached its length", ok & ~stopped
     yield (
         "an error row with completion, token ids or margin",
-        error & ~(_null(columns["completion"]) & ids.null & _null(columns["min_margin"])),
+        error & ~(is_null(columns["completion"]) & ids.null & is_null(columns["min_margin"])),
     )
-    yield "an error row without error code", error & (_null(columns["error_code"]) | _equals(columns["error_code"], ""))
-    yield "an error row whose finish_reason is not error", error & ~_equals(columns["finish_reason"], "error")
+    yield (
+        "an error row without error code",
+        error & (is_null(columns["error_code"]) | equals(columns["error_code"], "")),
+    )
+    yield "an error row whose finish_reason is not error", error & ~equals(columns["finish_reason"], "error")
     worked = sum(counts[name] for name in COUNTS[1:]) + accepted.sum + drafted.sum
     yield "an error row with counters", error & (worked != 0)
 
@@ -195,11 +203,11 @@ def _check_batch(
             failed=_failures(columns["error_code"], error, row_ids, samples),
             num_results=len(row_ids),
             num_ok=int(ok.sum()),
-            prompt_lengths=_by_digits(counts["num_prompt_tokens"][ok]),
-            completion_lengths=_by_digits(counts["num_completion_tokens"][ok]),
-            num_cut=int(_equals(columns["finish_reason"], "length").sum()),
+            prompt_lengths=by_digits(counts["num_prompt_tokens"][ok]),
+            completion_lengths=by_digits(counts["num_completion_tokens"][ok]),
+            num_cut=int(equals(columns["finish_reason"], "length").sum()),
             counts={name: int(values.sum()) for name, values in counts.items()},
-            errors_by_code=_value_counts(columns["error_code"].filter(pa.array(error))),
+            errors_by_code=value_counts(columns["error_code"].filter(pa.array(error))),
             acceptance_histogram=accepted.by_entry(),
             draft_length_histogram=drafted.by_entry(),
         )
@@ -210,80 +218,13 @@ def _check_logprobs(column: pa.ListArray, error: Mask, num_tokens: Ints) -> Iter
     """One number for each token, none above 0: they are logarithms of probabilities."""
     if column.values.null_count:
         raise Unsound("logprobs has empty entries")
-    length = _ints(pc.fill_null(pc.list_value_length(column), 0))
-    yield "an ok row without logprobs", ~error & _null(column)
-    yield "an error row with logprobs", error & ~_null(column)
+    length = ints(pc.fill_null(pc.list_value_length(column), 0))
+    yield "an ok row without logprobs", ~error & is_null(column)
+    yield "an error row with logprobs", error & ~is_null(column)
     yield "logprobs are not one for each token", ~error & (length != num_tokens)
     values = column.flatten().to_numpy(zero_copy_only=False)
     wrong = (~(values <= _LOGPROB_ROUNDING)).astype(np.int64)  # what is not a number is not below either
-    yield "a logprob above 0", _segment_sums(wrong, np.cumsum(length), length) > 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Lists:
-    """A column of integer lists, taken apart: ``moment`` is the sum of index times value."""
-
-    null: Mask
-    length: Ints
-    sum: Ints
-    moment: Ints
-    negative: Mask
-    values: Ints
-    index: Ints
-
-    @staticmethod
-    def of(column: pa.ListArray) -> _Lists:
-        if column.values.null_count:
-            raise Unsound("a list has empty entries")
-        length = _ints(pc.fill_null(pc.list_value_length(column), 0))
-        # flatten() leaves out what null lists may hide, so the lengths above are those of the values here.
-        values = _ints(column.flatten())
-        ends = np.cumsum(length)
-        index = np.arange(len(values)) - np.repeat(ends - length, length)
-        return _Lists(
-            null=_null(column),
-            length=length,
-            sum=_segment_sums(values, ends, length),
-            moment=_segment_sums(values * index, ends, length),
-            negative=_segment_sums((values < 0).astype(np.int64), ends, length) > 0,
-            values=values,
-            index=index,
-        )
-
-    def by_entry(self) -> list[int]:
-        """Sum of entry i over all lists."""
-        if len(self.index) and int(self.index.max()) >= _MAX_HISTOGRAM_ENTRIES:
-            raise Unsound(f"a histogram has more than {_MAX_HISTOGRAM_ENTRIES:,} entries")
-        sums = np.zeros(int(self.index.max()) + 1 if len(self.index) else 0, dtype=np.int64)
-        np.add.at(sums, self.index, self.values)
-        return [int(value) for value in sums]
-
-
-def _ints(column: pa.Array) -> Ints:
-    values: Ints = column.to_numpy(zero_copy_only=False).astype(np.int64)
-    return values
-
-
-def _null(column: pa.Array) -> Mask:
-    mask: Mask = column.is_null().to_numpy(zero_copy_only=False)
-    return mask
-
-
-def _equals(column: pa.DictionaryArray, text: str) -> Mask:
-    """Where a dictionary-encoded column has this text; False where it is empty. Decided once for each distinct text."""
-    hits = pc.fill_null(pc.equal(column.dictionary, text), False).to_numpy(zero_copy_only=False)
-    indices = pc.fill_null(column.indices, -1).to_numpy(zero_copy_only=False)
-    mask: Mask = np.append(hits, False)[indices]
-    return mask
-
-
-def _value_counts(column: pa.DictionaryArray) -> dict[str, int]:
-    indices = column.indices.drop_null().to_numpy(zero_copy_only=False)
-    found: dict[str, int] = {}
-    for index, number in zip(*np.unique(indices, return_counts=True), strict=True):
-        text = str(column.dictionary[int(index)])
-        found[text] = found.get(text, 0) + int(number)
-    return found
+    yield "a logprob above 0", segment_sums(wrong, np.cumsum(length), length) > 0
 
 
 def _failures(codes: pa.DictionaryArray, error: Mask, row_ids: Ints, samples: Ints) -> dict[tuple[int, int], str]:
@@ -292,15 +233,3 @@ def _failures(codes: pa.DictionaryArray, error: Mask, row_ids: Ints, samples: In
     texts = codes.take(pa.array(where)).to_pylist()
     pairs = zip(row_ids[where].tolist(), samples[where].tolist(), strict=True)
     return dict(zip(pairs, map(str, texts), strict=True))
-
-
-def _segment_sums(values: Ints, ends: Ints, length: Ints) -> Ints:
-    running = np.concatenate(([0], np.cumsum(values)))
-    sums: Ints = running[ends] - running[ends - length]
-    return sums
-
-
-def _by_digits(lengths: Ints) -> list[int]:
-    """Entry i: how many of these lengths have i binary digits."""
-    found: list[int] = np.bincount(np.frexp(np.maximum(lengths, 0))[1]).tolist() if len(lengths) else []
-    return found

@@ -1,0 +1,83 @@
+"""What a run begins with: what is expected of it, its coordinator, and what every worker is told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from specbatch.jobs.coordinator.coordinator import Coordinator
+from specbatch.jobs.output.ledger import StoredJob
+from specbatch.jobs.planning.machine import count_cores
+from specbatch.jobs.planning.prepare import PreparedJob
+from specbatch.schemas.log_lines import read_log_settings, short_job
+from specbatch.schemas.messages import WorkerConfig
+from specbatch.schemas.plan import Shard
+from specbatch.schemas.prompt import PromptSpec
+from specbatch.schemas.rows import ResultForm
+from specbatch.schemas.spec import parse_duration
+from specbatch.schemas.stats import PartStats
+from specbatch.specdec.memory import AUTO_MAX_ROWS
+
+
+def expect(prepared: PreparedJob) -> dict[str, Any] | None:
+    """What is expected of a job that nothing has been done of yet; the report holds it against what came."""
+    from specbatch.jobs.profiles.use import forecast_job
+
+    forecast = forecast_job(prepared)
+    return None if forecast is None else forecast.document()
+
+
+def make_coordinator(prepared: PreparedJob, missing: Sequence[Shard], found: PartStats) -> Coordinator:
+    """The coordinator of a run.
+
+    Args:
+        missing: shards without a part, ascending; at least one.
+        found: sums of the parts that exist.
+    """
+    execution, spec = prepared.execution, prepared.spec.execution
+    batch_size = AUTO_MAX_ROWS[execution.device] if execution.batch_size == "auto" else execution.batch_size
+    most_results = max(shard.num_rows for shard in missing) * prepared.spec.generation.num_samples
+    takes_all = spec.address is not None and spec.workers == "auto"
+    return Coordinator(
+        missing,
+        num_workers=None if takes_all else execution.num_workers,
+        # Enough shards to fill a batch, and one more to refill it from.
+        leases_per_worker=max(math.ceil(batch_size / most_results) + 1, 2),
+        max_error_rate=spec.max_error_rate,
+        rows_done=found.num_results,
+        errors_done=found.num_errors,
+        deadline_seconds=None if spec.deadline is None else parse_duration(spec.deadline),
+        has_twins=not spec.single_writer,
+    )
+
+
+def make_worker_config(prepared: PreparedJob, stored: StoredJob, epoch: int, *, num_workers: int) -> WorkerConfig:
+    """What every worker is told; its number is filled in when it is started.
+
+    Args:
+        num_workers: that share this machine's cores, and on a CPU its memory.
+    """
+    execution = prepared.execution
+    return WorkerConfig(
+        worker=0,
+        output=prepared.output,
+        plan=stored.plan,
+        target_path=str(prepared.target.path),
+        draft_path=str(execution.draft.path) if execution.draft is not None else None,
+        dtype=execution.dtype,
+        device=execution.device,
+        speculation=execution.speculation,
+        batch_size=execution.batch_size,
+        num_threads=max(count_cores() // num_workers, 1),
+        prompt=PromptSpec.of(prepared.spec),
+        generation=prepared.spec.generation,
+        pass_through=prepared.pass_through,
+        memory_fraction=execution.memory_fraction / (num_workers if execution.device == "cpu" else 1),
+        single_writer=prepared.spec.execution.single_writer,
+        form=ResultForm.of(prepared.spec),
+        duplicates=prepared.duplicates,
+        job=short_job(stored.document.identity.S),
+        epoch=epoch,
+        log=read_log_settings(),
+    )

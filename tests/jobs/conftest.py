@@ -1,0 +1,1 @@
+"""With this file here, the helpers beside it are found from the folders of tests below."""

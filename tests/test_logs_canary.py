@@ -1,0 +1,160 @@
+"""Prompts, ids and completions are in the parts and nowhere else: a job full of canaries, and every byte it leaves.
+
+The job has a row for each row error that its data can provoke, and one of its workers is killed. Searched are all files
+of the output but the parts, all log files of Ray's session, and both streams of the command.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from specbatch import load
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+CANARY = "kanarienvogel"
+SHARE = 12
+"""Characters in a row of a completion that count as the completion."""
+DEADLINE_SECONDS = 150.0
+NUM_GOOD = 24
+
+
+def prompts() -> list[str | None]:
+    good: list[str | None] = [f"def {CANARY}_{i}(x):\n    # Return {CANARY} {i}.\n" for i in range(NUM_GOOD)]
+    too_long = f"{CANARY} " * 6000
+    return [*good, None, " ", too_long]
+
+
+class Done:
+    """What a job left: its streams, its output, and what Ray's logs held while it ran."""
+
+    def __init__(self, folder: Path, temporary: Path) -> None:
+        self.folder, self.temporary = folder, temporary
+        self.output = folder / "out"
+        self.texts: dict[str, str] = {}
+
+    def keep_logs(self) -> None:
+        """Ray's session goes with the run, so it is read while that lasts; logs only grow."""
+        for path in self.temporary.rglob("session_*/logs/**/*"):
+            try:
+                if path.is_file() and not path.is_symlink():
+                    self.texts[f"ray: {path.name}"] = path.read_bytes().decode("utf-8", "replace")
+            except OSError:
+                continue
+
+    def keep_output(self) -> None:
+        for path in self.output.rglob("*"):
+            if path.is_file() and not path.is_relative_to(self.output / "data"):
+                self.texts[str(path.relative_to(self.output))] = path.read_bytes().decode("utf-8", "replace")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
+    temporary = Path(tempfile.mkdtemp(prefix="sb", dir="/tmp"))  # Ray refuses long names, and pytest's are long
+    done = Done(tmp_path_factory.mktemp("canary"), temporary)
+    try:
+        _run(done)
+        yield done
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _run(done: Done) -> None:
+    table = pa.table({"key": [f"{CANARY}-{i}" for i in range(NUM_GOOD + 3)], "prompt": prompts()})
+    pq.write_table(table, done.folder / "in.parquet")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SPECBATCH_", "RAY_"))}
+    command = [str(Path(sys.executable).parent / "specbatch"), "submit", "in.parquet", "--output", str(done.output)]
+    command += ["--id-column", "key", "--workers", "2", "--shard-rows", "3", "--max-new-tokens", "96"]
+    command += ["--row-errors-ok"]
+    process = subprocess.Popen(
+        command,
+        cwd=done.folder,
+        env={**kept, "TMPDIR": str(done.temporary), "SPECBATCH_LOG_FORMAT": "json"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    killed, deadline = None, time.monotonic() + DEADLINE_SECONDS
+    while process.poll() is None:
+        assert time.monotonic() < deadline, "it took too long"
+        done.keep_logs()
+        killed = killed or _kill_one(done.output)
+        time.sleep(0.1)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert killed is not None, "no worker could be killed in time"
+    done.texts |= {"stdout": out, "stderr": err}
+    done.keep_output()
+
+
+def _kill_one(output: Path) -> int | None:
+    """End a worker once a part is there; its process id."""
+    if not any((output / "data").glob("*.parquet")):
+        return None
+    try:
+        progress = json.loads((output / "_specbatch/progress.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    for worker in progress["workers"]:
+        if worker.get("pid"):
+            try:
+                os.kill(worker["pid"], signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            return int(worker["pid"])
+    return None
+
+
+def test_no_prompt_no_id_and_no_completion_leaves_the_parts(done: Done) -> None:
+    rows = load(done.output).to_pylist()
+    codes = {row["error_code"] for row in rows if row["status"] == "error"}
+    assert codes == {"ROW_PROMPT_NULL", "ROW_PROMPT_EMPTY", "ROW_TOO_LONG"}
+    pieces = {CANARY}
+    for row in rows:
+        text = row["completion"] or ""
+        pieces |= {text[at : at + SHARE] for at in range(0, len(text) - SHARE + 1)}
+    # Runs of white space or of one character say nothing of a completion.
+    pieces = {piece for piece in pieces if len(set(piece.split())) > 1 or len(set(piece)) > SHARE // 2}
+    assert len(pieces) > 50
+    assert {"stdout", "stderr", "manifest.json"} <= set(done.texts)
+    assert any(name.startswith("ray: worker-") for name in done.texts)
+    assert any(name.startswith("_specbatch/logs/1/") for name in done.texts)
+    for name, text in done.texts.items():
+        # In JSON text stands with escapes.
+        found = [piece for piece in pieces if piece in text or json.dumps(piece)[1:-1] in text]
+        assert not found, f"{name} holds {found[:3]}"
+
+
+def test_both_streams_of_the_run_are_structured(done: Done) -> None:
+    lines = [json.loads(line) for line in done.texts["stderr"].splitlines()]
+    fields = ["time", "level", "event", "message", "job", "epoch", "worker", "shard", "attempt", "code"]
+    assert all(list(line) == fields for line in lines)
+    job = json.loads(done.texts["manifest.json"])["identity"]["S"][:12]
+    events = {line["event"]: line for line in lines}
+    assert {"run_started", "worker_ready", "worker_died", "run_ended"} <= set(events)
+    assert (events["worker_died"]["job"], events["worker_died"]["epoch"]) == (job, 1)
+    stored = [json.loads(line) for line in done.texts["_specbatch/logs/1/run-0001.jsonl"].splitlines()]
+    assert [line for line in lines if line["event"] != "said"] == stored
+
+
+def test_workers_tell_of_their_leases(done: Done) -> None:
+    texts = [text for name, text in done.texts.items() if name.startswith("ray: worker-") and name.endswith(".err")]
+    lines = [json.loads(line) for text in texts for line in text.splitlines() if line.startswith("{")]
+    assigned = [line for line in lines if line["event"] == "shard_assigned"]
+    assert {line["shard"] for line in assigned} == set(range(9))
+    assert all(line["attempt"] >= 1 and line["worker"] is not None and line["job"] for line in assigned)
+    assert {line["event"] for line in lines} >= {"worker_ready", "shard_assigned", "part_written"}
