@@ -90,9 +90,10 @@ class SamplingParams:
         Raises:
             SpecbatchError: JOB_CONFIG; the seed is out of range.
         """
-        _check_seed(seed)
+        if not 0 <= seed < 1 << 63:
+            raise _bad_seed(seed)
         other = object.__new__(SamplingParams)
-        vars(other).update(vars(self), seed=seed)
+        other.__dict__.update(self.__dict__, seed=seed)
         return other
 
 
@@ -159,7 +160,8 @@ def _check_numbers(params: SamplingParams) -> None:
         raise _refuse("top_k", params.top_k, "0 (off) or more")
     if not 0 < params.top_p <= 1:
         raise _refuse("top_p", params.top_p, "above 0 and at most 1")
-    _check_seed(params.seed)
+    if not 0 <= params.seed < 1 << 63:
+        raise _bad_seed(params.seed)
     if not 0 <= params.min_p <= 1:
         raise _refuse("min_p", params.min_p, "from 0 (off) to 1")
     if not 0.1 <= params.repetition_penalty <= 10:
@@ -171,9 +173,8 @@ def _check_numbers(params: SamplingParams) -> None:
         raise _refuse("num_samples", params.num_samples, f"from 1 to {MAX_NUM_SAMPLES}")
 
 
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed < 1 << 63:
-        raise _refuse("seed", seed, "from 0 to 2**63 - 1")
+def _bad_seed(seed: int) -> SpecbatchError:
+    return _refuse("seed", seed, "from 0 to 2**63 - 1")
 
 
 def _check_tokens(params: SamplingParams) -> None:

@@ -10,9 +10,9 @@ from specbatch.schemas.rows import FinishReason
 from specbatch.schemas.stats import SpecCounters
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SequenceOutput:
-    """One finished sequence.
+    """One finished sequence. Never changed once it is made; like ``RowResult`` not frozen for its price.
 
     Attributes:
         key: what the caller gave to ``submit``.

@@ -26,35 +26,12 @@ from specbatch.schemas.manifest import PART_FORMAT
 from specbatch.schemas.rows import LOGPROBS_COLUMN, RESULT_COLUMNS, ResultForm, RowResult, result_columns
 from specbatch.schemas.stats import PartStats, PhaseSeconds, SpecCounters, length_histogram
 from specbatch.storage.footer import NotParquet, extension_columns, open_parquet, read_footer
+from specbatch.storage.result_table import result_arrays, result_fields, row_places, rows_at
 
 _META_KEY = "specbatch"
 _GROUP_RESULTS = 1024
 """Results of a row group unless told: encoding needs memory for one group, however large the part."""
 _PLAIN_FORM = ResultForm()
-
-_INT32_LIST = pa.list_(pa.field("element", pa.int32(), nullable=False))
-_RESULT_FIELDS: tuple[pa.Field, ...] = (
-    pa.field("row_id", pa.int64(), nullable=False),
-    pa.field("sample_index", pa.int32(), nullable=False),
-    pa.field("status", pa.string(), nullable=False),
-    pa.field("completion", pa.string()),
-    pa.field("completion_token_ids", _INT32_LIST),
-    pa.field("finish_reason", pa.string(), nullable=False),
-    pa.field("error_code", pa.string()),
-    pa.field("error_message", pa.string()),
-    pa.field("num_prompt_tokens", pa.int32(), nullable=False),
-    pa.field("num_completion_tokens", pa.int32(), nullable=False),
-    pa.field("row_seed", pa.int64(), nullable=False),
-    pa.field("min_margin", pa.float32()),
-    pa.field("num_spec_steps", pa.int32(), nullable=False),
-    pa.field("num_plain_steps", pa.int32(), nullable=False),
-    pa.field("num_draft_tokens", pa.int32(), nullable=False),
-    pa.field("num_accepted_draft_tokens", pa.int32(), nullable=False),
-    pa.field("acceptance_histogram", _INT32_LIST, nullable=False),
-    pa.field("draft_length_histogram", _INT32_LIST, nullable=False),
-)
-assert tuple(field.name for field in _RESULT_FIELDS) == RESULT_COLUMNS
-_LOGPROBS_FIELD = pa.field(LOGPROBS_COLUMN, pa.list_(pa.field("element", pa.float32(), nullable=False)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +62,7 @@ _META = TypeAdapter(PartMeta)
 def result_schema(input_schema: pa.Schema, form: ResultForm = _PLAIN_FORM) -> pa.Schema:
     """The schema of every part: the input's columns as they are, then ``RESULT_COLUMNS``, then any logprobs."""
     metadata = {key: value for key, value in (input_schema.metadata or {}).items() if key != _META_KEY.encode()}
-    added = [field.with_name(form.prefix + field.name) for field in _result_fields(form.with_logprobs)]
+    added = [field.with_name(form.prefix + field.name) for field in result_fields(form.with_logprobs)]
     return pa.schema([*input_schema, *added], metadata=metadata or None)
 
 
@@ -144,20 +121,20 @@ def write_part(
     made = [(result.row_id, result.sample_index) for result in results]
     assert made == list(planned), "not the planned rows and samples"
     assert all(low < high for low, high in pairwise(planned)), "rows and samples do not ascend"
-    place = _row_places(results)
+    place = row_places(results)
     assert rows.num_rows == (place[-1] + 1 if place else 0), f"{rows.num_rows} rows, {len(results)} results"
     assert meta.stats.num_results == len(results), "the statistics are of other rows"
     started = clock() if clock else 0.0
     meta = dataclasses.replace(meta, prefix=form.prefix)
     schema = result_schema(rows.schema, form)
-    fields = _result_fields(form.with_logprobs)
+    fields = result_fields(form.with_logprobs)
     size = form.row_group_rows or _GROUP_RESULTS
     options: dict[str, Any] = {"compression": form.compression, "write_page_checksum": True}
     with path.open("xb") as file, pq.ParquetWriter(file, schema, **options) as writer:
         for start in range(0, max(len(results), 1), size):
             group = slice(start, start + size)
-            arrays = _result_arrays(results[group], fields)
-            table = pa.Table.from_arrays([*_rows_at(rows, place[group]).columns, *arrays], schema=schema)
+            arrays = result_arrays(results[group], fields)
+            table = pa.Table.from_arrays([*rows_at(rows, place[group]).columns, *arrays], schema=schema)
             writer.write_table(table, row_group_size=size)
         if clock:
             seconds = meta.stats.seconds + PhaseSeconds(write=clock() - started)
@@ -259,60 +236,3 @@ def _stored_bounds(stored: pq.FileMetaData, row_id: str) -> tuple[int, int] | No
 
 def _not_sound(reason: str) -> SpecbatchError:
     return SpecbatchError(ErrorCode.JOB_INTEGRITY, f"it is not a sound part: {reason}")
-
-
-def _result_fields(with_logprobs: bool) -> tuple[pa.Field, ...]:
-    return (*_RESULT_FIELDS, _LOGPROBS_FIELD) if with_logprobs else _RESULT_FIELDS
-
-
-def _row_places(results: Sequence[RowResult]) -> list[int]:
-    """Which of the input rows each result belongs to."""
-    places: list[int] = []
-    before: RowResult | None = None
-    for result in results:
-        is_same = before is not None and before.row_id == result.row_id
-        places.append((places[-1] if places else -1) + (not is_same))
-        before = result
-    return places
-
-
-def _rows_at(rows: pa.Table, places: Sequence[int]) -> pa.Table:
-    """Rows by ascending place; one may be wanted several times, side by side."""
-    if not places:
-        return rows.slice(0, 0)
-    run = rows.slice(places[0], places[-1] - places[0] + 1)
-    if len(places) == run.num_rows:
-        return run
-    wanted = [place - places[0] for place in places]
-    try:
-        return run.take(pa.array(wanted, pa.int64()))
-    except pa.ArrowNotImplementedError:  # Arrow takes no views; slices of one row do for every type
-        return pa.concat_tables(run.slice(place, 1) for place in wanted)
-
-
-def _result_arrays(results: Sequence[RowResult], fields: Sequence[pa.Field]) -> list[pa.Array]:
-    counters = [result.counters for result in results]
-    token_ids = [result.completion_token_ids for result in results]
-    codes = [result.error_code for result in results]
-    columns: dict[str, list[Any]] = {
-        "row_id": [result.row_id for result in results],
-        "sample_index": [result.sample_index for result in results],
-        "status": ["ok" if code is None else "error" for code in codes],
-        "completion": [result.completion for result in results],
-        "completion_token_ids": token_ids,
-        "finish_reason": [result.finish_reason for result in results],
-        "error_code": codes,
-        "error_message": [result.error_message for result in results],
-        "num_prompt_tokens": [result.num_prompt_tokens for result in results],
-        "num_completion_tokens": [len(ids) if ids else 0 for ids in token_ids],
-        "row_seed": [result.row_seed for result in results],
-        "min_margin": [result.min_margin for result in results],
-        "num_spec_steps": [counter.num_spec_steps for counter in counters],
-        "num_plain_steps": [counter.num_plain_steps for counter in counters],
-        "num_draft_tokens": [counter.num_draft_tokens for counter in counters],
-        "num_accepted_draft_tokens": [counter.num_accepted_draft_tokens for counter in counters],
-        "acceptance_histogram": [counter.acceptance_histogram for counter in counters],
-        "draft_length_histogram": [counter.draft_length_histogram for counter in counters],
-        LOGPROBS_COLUMN: [result.logprobs for result in results],
-    }
-    return [pa.array(columns[field.name], field.type) for field in fields]

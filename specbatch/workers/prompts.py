@@ -123,6 +123,9 @@ def prompt_values(table: pa.Table, renderer: Renderer) -> Iterator[dict[str, Any
     """What ``Renderer.render`` takes, row by row. Texts stay bytes: nobody has checked that they are UTF-8."""
     if not renderer.columns:
         return iter([{}] * table.num_rows)
+    if len(renderer.columns) == 1:  # most jobs
+        (name,) = renderer.columns
+        return ({name: value} for value in column_values(table.column(name)))
     columns = [column_values(table.column(name)) for name in renderer.columns]
     return (dict(zip(renderer.columns, row, strict=True)) for row in zip(*columns, strict=True))
 
