@@ -204,8 +204,15 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=terminal,
             text=True,
-            cwd=Path(__file__).parents[1],
-            env={**base, "TERM": "xterm-256color", "PYTHONUTF8": "1"},
+            cwd=Path(__file__).parent,
+            env={
+                **base,
+                "TERM": "xterm-256color",
+                "PYTHONUTF8": "1",
+                "PYTHONPATH": os.pathsep.join(
+                    [str(Path(__file__).parents[1]), *filter(None, [base.get("PYTHONPATH")])]
+                ),
+            },
         )
         os.close(terminal)
         os.set_blocking(self._controller, False)
