@@ -33,8 +33,8 @@ demo: $(STAMP) ## Run the main job on examples/prompts.parquet with the bundled 
 	@$(BIN)/python examples/demo.py
 
 .PHONY: test
-test: $(STAMP) ## Run the test suite
-	$(BIN)/python -m pytest
+test: $(STAMP) ## Run the test suite, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: lint
 lint: $(STAMP) ## Check style, formatting and the import rule

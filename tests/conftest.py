@@ -16,6 +16,19 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For ``-n 2 --dist loadgroup``: all that starts a Ray in one process, one after another and from the beginning on.
+
+    What else there is goes to the other process, file by file. A Ray needs both cores now and then, and two jobs at once
+    would meet limits of time that are meant for one.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    for item in items:
+        name = "ray" if item.get_closest_marker("ray") else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(name))
+
+
 @pytest.fixture(scope="session")
 def s3_process() -> Iterator[S3Server]:
     """The one S3 server of this test run. Tests take ``s3_server``, which also points the environment at it."""
