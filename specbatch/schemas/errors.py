@@ -125,6 +125,7 @@ class SpecbatchError(Exception):
     """
 
     def __init__(self, code: ErrorCode, message: str) -> None:
+        message = " ".join(message.splitlines())  # what users typed is quoted, and may hold line breaks
         super().__init__(code, message)
         self.code = code
         self.message = message

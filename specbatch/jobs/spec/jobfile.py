@@ -12,6 +12,7 @@ from typing import Any
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 
 MAX_YAML_NODES = 20_000
+MAX_YAML_DEPTH = 50
 
 _CONSTANTS = {"null": None, "~": None, "": None, "true": True, "false": False}
 _WHOLE_NUMBER = re.compile(r"[-+]?[0-9]{1,30}")
@@ -37,7 +38,10 @@ def parse_yaml(data: bytes, name: str) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Refuses aliases and tags while the tree is composed, before anything can grow."""
+        """Refuses aliases, tags and depth while the tree is composed, before anything can grow."""
+
+        depth = 0
+        num_nodes = 0
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             event: Any = self.peek_event()  # type: ignore[no-untyped-call]
@@ -45,7 +49,17 @@ def parse_yaml(data: bytes, name: str) -> Any:
                 raise yaml.MarkedYAMLError(problem="aliases are not taken", problem_mark=_mark(event))
             if getattr(event, "tag", None) is not None:
                 raise yaml.MarkedYAMLError(problem="tags are not taken", problem_mark=_mark(event))
-            return super().compose_node(parent, index)
+            self.num_nodes += 1
+            if self.num_nodes > MAX_YAML_NODES:
+                problem = f"more than {MAX_YAML_NODES} values"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=_mark(event))
+            if self.depth == MAX_YAML_DEPTH:
+                raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=_mark(event))
+            self.depth += 1
+            try:
+                return super().compose_node(parent, index)
+            finally:
+                self.depth -= 1
 
     try:
         loader = Loader(data)
@@ -53,7 +67,7 @@ def parse_yaml(data: bytes, name: str) -> Any:
             node = loader.get_single_node()
         finally:
             loader.dispose()
-        return None if node is None else _Builder().build(node)
+        return None if node is None else _build(node)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark is not None else ""
@@ -61,32 +75,24 @@ def parse_yaml(data: bytes, name: str) -> Any:
         raise SpecbatchError(ErrorCode.JOB_CONFIG, f"--config {name}{where}: {problem}") from None
 
 
-class _Builder:
-    """Turns a composed tree into values and counts its nodes."""
+def _build(node: Any) -> Any:
+    """The value of a composed tree."""
+    import yaml
 
-    def __init__(self) -> None:
-        self._num_nodes = 0
-
-    def build(self, node: Any) -> Any:
-        import yaml
-
-        self._num_nodes += 1
-        if self._num_nodes > MAX_YAML_NODES:
-            raise yaml.MarkedYAMLError(problem=f"more than {MAX_YAML_NODES} values", problem_mark=_mark(node))
-        if isinstance(node, yaml.MappingNode):
-            mapping: dict[str, Any] = {}
-            for key_node, value_node in node.value:
-                key = self.build(key_node)
-                if not isinstance(key, str):
-                    raise yaml.MarkedYAMLError(problem=f"key {key!r} is not a name", problem_mark=_mark(key_node))
-                if key in mapping:
-                    raise yaml.MarkedYAMLError(problem=f"key {key!r} appears twice", problem_mark=_mark(key_node))
-                mapping[key] = self.build(value_node)
-            return mapping
-        if isinstance(node, yaml.SequenceNode):
-            return [self.build(item) for item in node.value]
-        assert isinstance(node, yaml.ScalarNode)
-        return scalar(node.value) if node.style is None else node.value
+    if isinstance(node, yaml.MappingNode):
+        mapping: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = _build(key_node)
+            if not isinstance(key, str):
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} is not a name", problem_mark=_mark(key_node))
+            if key in mapping:
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} appears twice", problem_mark=_mark(key_node))
+            mapping[key] = _build(value_node)
+        return mapping
+    if isinstance(node, yaml.SequenceNode):
+        return [_build(item) for item in node.value]
+    assert isinstance(node, yaml.ScalarNode)
+    return scalar(node.value) if node.style is None else node.value
 
 
 def _mark(node: Any) -> Any:
