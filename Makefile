@@ -5,6 +5,8 @@ TORCH_VERSION := 2.13.0
 OPENVINO_GENAI_VERSION := 2026.4.1.0
 OPTIMUM_INTEL_VERSION := 2.2.0
 MKDOCS_MATERIAL_VERSION := 9.8.1
+PIP_AUDIT_VERSION := 2.10.1
+CYCLONEDX_VERSION := 11.12.0
 OPENVINO_ENV ?= $(HOME)/.cache/specbatch/openvino
 VENV := .venv
 BIN := $(VENV)/bin
@@ -92,10 +94,19 @@ docs: $(STAMP) ## Write what the documents take from the code, and build them as
 package: $(STAMP) ## Build sdist and, from it, the wheel
 	$(BIN)/python -m build --outdir dist .
 
+# The list first: it needs nobody. An advisory service that cannot be reached is exit 3 of the second line, and no success.
+.PHONY: audit
+audit: $(STAMP) ## Write dist/sbom.cdx.json (CycloneDX), and look for known vulnerabilities of what is locked
+	@$(BIN)/python -c 'import pip_audit, cyclonedx' 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		"pip-audit==$(PIP_AUDIT_VERSION)" "cyclonedx-python-lib[json-validation]==$(CYCLONEDX_VERSION)"
+	$(BIN)/python infra/make_sbom.py --torch $(TORCH_VERSION) --output dist/sbom.cdx.json
+	$(BIN)/python infra/audit.py --torch $(TORCH_VERSION)
+
 .PHONY: lock
-lock: ## Resolve requirements.lock again (needs uv in .venv)
+lock: ## Resolve the lock files again; LOCK=--keep upgrades nothing (installs uv into .venv)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/python infra/make_lock.py --torch $(TORCH_VERSION)
+	$(BIN)/python infra/make_lock.py --torch $(TORCH_VERSION) $(LOCK)
 
 .PHONY: clean
 clean: ## Remove what the commands above made, the environment included

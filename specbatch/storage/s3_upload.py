@@ -14,7 +14,7 @@ from specbatch.storage.s3_client import Bucket
 from specbatch.storage.s3_errors import Fault, FaultKind
 from specbatch.storage.store import NotFound
 
-_TOKEN = "specbatch-token"
+_TOKEN = "specbatch-token"  # noqa: S105 - the name of a mark, no secret
 _JUDGED = frozenset({FaultKind.CHANGED, FaultKind.UNSUPPORTED})
 
 T = TypeVar("T")
