@@ -35,6 +35,7 @@ FOREIGN_VARIABLES = frozenset(
         "SPECBATCH_LOG_LEVEL",
         "SPECBATCH_ALLOW_HTTP",
         "SPECBATCH_STORE_PATIENCE_SECONDS",
+        "SPECBATCH_KUBERAY_CRDS",
     }
 )
 """Variables with our prefix that are not settings."""
