@@ -1,7 +1,8 @@
-"""Prompts, ids and completions are in the parts and nowhere else: a job full of canaries, and every byte it leaves.
+"""Prompts, ids and completions are in the parts and nowhere else, and secrets nowhere: a job full of canaries.
 
 The job has a row for each row error that its data can provoke, and one of its workers is killed. Searched are all files
-of the output but the parts, all log files of Ray's session, and both streams of the command.
+of the output (for prompts all but the parts), all files of Ray's session, and both streams of the command. Secrets that
+are used, for a store and for a cluster, are looked for in infra/test_aws_policies.py.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from specbatch import load
+from specbatch.jobs.spec.settings import FOREIGN_VARIABLES
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -30,6 +32,16 @@ SHARE = 12
 """Characters in a row of a completion that count as the completion."""
 DEADLINE_SECONDS = 150.0
 NUM_GOOD = 24
+SECRETS = {
+    "AWS_ACCESS_KEY_ID": "AKIAKANARIENVOGEL777",
+    "AWS_SECRET_ACCESS_KEY": "secretkanarie/8f0e1d2c3b4a59687706f5e4",
+    "AWS_SESSION_TOKEN": "sessionkanarie//1a2b3c4d5e6f70819203a4b5",
+    "HF_TOKEN": "hf_tokenkanarieXyZ0123456789",
+    "RAY_AUTH_TOKEN": "raytokenkanarie0123456789abcdef",
+}
+if "SPECBATCH_NOTIFY_URL" in FOREIGN_VARIABLES:
+    SECRETS["SPECBATCH_NOTIFY_URL"] = "http://127.0.0.1:9/services/urlkanarie0123"
+"""Of the user's environment. The job makes a token of its own for its Ray, which is looked for too."""
 
 
 def prompts() -> list[str | None]:
@@ -45,6 +57,27 @@ class Done:
         self.folder, self.temporary = folder, temporary
         self.output = folder / "out"
         self.texts: dict[str, str] = {}
+        self.parts: dict[str, str] = {}
+        self.session: dict[str, str] = {}
+        self.ray_tokens: set[str] = set()
+
+    def keep_session(self) -> None:
+        """What else is in the folder of Ray's session, and the token that its processes have."""
+        for path in self.temporary.rglob("*"):
+            try:
+                if path.is_file() and not path.is_symlink() and path.stat().st_size < 1 << 22:
+                    name = str(path.relative_to(self.temporary))
+                    self.session[name] = path.read_bytes().decode("utf-8", "replace")
+            except OSError:
+                continue
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                environment = path.read_bytes()
+            except OSError:
+                continue
+            if f"TMPDIR={self.temporary}".encode() in environment and b"RAY_RAYLET_PID=" in environment:
+                variables = dict(entry.partition(b"=")[::2] for entry in environment.split(b"\0"))
+                self.ray_tokens.add(variables[b"RAY_AUTH_TOKEN"].decode())
 
     def keep_logs(self) -> None:
         """Ray's session goes with the run, so it is read while that lasts; logs only grow."""
@@ -57,8 +90,9 @@ class Done:
 
     def keep_output(self) -> None:
         for path in self.output.rglob("*"):
-            if path.is_file() and not path.is_relative_to(self.output / "data"):
-                self.texts[str(path.relative_to(self.output))] = path.read_bytes().decode("utf-8", "replace")
+            if path.is_file():
+                texts = self.parts if path.is_relative_to(self.output / "data") else self.texts
+                texts[str(path.relative_to(self.output))] = path.read_bytes().decode("utf-8", "replace")
 
 
 @pytest.fixture(scope="module")
@@ -82,16 +116,19 @@ def _run(done: Done) -> None:
     process = subprocess.Popen(
         command,
         cwd=done.folder,
-        env={**kept, "TMPDIR": str(done.temporary), "SPECBATCH_LOG_FORMAT": "json"},
+        env={**kept, **SECRETS, "TMPDIR": str(done.temporary), "SPECBATCH_LOG_FORMAT": "json"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    killed, deadline = None, time.monotonic() + DEADLINE_SECONDS
+    killed, num_looks, deadline = None, 0, time.monotonic() + DEADLINE_SECONDS
     while process.poll() is None:
         assert time.monotonic() < deadline, "it took too long"
         done.keep_logs()
+        if num_looks % 10 == 0 or (done.output / "_SUCCESS").exists():
+            done.keep_session()
+        num_looks += 1
         killed = killed or _kill_one(done.output)
         time.sleep(0.1)
     out, err = process.communicate()
@@ -158,3 +195,34 @@ def test_workers_tell_of_their_leases(done: Done) -> None:
     assert {line["shard"] for line in assigned} == set(range(9))
     assert all(line["attempt"] >= 1 and line["worker"] is not None and line["job"] for line in assigned)
     assert {line["event"] for line in lines} >= {"worker_ready", "shard_assigned", "part_written"}
+
+
+def test_no_secret_is_in_any_byte(done: Done) -> None:
+    assert done.ray_tokens, "no process of this Ray was seen"
+    assert SECRETS["RAY_AUTH_TOKEN"] not in done.ray_tokens, "the token of a cluster of the user's is not for this one"
+    assert done.parts
+    assert any("/logs/" in name for name in done.session)
+    for name, text in {**done.texts, **done.parts, **done.session}.items():
+        found = [variable for variable, secret in SECRETS.items() if secret in text]
+        found += ["the token of this Ray" for token in done.ray_tokens if token in text]
+        assert not found, f"{name} holds {found}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["config", "show", "--format", "json"], 0),
+        (["submit", "missing.parquet"], 2),
+        (["submit", f"s3://user:{SECRETS['AWS_SECRET_ACCESS_KEY']}@bucket/in"], 2),
+        (["status", "s3://bucket/out", "--format", "json"], 8),
+    ],
+)
+def test_no_secret_is_in_what_a_command_says(arguments: list[str], code: int, tmp_path: Path) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SPECBATCH_", "RAY_", "AWS_"))}
+    nowhere = {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9", "SPECBATCH_STORE_PATIENCE_SECONDS": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "specbatch", *arguments], cwd=tmp_path, env={**kept, **SECRETS, **nowhere},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert not [variable for variable, secret in SECRETS.items() if secret in done.stdout + done.stderr]

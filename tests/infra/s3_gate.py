@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from policies import Ask, allows
+from policies import PLACEHOLDERS, Ask, allows
 
 _CREDENTIAL = re.compile(r"Credential=([^/]+)/")
 _HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "expect"})
@@ -31,11 +31,18 @@ class Role:
     policies: Sequence[dict[str, Any]]
 
     def may(self, ask: Ask) -> bool:
-        arn = ("aws:PrincipalArn", f"arn:aws:iam::111122223333:role/{self.name}")
-        # The server of the tests speaks plain HTTP; what stands in its place is reached by TLS.
-        return allows(
-            self.policies, Ask(ask.action, ask.resource, (*ask.context, arn, ("aws:SecureTransport", "true")))
-        )
+        return allows(self.policies, in_account(ask, self.name))
+
+
+def in_account(ask: Ask, role: str) -> Ask:
+    """A request as AWS sees it: by TLS (the server of the tests has none), by a role, for a bucket of this account."""
+    account = PLACEHOLDERS["ACCOUNT"]
+    own = {
+        "aws:SecureTransport": "true",
+        "aws:ResourceAccount": account,
+        "aws:PrincipalArn": f"arn:aws:iam::{account}:role/{role}",
+    }
+    return Ask(ask.action, ask.resource, tuple({**own, **dict(ask.context)}.items()))
 
 
 @dataclass(frozen=True, slots=True)

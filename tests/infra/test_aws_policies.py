@@ -184,7 +184,7 @@ class TestNight:
                 for resource in [resources] if isinstance(resources, str) else resources:
                     alone = {**statement, "Resource": resource}
                     policy = {"Version": "2012-10-17", "Statement": [alone]}
-                    used = any(seen.role == role.name and allows([policy], seen.ask) for seen in asked)
+                    used = any(seen.role == role.name and Role(role.name, [policy]).may(seen.ask) for seen in asked)
                     excused = name == "gc" and statement["Sid"] in ("GiveUpUploads", "RemoveLeftovers")
                     # `cancel` asks for the first; the second is a dataset that is one object.
                     excused |= resource.endswith(("/cancel-*.json", "/prompts"))
@@ -298,6 +298,13 @@ def test_neither_of_those_who_run_a_job_deletes_anything(role: str) -> None:
     for key in ("data/part-00001-ab.parquet", "manifest.json", "_specbatch/lease.json", "_specbatch/probe-1/a", "a"):
         for action in ("s3:DeleteObject", "s3:DeleteObjectVersion", "s3:PutLifecycleConfiguration", "s3:DeleteBucket"):
             assert not ROLES[role].may(Ask(action, f"{ARN}/{JOB}/{key}"))
+
+
+@pytest.mark.parametrize("role", ["worker", "coordinator"])
+def test_nothing_is_written_to_a_bucket_of_the_same_name_in_another_account(role: str) -> None:
+    key = f"{JOB}/data/part-00001-ab.parquet" if role == "worker" else f"{JOB}/manifest.json"
+    assert ROLES[role].may(put(key, ONCE))
+    assert not ROLES[role].may(put(key, (*ONCE, ("aws:ResourceAccount", "999999999999"))))
 
 
 def test_the_bucket_alone_keeps_an_administrator_from_overwriting_and_deleting() -> None:
