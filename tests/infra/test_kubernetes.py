@@ -194,6 +194,19 @@ def test_ray_asks_for_a_token_that_comes_from_a_secret(name: str) -> None:
                 assert environment["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]["name"] == "specbatch-ray", where
 
 
+@pytest.mark.parametrize("name", RAY)
+def test_nodes_are_asked_by_something_that_the_image_has(name: str) -> None:
+    """The probes that KubeRay would add want wget; the image has Python."""
+    for document in rendered(name):
+        for where, pod in pods(document):
+            for container in pod["spec"]["containers"]:
+                if container["name"] != "ray-job-submitter":
+                    for probe in ("livenessProbe", "readinessProbe"):
+                        program, option, text = container[probe]["exec"]["command"]
+                        assert (program, option) == ("/opt/specbatch/bin/python", "-c"), where
+                        compile(text, where, "exec")
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_no_secret_is_in_a_file(name: str) -> None:
     documents = rendered(name)
