@@ -2,7 +2,7 @@
 
 The job has a row for each row error that its data can provoke, and one of its workers is killed. Searched are all files
 of the output (for prompts all but the parts), all files of Ray's session, and both streams of the command. Secrets that
-are used, for a store and for a cluster, are looked for in infra/test_aws_policies.py.
+are used, for a store and for a cluster, are looked for in infra/test_aws_job.py.
 """
 
 from __future__ import annotations

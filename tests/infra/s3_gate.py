@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from policies import PLACEHOLDERS, Ask, allows
+from policies import PLACEHOLDERS, Ask, allows, load
 
 _CREDENTIAL = re.compile(r"Credential=([^/]+)/")
 _HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "expect"})
@@ -43,6 +43,12 @@ def in_account(ask: Ask, role: str) -> Ask:
         "aws:PrincipalArn": f"arn:aws:iam::{account}:role/{role}",
     }
     return Ask(ask.action, ask.resource, tuple({**own, **dict(ask.context)}.items()))
+
+
+INPUT, OUTPUT = PLACEHOLDERS["INPUT_BUCKET"], PLACEHOLDERS["OUTPUT_BUCKET"]
+JOB = f"{PLACEHOLDERS['OUTPUT_PREFIX']}/tonight"
+ROLES = {name: Role(f"specbatch-{name}", [load(name), load("bucket")]) for name in ("worker", "coordinator", "gc")}
+"""The roles of the policies, by the access key that the tests give them."""
 
 
 @dataclass(frozen=True, slots=True)
