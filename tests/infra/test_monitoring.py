@@ -127,6 +127,12 @@ def test_counters_are_looked_at_by_their_rise() -> None:
             assert re.search(rf"(?:rate|increase)\({name}(?:{{[^}}]*}})?\[", rule["expr"]), rule["alert"]
 
 
+def test_a_job_that_never_finished_a_part_is_seen() -> None:
+    """A counter that never rose is not there, and nothing is equal to 0 where there is nothing."""
+    (rule,) = [rule for rule in rules() if rule["alert"] == "SpecbatchStandsStill"]
+    assert " unless " in rule["expr"]
+
+
 def test_every_alert_has_a_runbook_that_exists_and_says_whom_it_concerns() -> None:
     headings = (ROOT / "docs" / "observability.md").read_text()
     anchors = {line[3:].lower().replace(" ", "-") for line in headings.splitlines() if line.startswith("## ")}
