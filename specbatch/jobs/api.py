@@ -22,6 +22,7 @@ def submit(
     *,
     output: str | Path | None = None,
     progress: str = "auto",
+    notify: str | None = None,
     **settings: Any,
 ) -> JobOutcome:
     """Run a job to its end in this process and the workers that it starts.
@@ -30,6 +31,7 @@ def submit(
         datasets: Parquet or JSONL files, folders, globs, ``s3://`` or ``hf://`` places, or an output.
         output: where results go; beside the dataset if None.
         progress: ``auto``, ``bar``, ``lines`` or ``quiet``, on standard error.
+        notify: where a summary is posted when the run has ended; ``SPECBATCH_NOTIFY_URL`` if None.
         **settings: the options of ``specbatch submit`` with underscores (``max_new_tokens=64``). ``SPECBATCH_*``
             variables fill in what is not given, as they do on the command line.
 
@@ -41,7 +43,10 @@ def submit(
     """
     from specbatch.jobs.display.progress import make_view
     from specbatch.jobs.planning.prepare import prepare
+    from specbatch.jobs.running.interrupt import StopNow
     from specbatch.jobs.running.job import run_job
+    from specbatch.jobs.running.notify import make_notifier
+    from specbatch.jobs.spec.placeholders import with_logical_date
     from specbatch.jobs.spec.settings import environment_layer, flag_layer, resolve, with_text_files
 
     names = [datasets] if isinstance(datasets, str | Path) else list(datasets)
@@ -50,8 +55,22 @@ def submit(
         given["output"] = str(output)
     flags = flag_layer(given, [str(name) for name in names], spelling="{}=")
     view = make_view(progress)  # type: ignore[arg-type]  # make_view names a wrong mode
-    prepared = prepare(resolve([with_text_files(layer) for layer in (flags, environment_layer(os.environ))]))
-    return run_job(prepared, view, lambda line: None if progress == "quiet" else _say(line))
+    layers = [with_text_files(layer) for layer in (flags, environment_layer(os.environ))]
+    notifier = make_notifier(notify, dict(os.environ), _say)
+    try:
+        placed = with_logical_date(resolve(layers))
+        notifier.logical_date = placed.spec.execution.logical_date
+        prepared = prepare(placed)
+        notifier.output = prepared.output
+        outcome = run_job(prepared, view, lambda line: None if progress == "quiet" else _say(line))
+    except Exception as error:
+        notifier.failed(error)
+        raise
+    except StopNow as stop:
+        notifier.stopped(128 + stop.number)
+        raise
+    notifier.ended(outcome)
+    return outcome
 
 
 def report(output: str | Path) -> Manifest:

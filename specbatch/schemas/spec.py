@@ -216,6 +216,8 @@ class ExecutionSpec(_Section):
     ``deadline`` is counted from the start of the run; ``single_writer`` gives up creating objects once only, for
     stores that cannot; ``address`` is a running Ray cluster instead of one of our own. ``profile`` names what
     ``calibrate`` measured: a file, ``auto`` for the one of this pair on this machine where there is one, or ``none``.
+    ``logical_date`` is the night that a run is for, read in ``timezone``; ``{date}`` and ``{hour}`` in the places of a
+    job come from it.
     """
 
     speculation: Speculation = "auto"
@@ -231,6 +233,8 @@ class ExecutionSpec(_Section):
     address: str | None = None
     price_per_device_hour: Annotated[float, Field(ge=0, le=1e6)] | None = None
     profile: Annotated[str, Field(min_length=1)] = "auto"
+    logical_date: Annotated[str, Field(min_length=1)] | None = None
+    timezone: Annotated[str, Field(min_length=1)] | None = None
 
     @field_validator("deadline")
     @classmethod

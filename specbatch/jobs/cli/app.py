@@ -106,5 +106,16 @@ def _say(line: str) -> None:
 
 def _write_crash_log(arguments: Sequence[str]) -> Path:
     with tempfile.NamedTemporaryFile("w", prefix="specbatch-crash-", suffix=".txt", delete=False) as file:
-        file.write(f"specbatch {__version__}\n{shlex.join(arguments)}\n{traceback.format_exc()}")
+        file.write(f"specbatch {__version__}\n{shlex.join(_without_secrets(arguments))}\n{traceback.format_exc()}")
     return Path(file.name)
+
+
+def _without_secrets(arguments: Sequence[str]) -> list[str]:
+    """A command line without the address of ``--notify``."""
+    shown = list(arguments)
+    for index, argument in enumerate(shown):
+        if argument.startswith("--notify="):
+            shown[index] = "--notify=***"
+        elif argument == "--notify" and index + 1 < len(shown):
+            shown[index + 1] = "***"
+    return shown

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from specbatch.jobs.cli.job import job_settings
+from specbatch.jobs.cli.job import placed_settings
 from specbatch.jobs.cli.options import (
     ASSIGNMENTS,
     CONFIG,
@@ -77,7 +77,7 @@ def _preview(options: dict[str, Any]) -> None:
     from specbatch.jobs.planning.prepare import prepare
     from specbatch.jobs.planning.preview import preview, render_preview
 
-    prepared = prepare(job_settings(options))
+    prepared = prepare(placed_settings(options))
     talk(options["format"])(f"loading {prepared.target.name}")
     found = preview(prepared, options["rows"])
     is_same_text = prepared.spec.generation.coupling == "seed"
@@ -91,7 +91,7 @@ def _calibrate(options: dict[str, Any]) -> None:
     from specbatch.jobs.calibration.text import render_calibration
     from specbatch.jobs.planning.prepare import prepare
 
-    settings = job_settings(options)
+    settings = placed_settings(options)
     # What is measured must not rest on what was measured before.
     execution = settings.spec.execution.model_copy(update={"profile": "none"})
     prepared = prepare(replace(settings, spec=settings.spec.model_copy(update={"execution": execution})))

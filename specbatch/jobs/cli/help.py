@@ -40,6 +40,7 @@ COMMANDS: tuple[CommandEntry, ...] = (
     CommandEntry("cancel", _RUN, "outputs", "ask a running job to stop; what is done is kept"),
     CommandEntry("retry-failed", _RUN, "outputs", "decode the error rows of a finished job again"),
     CommandEntry("repair", _RUN, "outputs", "make a sound copy of a damaged output"),
+    CommandEntry("schedule", _RUN, "schedule", "jobs that come again every night"),
     CommandEntry("plan", _BEFORE, "job", "check everything, print settings and plan"),
     CommandEntry("preview", _BEFORE, "before", "decode the first rows and show them"),
     CommandEntry("calibrate", _BEFORE, "before", "does the draft pay here? what will the job take?"),
@@ -76,6 +77,10 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = MappingProxyType(
             (
                 "specbatch submit s3://bucket/prompts/ --output s3://bucket/answers --config job.yaml",
                 "on S3, with settings from a file",
+            ),
+            (
+                "specbatch submit prompts.parquet --output 'answers/{date}' --logical-date 2026-11-24",
+                "one night of many, in a folder of its own",
             ),
         ),
         "plan": (
@@ -144,6 +149,46 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = MappingProxyType(
         "gc": (
             ("specbatch gc out", "shows and removes what killed runs left"),
             ("specbatch gc out --yes", "parts of other plans too"),
+        ),
+        "schedule add": (
+            (
+                "specbatch schedule add nightly.yaml --cron '15 1 * * *' --timezone Europe/Berlin --store schedules",
+                "each night at 1:15, from a job file whose output has {date} in it",
+            ),
+            (
+                "specbatch schedule add hourly.yaml --cron '0 * * * *' --overlap wait --missed skip "
+                "--store s3://bucket/schedules",
+                "each hour; late ones wait, those that nobody saw come are left out",
+            ),
+        ),
+        "schedule list": (
+            ("specbatch schedule list --store schedules", "the next times, and what became of the last nights"),
+            ("specbatch schedule list nightly --nights 30 --store schedules --format json", "a month, for a program"),
+        ),
+        "schedule remove": (("specbatch schedule remove nightly --store schedules", "its nights and results stay"),),
+        "schedule run": (
+            ("specbatch schedule run --store schedules", "a daemon for all schedules; SIGTERM ends it"),
+            ("specbatch schedule run --store schedules --once", "what is due now, then exit: for a timer"),
+            (
+                "specbatch schedule run nightly --store schedules --once --now 2026-11-24T01:15+01:00",
+                "as if it were that moment",
+            ),
+        ),
+        "schedule render": (
+            (
+                "specbatch schedule render nightly --store schedules --to systemd --output units",
+                "service and timer, with what they run",
+            ),
+            (
+                "specbatch schedule render nightly.yaml --cron '15 1 * * *' --to k8s-cronjob --image "
+                "registry/specbatch",
+                "a manifest on stdout, for kubectl apply -f -",
+            ),
+        ),
+        "schedule report": (("specbatch schedule report nightly --store schedules", "the last week, side by side"),),
+        "schedule times": (
+            ("specbatch schedule times --cron '15 1 * * *' --timezone Europe/Berlin", "the next five times"),
+            ("specbatch schedule times --cron '15 1 * * *' --last", "the last time that has come"),
         ),
         "config show": (
             ("specbatch config show", "every setting with its default"),

@@ -14,6 +14,7 @@ from specbatch.jobs.cli.options import (
     DATASET,
     DRY_RUN,
     FORMAT,
+    NOTIFY,
     ORIGIN,
     SCAN,
     Format,
@@ -57,19 +58,38 @@ def job_settings(options: dict[str, Any]) -> Settings:
     return resolve(layers)
 
 
+def placed_settings(options: dict[str, Any]) -> Settings:
+    """The settings of a command line that looks for the dataset: with its placeholders filled in."""
+    from specbatch.jobs.spec.placeholders import with_logical_date
+
+    return with_logical_date(job_settings(options), options["config"])
+
+
 def _submit(options: dict[str, Any]) -> None:
     started = time.monotonic()
-    settings = job_settings(options)
     if options["dry_run"]:
-        _print_plan(settings, options["format"], SCAN.default)
+        _print_plan(placed_settings(options), options["format"], SCAN.default)
         return
-    from specbatch.jobs.planning.prepare import prepare
+    from specbatch.jobs.running.notify import make_notifier
 
-    run_prepared(prepare(settings), options["format"], started)
+    notifier = make_notifier(options["notify"], os.environ, talk(options["format"]))
+    try:
+        settings = placed_settings(options)
+        notifier.logical_date = settings.spec.execution.logical_date
+        from specbatch.jobs.planning.prepare import prepare
+
+        prepared = prepare(settings)
+        notifier.output = prepared.output
+        run_prepared(prepared, options["format"], started, notifier=notifier)
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        notifier.failed(error)
+        raise
 
 
 def _plan(options: dict[str, Any]) -> None:
-    _print_plan(job_settings(options), options["format"], options["scan"])
+    _print_plan(placed_settings(options), options["format"], options["scan"])
 
 
 def _show_settings(options: dict[str, Any]) -> None:
@@ -86,7 +106,7 @@ def _show_settings(options: dict[str, Any]) -> None:
 
 _SETTINGS = (DATASET, *job_parameters(), CONFIG, ASSIGNMENTS)
 
-submit = command(_submit, (*_SETTINGS, DRY_RUN, FORMAT))
+submit = command(_submit, (*_SETTINGS, NOTIFY, DRY_RUN, FORMAT))
 plan = command(_plan, (*_SETTINGS, SCAN, FORMAT))
 show_settings = command(_show_settings, (*_SETTINGS, ORIGIN, FORMAT))
 

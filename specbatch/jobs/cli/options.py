@@ -76,6 +76,19 @@ DRY_RUN = inspect.Parameter(
     default=False,
     annotation=Annotated[bool, typer.Option("--dry-run", help="Check and print the plan; start nothing.")],
 )
+NOTIFY = inspect.Parameter(
+    "notify",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        str | None,
+        typer.Option(
+            "--notify",
+            metavar="URL",
+            help="Post a summary here when the run has ended; SPECBATCH_NOTIFY_URL keeps it off the command line.",
+        ),
+    ],
+)
 ORIGIN = inspect.Parameter(
     "origin",
     inspect.Parameter.KEYWORD_ONLY,

@@ -16,10 +16,17 @@ from specbatch.schemas.log_lines import encode_line, now_text, read_log_settings
 if TYPE_CHECKING:
     from specbatch.jobs.planning.prepare import PreparedJob
     from specbatch.jobs.running.job import JobOutcome
+    from specbatch.jobs.running.notify import Notifier
 
 
 def run_prepared(
-    prepared: PreparedJob, format: Format, started: float, *, go_on: str | None = None, whole: str | None = None
+    prepared: PreparedJob,
+    format: Format,
+    started: float,
+    *,
+    go_on: str | None = None,
+    whole: str | None = None,
+    notifier: Notifier | None = None,
 ) -> NoReturn:
     """Run a prepared job and exit as it ended.
 
@@ -27,6 +34,7 @@ def run_prepared(
         started: ``time.monotonic()`` at the start of the command.
         go_on: the command that goes on after an interruption; ``resume`` of the output if None.
         whole: the output whose report shows this one too.
+        notifier: is told how the run ended, unless it fails.
     """
     from specbatch.jobs.display.progress import make_view
     from specbatch.jobs.running.events import EventWriter
@@ -40,10 +48,14 @@ def run_prepared(
         outcome = run_job(prepared, view, talk(format), started=started)
     except StopNow as stop:
         typer.echo(f"stopped; finished parts are kept, go on with: {go_on}", err=True)
+        if notifier is not None:
+            notifier.stopped(128 + stop.number)
         raise typer.Exit(128 + stop.number) from None
     if outcome.manifest is None:
         progress = f"{outcome.parts_done} of {outcome.num_parts} parts are done"
         typer.echo(f"interrupted: {progress}, go on with: {go_on}", err=True)
+    if notifier is not None:
+        notifier.ended(outcome)
     end(outcome, format, whole=whole)
 
 

@@ -23,6 +23,8 @@ from specbatch.jobs.planning.preview import PREVIEW_FORMAT
 from specbatch.jobs.planning.text import PLAN_FORMAT, SETTINGS_FORMAT
 from specbatch.jobs.profiles.store import PROFILE_FORMAT, Profile
 from specbatch.jobs.reports.document import REPORT_FORMAT
+from specbatch.jobs.running.notify import NOTICE_FORMAT, Notice
+from specbatch.jobs.schedules.listing import SCHEDULES_FORMAT, ScheduleList
 from specbatch.jobs.spec.jobfile_schema import DIALECT, job_schema
 from specbatch.jobs.upkeep.doctor import DOCTOR_FORMAT
 from specbatch.jobs.upkeep.gc import GcReport
@@ -155,6 +157,14 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
             _printed("Event of a run", runs.ProgressEvent | runs.NoteEvent | runs.EndEvent),
         ),
         "list": Published("`specbatch list --format json`", LIST_FORMAT, _printed("Jobs", JobList, LIST_FORMAT)),
+        "schedules": Published(
+            "`specbatch schedule list --format json`",
+            SCHEDULES_FORMAT,
+            _printed("Schedules", ScheduleList, SCHEDULES_FORMAT),
+        ),
+        "notice": Published(
+            "what `--notify` posts at the end of a run", NOTICE_FORMAT, _printed("Notice", Notice, NOTICE_FORMAT)
+        ),
         "status": Published(
             "`specbatch status --format json`; one a line with `--watch --format jsonl`",
             STATUS_FORMAT,

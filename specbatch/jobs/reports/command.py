@@ -9,6 +9,7 @@ from typing import Any
 from specbatch.jobs.display import formatting as fmt
 from specbatch.jobs.spec.option_types import Option
 from specbatch.jobs.spec.options import JOB_OPTIONS
+from specbatch.jobs.spec.placeholders import doubled
 from specbatch.schemas.manifest import Manifest
 
 LONG_TEXT = 120
@@ -22,7 +23,8 @@ def reproduce(manifest: Manifest, output: str) -> tuple[str, str]:
     if manifest.spec is None:
         return "", f"the settings stand in {fmt.clean(output).rstrip('/')}/_specbatch/job.json"
     datasets = _lookup(manifest.spec, "input.datasets")
-    names = [str(name) for name in datasets] if isinstance(datasets, list) else []
+    # What is stored are the places themselves; submit would take their braces for placeholders.
+    names = [doubled(str(name)) for name in datasets] if isinstance(datasets, list) else []
     words, notes = ["specbatch", "submit", *names, "--output", "NEW"], []
     defaults = _defaults()
     for option in JOB_OPTIONS:
@@ -59,7 +61,8 @@ def _words(option: Option, value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for item in value:
             yield _flag(option)
-            yield ":".join(str(part) for part in item) if isinstance(item, list) else str(item)
+            text = ":".join(str(part) for part in item) if isinstance(item, list) else str(item)
+            yield doubled(text) if option.name == "partition" else text
     else:
         yield _flag(option)
         yield str(value)

@@ -177,6 +177,22 @@ JOB_OPTIONS: tuple[Option, ...] = (
         is_free=True,
     ),
     Option(
+        "logical_date",
+        "execution.logical_date",
+        _J,
+        "text",
+        "The night that this run is for; fills {date} and {hour} in dataset, output and partition.",
+        "DATE|TIME|@SECONDS",
+    ),
+    Option(
+        "timezone",
+        "execution.timezone",
+        _J,
+        "text",
+        "Zone that the logical date is read in, such as Europe/Berlin. [as it is written]",
+        "ZONE",
+    ),
+    Option(
         "single_writer",
         "execution.single_writer",
         _J,

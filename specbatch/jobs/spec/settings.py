@@ -36,6 +36,7 @@ FOREIGN_VARIABLES = frozenset(
         "SPECBATCH_ALLOW_HTTP",
         "SPECBATCH_STORE_PATIENCE_SECONDS",
         "SPECBATCH_KUBERAY_CRDS",
+        "SPECBATCH_NOTIFY_URL",
     }
 )
 """Variables with our prefix that are not settings."""

@@ -69,12 +69,15 @@ SUBMIT_OPTIONS = [
     "--max-error-rate",
     "--row-errors-ok/--no-row-errors-ok",
     "--deadline",
+    "--logical-date",
+    "--timezone",
     "--single-writer/--no-single-writer",
     "--address",
     "--price-per-device-hour",
     "--profile",
     "--config",
     "--set",
+    "--notify",
     "--dry-run",
     "--format",
 ]
@@ -111,7 +114,7 @@ def test_the_options_of_submit_are_pinned() -> None:
 
 def test_every_setting_has_an_option() -> None:
     names = {option.split("/")[0].removeprefix("--").replace("-", "_") for option in SUBMIT_OPTIONS}
-    assert set(OPTIONS) == names - {"config", "set", "dry_run", "format"}
+    assert set(OPTIONS) == names - {"config", "set", "notify", "dry_run", "format"}
 
 
 def test_the_commands_are_pinned() -> None:
@@ -132,6 +135,7 @@ def test_the_commands_are_pinned() -> None:
         "report",
         "resume",
         "retry-failed",
+        "schedule",
         "status",
         "submit",
         "verify",
