@@ -108,7 +108,7 @@ def add(
         tries=tries,
         retry_seconds=retry_seconds,
     )
-    book = open_book(store)
+    book = open_book(store, is_written=True)
     is_new = book.add(schedule, is_replaced=replace)
     planned = next_time(schedule.cron, schedule.zone, at)
     coming = f"next: {planned.isoformat()}" if planned is not None else "its time never comes"
@@ -137,7 +137,7 @@ def remove(name: Annotated[str, typer.Argument(metavar="NAME", help="Of the sche
     from specbatch.jobs.schedules.book import open_book
     from specbatch.jobs.schedules.nights import stamp
 
-    book = open_book(store)
+    book = open_book(store, is_written=True)
     book.remove(name, stamp(datetime.now(UTC)))
     typer.echo(f"{name}: removed from {book.store.uri}; its nights stay")
 
@@ -169,7 +169,7 @@ def run(
         check_notify_url(environment[NOTIFY_VARIABLE])
     with Signals() as signals:
         daemon = Daemon(
-            open_book(store),
+            open_book(store, is_written=True),
             names=names or (),
             now=simulated_now(None if now is None else _parse_now(now)),
             environment=environment,
@@ -253,17 +253,17 @@ def render(
     ] = None,
 ) -> None:
     """Print what cron, systemd, Airflow or Kubernetes need to run a schedule, each night for its planned time."""
-    from specbatch.jobs.schedules.rendered import render_schedule, write_files
+    from specbatch.jobs.schedules.rendered import render_schedule
 
     given = {"--cron": cron, "--timezone": timezone, "--name": name, "--overlap": overlap, "--missed": missed}
     schedule, job_file = _schedule_to_render(
         spec, store, given, is_local=to not in (Target.KUBERAY, Target.K8S_CRONJOB)
     )
     rendered = render_schedule(schedule, to.value, job_file=job_file, image=image, namespace=namespace, folder=output)
-    _put(rendered, output, write_files)
+    _put(rendered, output)
 
 
-def _put(rendered: Rendered, output: Path | None, write: object) -> None:
+def _put(rendered: Rendered, output: Path | None) -> None:
     from specbatch.jobs.display.formatting import clean
     from specbatch.jobs.schedules.rendered import as_text, write_files
 

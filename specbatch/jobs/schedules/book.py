@@ -170,13 +170,21 @@ class Book:
             raise _changed_meanwhile(schedule.name)
 
 
-def open_book(uri: str) -> Book:
+def open_book(uri: str, *, is_written: bool = False) -> Book:
     """The schedules of a store: a local folder or ``s3://bucket/prefix``.
 
+    Args:
+        is_written: refuse a store that does not create and swap as it says: nights would be run twice.
+
     Raises:
-        SpecbatchError: JOB_URI_INVALID.
+        SpecbatchError: JOB_URI_INVALID; STORE_NOT_ATOMIC and what else the probe of a store raises.
     """
-    return Book(open_store(uri))
+    store = open_store(uri)
+    if is_written and not store.is_local:
+        from specbatch.storage.probe import ensure_fit
+
+        ensure_fit(store)
+    return Book(store)
 
 
 def log_key(name: str, planned: datetime, number: int) -> str:
