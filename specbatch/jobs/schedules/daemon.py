@@ -9,33 +9,21 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from specbatch.jobs.schedules.book import Book, Found, log_key
-from specbatch.jobs.schedules.child import Child, CommandOf, submit_command
+from specbatch.jobs.schedules.book import Book
+from specbatch.jobs.schedules.child import CommandOf, submit_command
 from specbatch.jobs.schedules.deciding import MAX_SEEN, Begin, Hold, Step, next_step, see
-from specbatch.jobs.schedules.holders import RENEW_SECONDS, Watcher, this_holder
-from specbatch.jobs.schedules.nights import Holder, Night, begun, ended, given_up, renewed, stamp
-from specbatch.jobs.schedules.schedule import Schedule, job_of, output_of
+from specbatch.jobs.schedules.holders import RENEW_SECONDS, Watcher
+from specbatch.jobs.schedules.night_run import NightRun, begin_night
+from specbatch.jobs.schedules.nights import Night, stamp
+from specbatch.jobs.schedules.schedule import Schedule, output_of
 from specbatch.jobs.schedules.times import next_time, times_between
 from specbatch.schemas.errors import ExitCode, SpecbatchError
 
 LOOK_SECONDS = 15.0
 POLL_SECONDS = 0.2
-
-
-@dataclass(slots=True)
-class _Running:
-    """A night that this daemon runs."""
-
-    schedule: Schedule
-    night: Night
-    version: str
-    holder: Holder
-    child: Child
-    renew_at: float
-    is_lost: bool = False
+AWAY_SECONDS = 1.0
 
 
 class Daemon:
@@ -77,7 +65,8 @@ class Daemon:
         self._renew_seconds = renew_seconds
         self._poll_seconds = poll_seconds
         self._known: list[Schedule] = []
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, NightRun] = {}
+        self._away_until = 0.0
         self._num_passed = 0
         self._has_failed = False
         self._is_interrupted = False
@@ -125,15 +114,15 @@ class Daemon:
         try:
             self._known = [each for each in self._book.schedules() if not self._names or each.name in self._names]
         except SpecbatchError as error:
-            if once:
+            if once and not self._running:
                 raise
-            self._say(f"{error}; trying again")
+            self._say_once("", f"{error}; trying again")
             return steps
         for schedule in self._known:
             try:
                 steps.append(self._step(schedule))
             except SpecbatchError as error:
-                if once:
+                if once and not self._running:  # those that run are seen to their ends
                     raise
                 self._say_once(schedule.name, f"{schedule.name}: {error}; trying again")
         return steps
@@ -178,109 +167,35 @@ class Daemon:
     # ---- a night -------------------------------------------------------------------------------------------------
 
     def _begin(self, schedule: Schedule, night: Night) -> None:
-        """Take a night, unless another daemon is quicker, and start its process."""
-        found = self._book.find_night(schedule.name, night.planned_time)
-        if found is None or found.night.revision != night.revision:
-            return  # another daemon has changed it: look again
-        if night.state == "running" and night.num_tries >= schedule.tries:
-            self._finish(given_up(night, f"gave up after {night.num_tries} runs whose daemon ended before them"), found)
-            return
-        now, holder = self._now(), this_holder()
-        try:
-            job = job_of(schedule, night.planned_time)
-        except SpecbatchError as error:
-            self._finish(given_up(night, str(error)), found)
-            return
-        log = log_key(schedule.name, night.planned_time, len(night.attempts) + 1)
-        taken = begun(night, holder, now, job, log)
-        version = self._book.swap_night(taken, found.version)
-        if version is None:
-            return
-        try:
-            child = Child(schedule, taken, self._command_of, self._environment)
-        except OSError as error:
-            self._finish(given_up(taken, f"its process could not be started: {error}"), Found(taken, version))
-            return
-        running = _Running(schedule, taken, version, holder, child, time.monotonic())
-        self._running[schedule.name] = running
-        again = f", run {len(taken.attempts)}" if len(taken.attempts) > 1 else ""
-        self._say(f"{schedule.name} {night.planned}: begins{again}, process {child.pid}, to {taken.output}")
-        self._renew(running)
-
-    def _finish(self, night: Night, found: Found) -> None:
-        if self._book.swap_night(night, found.version) is not None:
-            self._tell_end(night)
+        run = begin_night(self._book, schedule, night, self._now(), self._command_of, self._environment, self._tell_end)
+        if run is not None:
+            self._running[schedule.name] = run
+            again = f", run {len(run.night.attempts)}" if len(run.night.attempts) > 1 else ""
+            self._say(f"{run.name}: begins{again}, process {run.child.pid}, to {run.night.output}")
 
     def _tend(self) -> bool:
         """Take note of nights that have ended, and keep the others held; whether one has ended."""
         has_ended = False
-        for name, running in list(self._running.items()):
-            exit_code = running.child.poll()
+        for name, run in list(self._running.items()):
+            exit_code = run.child.poll()
+            if time.monotonic() < (self._away_until if exit_code is not None else run.renew_at):
+                continue
             try:
                 if exit_code is not None:
-                    self._end(running, exit_code)
+                    is_stopped = self._stop_signal() is not None
+                    night = run.end(exit_code, self._now(), is_stopped=is_stopped)
+                    if night is not None:
+                        self._is_interrupted |= is_stopped and night.state == "resumable"
+                        self._tell_end(night)
                     del self._running[name]
                     has_ended = True
-                elif time.monotonic() >= running.renew_at:
-                    self._renew(running)
+                elif not run.renew(self._renew_seconds):
+                    self._say(f"{run.name}: another daemon has taken it; stopping this run")
             except SpecbatchError as error:
                 # The store is away for a while; the night goes on, and its end is stored when it is back.
                 self._say_once(name, f"{name}: {error}; trying again")
-                running.renew_at = time.monotonic() + self._renew_seconds
+                self._away_until = time.monotonic() + AWAY_SECONDS
         return has_ended
-
-    def _renew(self, running: _Running) -> None:
-        """Say in the store that this daemon lives, and what the night has printed."""
-        running.renew_at = time.monotonic() + self._renew_seconds
-        if running.is_lost:
-            return
-        holder = running.holder.model_copy(
-            update={
-                "renewals": running.holder.renewals + 1,
-                "child_pid": running.child.pid,
-                "child_started": running.child.started,
-            }
-        )
-        if not self._swap(running, renewed(running.night, holder)):
-            running.is_lost = True
-            self._say(
-                f"{running.schedule.name} {running.night.planned}: another daemon has taken it; stopping this run"
-            )
-            running.child.stop(signal.SIGTERM)
-            return
-        running.holder = holder
-        self._book.write_log(running.night.attempts[-1].log, running.child.log())
-
-    def _end(self, running: _Running, exit_code: int) -> None:
-        schedule = running.schedule
-        stop = self._stop_signal()
-        night = ended(
-            running.night,
-            exit_code,
-            self._now(),
-            is_stopped=stop is not None,
-            tries=schedule.tries,
-            retry_seconds=schedule.retry_seconds,
-        )
-        if not running.is_lost:
-            self._book.write_log(night.attempts[-1].log, running.child.log())
-            if self._swap(running, night):
-                self._is_interrupted |= stop is not None and night.state == "resumable"
-                self._tell_end(night)
-        running.child.close()
-
-    def _swap(self, running: _Running, night: Night) -> bool:
-        version = self._book.swap_night(night, running.version)
-        if version is None:
-            # A write of ours whose outcome was never learnt leaves our night there under a version we do not know.
-            found = self._book.find_night(night.schedule, night.planned_time)
-            if found is None or found.night.holder is None or found.night.holder.token != running.holder.token:
-                return False
-            version = self._book.swap_night(night, found.version)
-        if version is None:
-            return False
-        running.night, running.version = night, version
-        return True
 
     def _tell_end(self, night: Night) -> None:
         self._has_failed |= night.state == "failed"
@@ -294,9 +209,9 @@ class Daemon:
         """Pass signals on that have come since; a night has each of them once."""
         while self._num_passed < min(count, 2):
             self._num_passed += 1
-            for running in self._running.values():
-                self._say(f"{running.schedule.name} {running.night.planned}: passing {number.name} on")
-                running.child.stop(number)
+            for run in self._running.values():
+                self._say(f"{run.name}: passing {number.name} on")
+                run.child.stop(number)
 
     def _wait_seconds(self, steps: Sequence[Step]) -> float:
         """Until the next look: less where a night comes sooner."""
