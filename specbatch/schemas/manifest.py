@@ -240,6 +240,7 @@ class Observed(_Document):
         events: the first of all runs, in their order.
         deaths: worker processes that crashed or hung; machines that were taken away are ``preemptions``.
         quarantined: places (host/device) that failed again and again and got no more work.
+        store_retries: requests to the store that were made again, by workers and by the runs themselves.
     """
 
     throughput: Throughput
@@ -261,6 +262,7 @@ class Observed(_Document):
     deaths: int = 0
     quarantined: list[str] = Field(default_factory=list)
     draft_given_up: DraftGivenUp | None = None
+    store_retries: int = 0
 
 
 class Manifest(_Document):

@@ -74,6 +74,7 @@ class RunRecord(_Document):
         crashes: workers that crashed or hung, replaced or not.
         quarantined: places (host/device) that get no work any more.
         forecast: what was expected of the job before it began; None where nothing was.
+        store_retries: requests to the store that workers and the run itself made again.
     """
 
     format: str
@@ -93,6 +94,7 @@ class RunRecord(_Document):
     crashes: int = 0
     quarantined: tuple[str, ...] = ()
     forecast: dict[str, Any] | None = None
+    store_retries: int = 0
     execution: dict[str, Any]
     hardware: dict[str, Any]
     workers: list[WorkerRecord]

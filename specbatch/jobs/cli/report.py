@@ -35,20 +35,28 @@ def report(
         bool, typer.Option("--fail-on-regression", help="Exit 1 if an output is worse than the first.")
     ] = False,
 ) -> None:
-    """Print what finished jobs did: throughput, acceptance, speed-up, errors, cost; several side by side."""
-    from specbatch.jobs.reports.report import compare_nights, load_amendments, load_manifest, render
+    """Print what jobs did: throughput, acceptance, speed-up, errors, cost; several side by side.
+
+    Of a job that is not complete it says why, how far it came and what to do, and ends with exit 1.
+    """
+    from specbatch.jobs.reports.reading import load_night
+    from specbatch.jobs.reports.report import compare_nights, load_amendments, render
 
     if fail_on_regression and len(output) < 2:
         raise SpecbatchError(ErrorCode.JOB_CONFIG, "--fail-on-regression compares outputs; give two or more")
-    nights = [(name, load_manifest(name)) for name in output]
+    found = [load_night(name) for name in output]
+    nights = [(name, manifest) for name, (manifest, _) in zip(output, found, strict=True)]
+    endings = [ending for _, ending in found]
     amendments = [load_amendments(name) for name in output]
     if html is not None:
-        _write(html, render(nights, "html", amendments))
-    typer.echo(render(nights, format.value, amendments), nl=False)
+        _write(html, render(nights, "html", amendments, endings))
+    typer.echo(render(nights, format.value, amendments, endings), nl=False)
     comparison = compare_nights(nights)
     if fail_on_regression and comparison is not None and comparison.regressions:
         worse = ", ".join(output[index] for index in comparison.regressions)
         raise typer.Exit(_say_worse(worse, output[0]))
+    if any(endings):
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def _say_worse(worse: str, base: str) -> int:

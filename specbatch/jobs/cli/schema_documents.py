@@ -76,14 +76,20 @@ def _kept(title: str, type_: Any, format: str) -> Callable[[], dict[str, Any]]:
 
 
 def _report() -> dict[str, Any]:
-    """The report shows all of a commit but its list of parts, and has amendments only where there are any."""
+    """The report shows all of a commit but its list of parts, and has amendments only where there are any.
+
+    Why a job is not complete stands only in the report of one that is not.
+    """
     schema = _printed("Report", reports.ReportDocument, REPORT_FORMAT)()
     reported = schema["$defs"]["ReportedOutput"]
     reported["properties"] = {name: value for name, value in reported["properties"].items() if name != "parts"}
     reported["properties"]["amendments"] = {"$ref": "#/$defs/AmendmentsSummary"}
     reported["required"] = [name for name in reported["required"] if name != "parts"]
-    summary = _clean(TypeAdapter(reports.AmendmentsSummary).json_schema())
-    schema["$defs"]["AmendmentsSummary"] = {key: value for key, value in summary.items() if key != "$defs"}
+    reported["properties"]["unfinished"] = {"$ref": "#/$defs/UnfinishedDocument"}
+    for optional in (reports.AmendmentsSummary, reports.UnfinishedDocument):
+        described = _clean(TypeAdapter(optional).json_schema())
+        schema["$defs"] |= described.pop("$defs", {})
+        schema["$defs"][optional.__name__] = described
     return schema
 
 

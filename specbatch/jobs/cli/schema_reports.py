@@ -15,8 +15,10 @@ from specbatch.schemas import manifest as stored
 
 
 class ReportPaths(BaseModel):
+    """Where results and manifest lie; ``manifest`` is null while there is none."""
+
     data: str
-    manifest: str
+    manifest: str | None
 
 
 class AmendmentsSummary(BaseModel):
@@ -33,12 +35,56 @@ class SkippedFile(BaseModel):
     code: str
 
 
+class LogLineDocument(BaseModel):
+    time: str
+    level: str
+    message: str
+
+
+class UnfinishedDocument(BaseModel):
+    """Why a job has no manifest, how far it came and what is left.
+
+    Attributes:
+        cause: in one clause.
+        exit_codes: with which the command may have ended; empty where that is not known.
+        epoch, outcome: of the last run; 0 and empty where none has begun.
+        code, message: the error that ended it; null and empty where its log has none.
+        rows_done, parts_done: those in parts. rows_in_flight: finished, and lost with the run.
+        remaining_seconds: of a run that goes on; null where nothing is known of it. remaining_from: what that rests on.
+        errors_by_code: of finished rows, those without a part too.
+        error_rows: for each code the first ``row_id`` in the parts.
+        log: the last warnings and errors.
+    """
+
+    standing: Literal["never begun", "running", "stopped", "failed", "lost", "not committed"]
+    cause: str
+    exit_codes: list[int]
+    epoch: int
+    outcome: str
+    code: str | None
+    message: str
+    last_seen_at: str
+    num_rows: int
+    rows_done: int
+    rows_in_flight: int
+    num_rows_left: int
+    num_parts: int
+    parts_done: int
+    remaining_seconds: float | None
+    remaining_from: str
+    errors_by_code: dict[str, int]
+    error_rows: dict[str, list[int]]
+    log: list[LogLineDocument]
+    next_command: str
+
+
 class ReportedOutput(stored.Commit, stored.Observed):
     """One job: what there is to say of it first, the sums of its parts, and what was observed while it ran.
 
     Attributes:
         command: that would run it again; null where the manifest is too old to know.
         amendments: only where there are any.
+        unfinished: only of a job without a manifest; all figures are then of what is there so far.
     """
 
     output: str

@@ -124,6 +124,7 @@ def build_observed(runs: Sequence[RunRecord], commit: Commit) -> Observed:
         deaths=sum(run.crashes for run in ordered),
         quarantined=sorted({place for run in ordered for place in run.quarantined}),
         draft_given_up=find_draft_given_up(last),
+        store_retries=sum(run.store_retries for run in ordered),
     )
 
 

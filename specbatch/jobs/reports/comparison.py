@@ -249,9 +249,10 @@ def _caveats(manifests: Sequence[Manifest], same_text: bool) -> list[str]:
         for m in manifests
     ):
         caveats.append("the identities are equal but the numbers of output tokens are not: compare the texts")
-    if any(m.observed.hardware != base.observed.hardware for m in manifests):
+    # An unfinished job may have had no worker that would tell.
+    if any(m.observed.hardware != base.observed.hardware for m in manifests if m.observed.hardware):
         caveats.append("the hardware was not the same")
-    if any(m.observed.versions != base.observed.versions for m in manifests):
+    if any(m.observed.versions != base.observed.versions for m in manifests if m.observed.versions):
         caveats.append("the library versions were not the same")
     for key, words in _SETTINGS.items():
         found = [m.observed.execution.get(key) for m in manifests]

@@ -19,17 +19,21 @@ _SHORT = {"result": "Result", "time": "Time", "lengths": "Lengths", "machine": "
 
 def render_page(report: Report, manifest: Manifest) -> str:
     """The whole HTML file of one job."""
-    return page.page(f"{report.name}: specbatch report", _body(report, manifest))
+    if report.is_complete:
+        return page.page(f"{report.name}: specbatch report", _body(report, manifest))
+    source = "from what lies in the output; the job is not complete"
+    return page.page(f"{report.name}, not complete: specbatch report", _body(report, manifest), source)
 
 
 def _body(report: Report, manifest: Manifest) -> Iterator[str]:
     timeline = manifest.observed.timeline
     entries = [("timeline", "Over time")] if timeline else []
     entries += [(section.key, _SHORT.get(section.key, section.title)) for section in report.sections]
+    kicker = "specbatch report" if report.is_complete else "specbatch report of a job that is not complete"
     span = f'<p class="span">{escape(report.span)}</p>' if report.span else ""
     yield (
-        f'<header><p class="kicker">specbatch report</p><h1>{escape(report.name)}</h1>'
-        f'<p class="path">{escape(report.output)}</p>{span}{page.verdict(report.verdict)}'
+        f'<header><p class="kicker">{kicker}</p><h1>{escape(report.name)}</h1>'
+        f'<p class="path">{escape(report.output)}</p>{span}{page.verdict(report.verdict, report.next_command)}'
         f"{_figures(report.figures)}{page.navigation(entries)}</header>"
     )
     if timeline:

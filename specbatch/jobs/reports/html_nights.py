@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from html import escape
 
 from specbatch.jobs.display import formatting as fmt
@@ -13,42 +14,49 @@ from specbatch.jobs.reports.nights import (
     MARKS,
     Nights,
     conclusions,
+    not_complete,
     show_change,
     show_noise,
     show_value,
     thresholds,
 )
+from specbatch.jobs.reports.unfinished import Unfinished
 from specbatch.jobs.reports.verdict import judge
 
 _MAX_LABELS = 8
 
 
-def render_nights_page(nights: Nights, comparison: Comparison, amended: Sequence[str]) -> str:
+def render_nights_page(
+    nights: Nights, comparison: Comparison, amended: Sequence[str], endings: Sequence[Unfinished | None]
+) -> str:
     """The whole HTML file of a comparison.
 
     Args:
         amended: lines about outputs with amendments.
     """
-    return page.page(f"{len(nights)} nights: specbatch report", _body(nights, comparison, amended))
+    source = page.FROM_MANIFESTS if not any(endings) else page.FROM_OUTPUTS
+    return page.page(f"{len(nights)} nights: specbatch report", _body(nights, comparison, amended, endings), source)
 
 
-def _body(nights: Nights, comparison: Comparison, amended: Sequence[str]) -> Iterator[str]:
+def _body(
+    nights: Nights, comparison: Comparison, amended: Sequence[str], endings: Sequence[Unfinished | None]
+) -> Iterator[str]:
     names = [facts.short_name(output) for output, _ in nights]
     entries = [("trends", "Trends"), ("changes", "Changes"), ("nights", "Nights"), ("rules", "Rules")]
     yield (
         f'<header><p class="kicker">specbatch report</p><h1>{len(nights)} nights side by side</h1>'
         f'<p class="path">changes are against [1] {escape(names[0])}</p>'
-        f"{page.verdict(_verdict(nights, comparison))}{page.navigation(entries)}</header>"
+        f"{page.verdict(_verdict(nights, comparison, endings))}{page.navigation(entries)}</header>"
     )
     charts = [_trend(metric, index, nights, comparison) for index, metric in enumerate(METRICS)]
     yield page.section("trends", "Trends", [f'<div class="grid wide">{"".join(charts)}</div>'])
     yield page.section("changes", "Changes", [_changes(names, comparison)])
-    yield page.section("nights", "Nights", _outputs(nights, amended))
+    yield page.section("nights", "Nights", _outputs(nights, amended, endings))
     yield page.section("rules", "What is flagged as worse", _lines(thresholds()))
 
 
-def _outputs(nights: Nights, amended: Sequence[str]) -> Iterator[str]:
-    yield page.table(_nights(nights), hides_title=True)
+def _outputs(nights: Nights, amended: Sequence[str], endings: Sequence[Unfinished | None]) -> Iterator[str]:
+    yield page.table(_nights(nights, endings), hides_title=True)
     yield page.facts([Fact(f"[{index + 1}]", fmt.clean(output)) for index, (output, _) in enumerate(nights)])
     yield from _lines(amended)
 
@@ -57,17 +65,24 @@ def _lines(lines: Sequence[str]) -> list[str]:
     return [f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"] if lines else []
 
 
-def _verdict(nights: Nights, comparison: Comparison) -> Verdict:
-    worse = len(comparison.regressions)
-    sentences = conclusions(nights, comparison)
-    levels = {"Slower": "problem", "Worse": "problem", "Not comparable": "warning", "Note": "warning"}
-    findings = []
-    for sentence in sentences:
+def _verdict(nights: Nights, comparison: Comparison, endings: Sequence[Unfinished | None]) -> Verdict:
+    worse, cut = len(comparison.regressions), sum(ending is not None for ending in endings)
+    sentences = conclusions(nights, comparison, endings)
+    levels = {
+        "Slower": "problem",
+        "Worse": "problem",
+        "Not comparable": "warning",
+        "Note": "warning",
+    }
+    findings = [replace(found, title=f"Not complete: {found.title}") for found in not_complete(nights, endings)]
+    for sentence in sentences[cut:]:
         level = next((level for start, level in levels.items() if sentence.startswith(start)), "note")
         findings.append(Finding(level, sentence))  # type: ignore[arg-type]  # the dictionary holds levels only
     findings.sort(key=lambda finding: ("problem", "warning", "note").index(finding.level))
     headline = f"{fmt.plural(worse, 'night')} worse than [1]." if worse else "No night is worse than [1]."
-    return Verdict("problem" if worse else "good", headline, tuple(findings))
+    if cut:
+        headline = f"{fmt.plural(cut, 'night')} not complete.{f' {headline}' if worse else ''}"
+    return Verdict("problem" if worse or cut else "good", headline, tuple(findings))
 
 
 def _trend(metric: Metric, place: int, nights: Nights, comparison: Comparison) -> str:
@@ -134,7 +149,7 @@ def _standing(index: int, comparison: Comparison) -> str:
     return MARKS[standing] or "no change"
 
 
-def _nights(nights: Nights) -> Table:
+def _nights(nights: Nights, endings: Sequence[Unfinished | None]) -> Table:
     rows = []
     for index, (output, manifest) in enumerate(nights):
         commit, observed, span = manifest.commit, manifest.observed, facts.span(manifest)
@@ -142,7 +157,7 @@ def _nights(nights: Nights) -> Table:
             (
                 f"[{index + 1}] {facts.short_name(output)}",
                 span[0] if span else "-",
-                judge(manifest).headline,
+                judge(manifest, (), endings[index]).headline,
                 fmt.count(commit.counts.rows),
                 fmt.count(commit.tokens.completion),
                 fmt.duration(observed.throughput.total_seconds),

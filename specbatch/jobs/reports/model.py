@@ -86,6 +86,9 @@ class Report:
     Attributes:
         output: as the user named it. name: its last part.
         span: when the job began and ended, in words; empty where that is not known.
+        is_complete: there is a manifest; else all figures are of what is there so far.
+        next_command: what to type next; empty where there is nothing to do.
+        pace: throughput in few steps, for forms that draw no charts; None where too little is known.
     """
 
     output: str
@@ -94,6 +97,9 @@ class Report:
     verdict: Verdict
     figures: tuple[Figure, ...]
     sections: tuple[Section, ...] = field(default=())
+    is_complete: bool = True
+    next_command: str = ""
+    pace: Table | None = None
 
     def section(self, key: str) -> Section | None:
         """The section of this key, if the job has anything to say there."""
@@ -101,7 +107,7 @@ class Report:
 
     def texts(self) -> Iterator[str]:
         """Every statement, for those who check that a form says all of them."""
-        yield from (self.output, self.verdict.headline)
+        yield from (self.output, self.verdict.headline, self.next_command)
         for finding in self.verdict.findings:
             yield from (finding.title, finding.detail, finding.remedy)
         for figure in self.figures:

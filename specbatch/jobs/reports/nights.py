@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from specbatch.jobs.display import formatting as fmt
 from specbatch.jobs.reports.comparison import METRICS, REGRESSION_BELOW, Comparison, Delta, Metric
 from specbatch.jobs.reports.facts import money, short_name
+from specbatch.jobs.reports.model import Finding
+from specbatch.jobs.reports.unfinished import Unfinished, ending_level
 from specbatch.schemas.manifest import Manifest
 
 Nights = Sequence[tuple[str, Manifest]]
@@ -46,15 +48,19 @@ def thresholds() -> list[str]:
     ]
 
 
-def conclusions(nights: Nights, comparison: Comparison) -> list[str]:
-    """What the comparison says, one sentence each: the fastest, regressions, same text or not, caveats."""
+def conclusions(nights: Nights, comparison: Comparison, endings: Sequence[Unfinished | None]) -> list[str]:
+    """What the comparison says, one sentence each: who is not complete and why, the fastest, regressions, caveats."""
     names = [f"[{index + 1}] {short_name(output, NAME_WIDTH)}" for index, (output, _) in enumerate(nights)]
     speeds = [manifest.observed.throughput.output_tokens_per_second for _, manifest in nights]
     best = comparison.fastest
     others = ", ".join(
         f"{_times(speeds[best], speeds[index])} {names[index]}" for index in range(len(names)) if index != best
     )
-    sentences = [f"Fastest: {names[best]} with {fmt.rate(speeds[best])} tokens/s, {others}."]
+    sentences = [
+        f"Not complete: {finding.title}: {finding.detail}; next: {finding.remedy.replace('`', '')}"
+        for finding in not_complete(nights, endings)
+    ]
+    sentences += [f"Fastest: {names[best]} with {fmt.rate(speeds[best])} tokens/s, {others}."]
     sentences += _regressions(names, comparison)
     sentences += _noise(names, comparison)
     if comparison.same_text:
@@ -72,6 +78,19 @@ def conclusions(nights: Nights, comparison: Comparison) -> list[str]:
             "so nothing of them is flagged."
         )
     return sentences + [f"Note: {fmt.clean(caveat)}." for caveat in comparison.caveats]
+
+
+def not_complete(nights: Nights, endings: Sequence[Unfinished | None]) -> list[Finding]:
+    """Each night that has no manifest: why, how far it came, and what to type next."""
+    found = []
+    for index, ((output, _), ending) in enumerate(zip(nights, endings, strict=True)):
+        if ending is None:
+            continue
+        codes = " or ".join(str(code) for code in ending.exit_codes)
+        title = f"[{index + 1}] {short_name(output, NAME_WIDTH)}{f' (exit {codes})' if codes else ''}"
+        done = f"{fmt.count(ending.rows_done)} of {fmt.count(ending.num_rows)} rows, and its figures are of these"
+        found.append(Finding(ending_level(ending), title, f"{ending.cause}; {done}", f"`{ending.next_command}`"))
+    return found
 
 
 def _regressions(names: Sequence[str], comparison: Comparison) -> list[str]:

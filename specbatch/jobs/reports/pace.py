@@ -1,4 +1,4 @@
-"""Whether a night kept its pace: pauses, a slow-down with what else changed meanwhile, workers that waited. Pure."""
+"""Whether a night kept its pace: pauses, a slow-down, a draft that lost touch, a slow worker, much waiting. Pure."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from specbatch.jobs.display import formatting as fmt
-from specbatch.jobs.reports.model import Finding
-from specbatch.schemas.manifest import Manifest
+from specbatch.jobs.reports.model import Finding, Table
+from specbatch.jobs.reports.workers import judge_workers
+from specbatch.schemas.manifest import Manifest, TimelineBucket
 
 MUCH_IDLE = 0.2
 """Share of the workers' time spent waiting from which it is said."""
@@ -19,7 +20,10 @@ STALLED_BELOW = 0.1
 """A bucket with less than this share of the usual throughput stands still."""
 MIN_STALL_SHARE = 0.02
 """Share of the night that must have stood still to be said."""
+ACCEPTANCE_FELL_TO = 0.75
+"""Acceptance of the last third over that of the first, below which it collapsed."""
 _MIN_BUCKETS = 12
+_PACE_STEPS = 12
 
 
 def judge_pace(manifest: Manifest) -> list[Finding]:
@@ -36,9 +40,8 @@ def judge_pace(manifest: Manifest) -> list[Finding]:
                 "look at the events of that time below",
             )
         )
-    change = _slowdown(timeline)
-    if change is not None:
-        findings.append(change)
+    findings += [change for change in (_slowdown(timeline), _collapse(timeline)) if change is not None]
+    findings += judge_workers(manifest)
     idle = manifest.observed.throughput.idle_share
     if idle >= MUCH_IDLE:
         findings.append(
@@ -50,6 +53,34 @@ def judge_pace(manifest: Manifest) -> list[Finding]:
             )
         )
     return findings
+
+
+def describe_pace(manifest: Manifest) -> Table | None:
+    """Throughput, acceptance and workers in at most twelve steps; None where there are too few buckets."""
+    timeline = manifest.observed.timeline
+    if len(timeline) < 2:
+        return None
+    size = -(-len(timeline) // _PACE_STEPS)
+    steps = [timeline[start : start + size] for start in range(0, len(timeline), size)]
+    speeds = [statistics.fmean(bucket["tokens_per_second"] for bucket in step) for step in steps]
+    most = max(speeds) or 1.0
+    rows = tuple(
+        (fmt.clock(step[-1]["seconds"]), fmt.rate(speed), _mean_acceptance(step), _workers(step))
+        for step, speed in zip(steps, speeds, strict=True)
+    )
+    bars = ((1, tuple(speed / most for speed in speeds)),)
+    return Table("Pace", ("until", "tokens/s", "accepted", "workers"), rows, bars)
+
+
+def _mean_acceptance(step: Sequence[TimelineBucket]) -> str:
+    known = [value for bucket in step if (value := bucket.get("acceptance")) is not None]
+    return fmt.percent(statistics.fmean(known) if known else None)
+
+
+def _workers(step: Sequence[TimelineBucket]) -> str:
+    known = [bucket.get("workers") for bucket in step]
+    counts = [value for value in known if value is not None]
+    return str(max(counts)) if counts else "-"
 
 
 def find_stall(timeline: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
@@ -96,6 +127,22 @@ def _slowdown(timeline: Sequence[Mapping[str, Any]]) -> Finding | None:
         f"It slowed down to {fmt.percent(after / before)} of its first pace",
         f"{fmt.rate(before)} to {fmt.rate(after)} tokens/s{'; ' if changes else ''}{', '.join(changes)}",
         "rows that come last may be longer" if not changes else "",
+    )
+
+
+def _collapse(timeline: Sequence[Mapping[str, Any]]) -> Finding | None:
+    """Acceptance of the last third against the first."""
+    third = len(timeline) // 3
+    if third < _MIN_BUCKETS // 3:
+        return None
+    before, after = _median(timeline[:third], "acceptance"), _median(timeline[-third:], "acceptance")
+    if not before or after is None or after >= ACCEPTANCE_FELL_TO * before:
+        return None
+    return Finding(
+        "warning",
+        f"Acceptance fell from {fmt.percent(before)} to {fmt.percent(after)}",
+        "the draft knows the prompts of the first third better than those of the last: the data changed in between",
+        "`specbatch calibrate` on rows of the end says whether the draft pays there",
     )
 
 

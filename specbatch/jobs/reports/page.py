@@ -19,6 +19,8 @@ from specbatch.jobs.reports.model import Fact, Finding, Level, Table, Verdict
 
 _SHORT, _LONG = 26, 60
 """Characters up to which a cell is not broken, and above which it is given room."""
+FROM_MANIFESTS = "from manifests alone"
+FROM_OUTPUTS = "from what lies in the outputs; not every job is complete"
 _SYMBOLS: dict[Level, str] = {"good": "✓", "note": "i", "warning": "!", "problem": "✕"}
 
 
@@ -30,8 +32,8 @@ def _style() -> tuple[str, str]:
     return text, f"'sha256-{digest}'"
 
 
-def page(title: str, body: Iterable[str]) -> str:
-    """The whole file; ``title`` is text, ``body`` elements."""
+def page(title: str, body: Iterable[str], source: str = FROM_MANIFESTS) -> str:
+    """The whole file; ``title`` and ``source`` (what it was made from) are text, ``body`` elements."""
     style, allowed = _style()
     policy = f"default-src 'none'; style-src {allowed}; img-src data:; base-uri 'none'; form-action 'none'"
     head = (
@@ -42,13 +44,13 @@ def page(title: str, body: Iterable[str]) -> str:
         f'<meta name="generator" content="specbatch {__version__}">\n<link rel="icon" href="data:,">\n'
         f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n"
     )
-    made = f"Made by specbatch {__version__} from manifests alone. Times are UTC."
+    made = f"Made by specbatch {__version__} {source}. Times are UTC."
     foot = f"\n<footer>{made}</footer>\n</main>\n</body>\n</html>\n"
     return head + "\n".join(body) + foot
 
 
-def verdict(found: Verdict) -> str:
-    """What to read first."""
+def verdict(found: Verdict, next_command: str = "") -> str:
+    """What to read first, and what to type next."""
     items = "".join(
         f'<li><span class="tag {finding.level}"><span aria-hidden="true">{_SYMBOLS[finding.level]} </span>'
         f'{finding.level}</span><span class="what">{_title(finding)}'
@@ -57,6 +59,7 @@ def verdict(found: Verdict) -> str:
     )
     symbol = f'<span class="tag {found.level}" aria-hidden="true">{_SYMBOLS[found.level]}</span>'
     listed = f'<ul class="findings">{items}</ul>' if items else ""
+    listed = f'<p class="next">Next: <code>{escape(next_command)}</code></p>{listed}' if next_command else listed
     return f'<div class="verdict {found.level}"><p class="headline">{symbol} {escape(found.headline)}</p>{listed}</div>'
 
 

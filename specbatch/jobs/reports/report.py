@@ -1,4 +1,4 @@
-"""``specbatch report``: what one job did, or several side by side. A pure function of manifests."""
+"""``specbatch report``: what one job did, or several side by side. Pure but for ``load_manifest`` and its like."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from specbatch.jobs.reports.nights import Nights
 from specbatch.jobs.reports.sections import describe
 from specbatch.jobs.reports.tables import render_csv, render_markdown, render_markdown_nights
 from specbatch.jobs.reports.text import render_nights, render_report
+from specbatch.jobs.reports.unfinished import Unfinished
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.manifest import Manifest
 
@@ -61,7 +62,12 @@ def compare_nights(nights: Nights) -> Comparison | None:
     return compare([manifest for _, manifest in nights]) if len(nights) > 1 else None
 
 
-def render(nights: Nights, format: str, amendments: Sequence[Sequence[Manifest]] = ()) -> str:
+def render(
+    nights: Nights,
+    format: str,
+    amendments: Sequence[Sequence[Manifest]] = (),
+    endings: Sequence[Unfinished | None] = (),
+) -> str:
     """The report of one output, or the comparison of several with the first as the base.
 
     Args:
@@ -69,6 +75,7 @@ def render(nights: Nights, format: str, amendments: Sequence[Sequence[Manifest]]
         format: ``human``, ``json``, ``markdown``, ``csv`` or ``html``.
         amendments: for each output the manifests of its amendments. They are told apart from the job itself, whose
             figures stay as they are; ``csv`` leaves them out.
+        endings: for each output what is known of its end where it has no manifest; its figures are those so far.
 
     Returns:
         Text that ends with a line break; never with terminal escapes.
@@ -79,13 +86,14 @@ def render(nights: Nights, format: str, amendments: Sequence[Sequence[Manifest]]
     if format not in FORMATS:
         raise SpecbatchError(ErrorCode.JOB_CONFIG, f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
     chains = [*amendments, *([()] * len(nights))][: len(nights)]
+    known = [*endings, *([None] * len(nights))][: len(nights)]
     comparison = compare_nights(nights)
     if format == "json":
-        return render_json(nights, comparison, chains)
+        return render_json(nights, comparison, chains, known)
     if format == "csv":
-        return render_csv(nights, comparison)
+        return render_csv(nights, comparison, known)
     if comparison is None:
-        report = describe(*nights[0], chains[0])
+        report = describe(*nights[0], chains[0], known[0])
         if format == "html":
             from specbatch.jobs.reports.html import render_page
 
@@ -95,8 +103,9 @@ def render(nights: Nights, format: str, amendments: Sequence[Sequence[Manifest]]
     if format == "html":
         from specbatch.jobs.reports.html_nights import render_nights_page
 
-        return render_nights_page(nights, comparison, _amended_lines(nights, chains))
-    text = render_markdown_nights(nights, comparison) if format == "markdown" else render_nights(nights, comparison)
+        return render_nights_page(nights, comparison, _amended_lines(nights, chains), known)
+    render_text = render_markdown_nights if format == "markdown" else render_nights
+    text = render_text(nights, comparison, known)
     return _with_amendments(text, format, nights, chains)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from specbatch.jobs.display import formatting as fmt
 from specbatch.jobs.reports import facts
 from specbatch.jobs.reports.model import Fact, Figure, Report, Section, Table
+from specbatch.jobs.reports.pace import describe_pace
 from specbatch.jobs.reports.surroundings import (
     describe_identity,
     describe_inputs,
@@ -17,7 +18,8 @@ from specbatch.jobs.reports.surroundings import (
     describe_runs,
     describe_workers,
 )
-from specbatch.jobs.reports.verdict import explain, forecast_seconds, judge
+from specbatch.jobs.reports.unfinished import Unfinished, describe_rest, where_errors_are
+from specbatch.jobs.reports.verdict import errors_in_order, explain, forecast_seconds, judge
 from specbatch.schemas.manifest import Manifest
 
 PHASES = {
@@ -31,20 +33,27 @@ PHASES = {
 }
 
 
-def describe(output: str, manifest: Manifest, amendments: Sequence[Manifest] = ()) -> Report:
-    """The whole report of one job."""
+def describe(
+    output: str, manifest: Manifest, amendments: Sequence[Manifest] = (), unfinished: Unfinished | None = None
+) -> Report:
+    """The whole report of one job.
+
+    Args:
+        unfinished: of a job without a manifest; ``manifest`` then holds what is there so far.
+    """
     sections = (
+        *(() if unfinished is None else (describe_rest(unfinished),)),
         _result(manifest),
-        _errors(manifest),
+        _errors(manifest, unfinished),
         _speculation(manifest),
         _time(manifest),
         _lengths(manifest),
-        _forecast(manifest),
+        _forecast(manifest, unfinished),
         _cost(manifest),
         describe_runs(manifest),
         describe_workers(manifest),
         describe_inputs(manifest),
-        describe_parts(output, manifest),
+        describe_parts(output, manifest, is_complete=unfinished is None),
         describe_machine(manifest),
         describe_identity(manifest),
         describe_reproduce(output, manifest),
@@ -53,9 +62,12 @@ def describe(output: str, manifest: Manifest, amendments: Sequence[Manifest] = (
         output=fmt.clean(output),
         name=facts.short_name(output),
         span=" to ".join(facts.span(manifest) or ()),
-        verdict=judge(manifest, amendments),
+        verdict=judge(manifest, amendments, unfinished),
         figures=tuple(_figures(manifest)),
         sections=tuple(section for section in sections if section.facts or section.tables),
+        is_complete=unfinished is None,
+        next_command="" if unfinished is None else unfinished.next_command,
+        pace=describe_pace(manifest),
     )
 
 
@@ -120,20 +132,22 @@ def _result(manifest: Manifest) -> Section:
     return Section("result", "Result", tuple(found))
 
 
-def _errors(manifest: Manifest) -> Section:
-    counts = manifest.commit.counts
-    ordered = sorted(counts.errors_by_code.items(), key=lambda item: (-item[1], item[0]))
+def _errors(manifest: Manifest, unfinished: Unfinished | None) -> Section:
+    ordered, num_results = errors_in_order(manifest.commit.counts, unfinished)
     rows = tuple(
-        (fmt.clean(code, 40), fmt.count(number), fmt.percent(number / max(counts.results, 1)), *explain(code))
+        (
+            fmt.clean(code, 40),
+            fmt.count(number),
+            fmt.percent(number / num_results),
+            *(() if unfinished is None else (where_errors_are(unfinished, code) or "-",)),
+            *explain(code),
+        )
         for code, number in ordered
     )
-    table = Table(
-        "Errors by code",
-        ("code", "results", "share", "what happened", "what to do"),
-        rows,
-        texts=frozenset({0, 3, 4}),
-        codes=frozenset({3, 4}),
-    )
+    where = () if unfinished is None else ("first rows",)
+    header = ("code", "results", "share", *where, "what happened", "what to do")
+    words = frozenset(range(3, len(header)))
+    table = Table("Errors by code", header, rows, texts=words | {0}, codes=words - ({3} if where else set()))
     return Section("errors", "Errors", (), (table,) if rows else ())
 
 
@@ -191,7 +205,9 @@ def _share_table(
 def _time(manifest: Manifest) -> Section:
     phases: dict[str, float] = manifest.commit.seconds.model_dump()
     total = sum(phases.values())
-    rows = ((name, value / (total or 1.0), fmt.seconds(value), PHASES.get(name, "")) for name, value in phases.items())
+    if not total:
+        return Section("time", "Where the time went")
+    rows = ((name, value / total, fmt.seconds(value), PHASES.get(name, "")) for name, value in phases.items())
     table = _share_table("Time by phase", ("phase", "share", "time", "what"), rows, texts=frozenset({0, 3}))
     found = Fact("sum over workers", f"{fmt.duration(total)} of device time")
     return Section("time", "Where the time went", (found,), (table,))
@@ -224,11 +240,12 @@ def _lengths(manifest: Manifest) -> Section:
     )
 
 
-def _forecast(manifest: Manifest) -> Section:
+def _forecast(manifest: Manifest, unfinished: Unfinished | None) -> Section:
     forecast, observed = manifest.observed.forecast, manifest.observed
     if forecast is None:
-        return Section("forecast", "Forecast and actual")
+        return Section("forecast", "Forecast")
     rows = []
+    so_far = "actual" if unfinished is None else "so far"
     expected = forecast_seconds(forecast, "wall_seconds")
     if expected is not None:
         low, high = forecast_seconds(forecast, "low"), forecast_seconds(forecast, "high")
@@ -239,6 +256,7 @@ def _forecast(manifest: Manifest) -> Section:
         )
     cost = observed.cost
     for key, words, value, show in (
+        ("completion_tokens", "output tokens", manifest.commit.tokens.completion, _whole),
         ("tokens_per_second", "output tokens/s", observed.throughput.output_tokens_per_second, fmt.rate),
         ("device_hours", "device-hours", cost.device_hours if cost else None, fmt.rate),
         ("cost", "cost", cost.total if cost else None, facts.money),
@@ -247,10 +265,15 @@ def _forecast(manifest: Manifest) -> Section:
         if guess is not None:
             ratio = "-" if value is None else f"{value / guess:.2f}x"
             rows.append((words, show(guess), "-" if value is None else show(value), ratio))
-    header = ("figure", "forecast", "actual", "actual / forecast")
-    return Section(
-        "forecast", "Forecast and actual", (), (Table("Forecast and actual", header, tuple(rows)),) if rows else ()
-    )
+    header = ("figure", "forecast", so_far, f"{so_far} / forecast")
+    title = f"Forecast and {so_far}"
+    runs = f"{fmt.plural(observed.runs, 'run')}: starts, and rows that were decoded twice, count in all of them"
+    facts_ = (Fact(so_far, f"of {runs}; the forecast is of one run without a break"),) if observed.runs > 1 else ()
+    return Section("forecast", title, facts_ if rows else (), (Table(title, header, tuple(rows)),) if rows else ())
+
+
+def _whole(value: float) -> str:
+    return fmt.count(round(value))
 
 
 def _cost(manifest: Manifest) -> Section:

@@ -136,7 +136,7 @@ def describe_inputs(manifest: Manifest) -> Section:
     return Section("inputs", "Input", tuple(found), (table,) if rows else ())
 
 
-def describe_parts(output: str, manifest: Manifest) -> Section:
+def describe_parts(output: str, manifest: Manifest, *, is_complete: bool = True) -> Section:
     """Where the results lie and how large they are."""
     root, parts = fmt.clean(output).rstrip("/"), manifest.commit.parts
     sizes = [part.bytes for part in parts]
@@ -145,7 +145,7 @@ def describe_parts(output: str, manifest: Manifest) -> Section:
         median = statistics.median(sizes)
         each = f"{fmt.size(min(sizes))} to {fmt.size(max(sizes))} each, median {fmt.size(median)}"
         found.append(Fact("sizes", f"{fmt.size(sum(sizes))} in all; {each}"))
-    found.append(Fact("manifest", f"{root}/manifest.json"))
+    found.append(Fact("manifest", f"{root}/manifest.json" if is_complete else "not written yet"))
     return Section("parts", "Files", tuple(found))
 
 

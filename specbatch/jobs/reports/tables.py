@@ -12,6 +12,7 @@ from specbatch.jobs.reports import facts
 from specbatch.jobs.reports.comparison import Comparison
 from specbatch.jobs.reports.model import Report, Section, Table
 from specbatch.jobs.reports.nights import MARKS, Nights, conclusions, show_change, show_noise, show_value, thresholds
+from specbatch.jobs.reports.unfinished import Unfinished
 from specbatch.jobs.reports.verdict import forecast_seconds, judge
 from specbatch.schemas.manifest import Manifest
 
@@ -78,17 +79,23 @@ CSV_COLUMNS: tuple[str, ...] = (
     "cost_per_million_tokens",
     "forecast_wall_seconds",
     "regressions",
+    "standing",
+    "exit_codes",
+    "cause",
+    "planned_rows",
+    "rows_left",
+    "remaining_seconds",
 )
 """Header of the CSV form. Columns are only ever added at the end."""
 
 
-def render_csv(nights: Nights, comparison: Comparison | None) -> str:
+def render_csv(nights: Nights, comparison: Comparison | None, endings: Sequence[Unfinished | None]) -> str:
     """One line per output below a fixed header; an empty field is a value that does not exist."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for index, (output, manifest) in enumerate(nights):
-        values = _csv_values(output, manifest)
+        values = _csv_values(output, manifest, endings[index])
         values["tokens_per_second_vs_first"] = comparison.ratios[index] if comparison else None
         values["regressions"] = _flagged(comparison, index) if comparison else None
         writer.writerow([_csv_field(values[column]) for column in CSV_COLUMNS])
@@ -103,16 +110,21 @@ def _flagged(comparison: Comparison, index: int) -> str:
 
 def render_markdown(report: Report) -> str:
     """One output in full: verdict, then a heading for each section."""
-    lines = ["# specbatch report", "", f"**{_escape(report.output)}**"]
+    title = "# specbatch report" if report.is_complete else "# specbatch report: not complete"
+    lines = [title, "", f"**{_escape(report.output)}**"]
     if report.span:
         lines += ["", _escape(report.span)]
     lines += ["", f"**{_escape(report.verdict.headline)}**", ""]
+    if report.next_command:
+        lines += [f"Next: {_code(f'`{report.next_command}`')}", ""]
     for finding in report.verdict.findings:
         detail = f": {_escape(finding.detail)}" if finding.detail else ""
         remedy = f" → {_code(finding.remedy)}" if finding.remedy else ""
         lines.append(f"- {finding.level}: **{_escape(finding.title)}**{detail}.{remedy}")
-    for section in report.sections:
+    for index, section in enumerate(report.sections):
         lines += ["", f"## {_escape(section.title)}", "", *_section(section)]
+        if index == 0 and report.pace is not None:
+            lines += ["", f"## {_escape(report.pace.title)}", "", *_table(report.pace)]
     return "\n".join(lines) + "\n"
 
 
@@ -136,13 +148,13 @@ def _table(table: Table) -> list[str]:
     return [_markdown_row(table.header), f"| {' | '.join(rules)} |", *rows]
 
 
-def render_markdown_nights(nights: Nights, comparison: Comparison) -> str:
+def render_markdown_nights(nights: Nights, comparison: Comparison, endings: Sequence[Unfinished | None]) -> str:
     """A table with one column per output, the first one the base, changes with their noise, and the conclusions."""
     columns = [_markdown_column(*pair, ratio) for pair, ratio in zip(nights, comparison.ratios, strict=True)]
     header = [f"[{index + 1}]" for index in range(len(columns))]
     lines = ["# specbatch report", "", _markdown_row(["", *header]), _markdown_row(["---"] * (len(columns) + 1))]
     lines += [_markdown_row([label, *(column[label] for column in columns)]) for label in columns[0]]
-    lines += ["", *(f"- {_escape(sentence)}" for sentence in conclusions(nights, comparison))]
+    lines += ["", *(f"- {_escape(sentence)}" for sentence in conclusions(nights, comparison, endings))]
     lines += ["", "## Changes against \\[1\\]", ""]
     titles = ("output", "figure", "[1]", "here", "change", "noise", "")
     lines += [_markdown_row(titles), _markdown_row(["---"] * len(titles))]
@@ -156,9 +168,19 @@ def render_markdown_nights(nights: Nights, comparison: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _csv_values(output: str, manifest: Manifest) -> dict[str, Any]:
+def _csv_ending(manifest: Manifest, unfinished: Unfinished | None) -> dict[str, Any]:
+    if unfinished is None:
+        rows = manifest.commit.counts.rows
+        return dict(zip(CSV_COLUMNS[-6:], ("complete", None, None, rows, 0, None), strict=True))
+    codes = " ".join(str(code) for code in unfinished.exit_codes)
+    rows, left = unfinished.num_rows, unfinished.num_rows_left
+    values = (unfinished.standing, codes, unfinished.cause, rows, left, unfinished.remaining_seconds)
+    return dict(zip(CSV_COLUMNS[-6:], values, strict=True))
+
+
+def _csv_values(output: str, manifest: Manifest, unfinished: Unfinished | None) -> dict[str, Any]:
     commit, observed = manifest.commit, manifest.observed
-    verdict, span, cost = judge(manifest), facts.span(manifest), observed.cost
+    verdict, span, cost = judge(manifest, (), unfinished), facts.span(manifest), observed.cost
     levels = [finding.level for finding in verdict.findings]
     return {
         "output": output,
@@ -210,6 +232,7 @@ def _csv_values(output: str, manifest: Manifest) -> dict[str, Any]:
         "skipped_files": len(facts.skipped_files(manifest)),
         "draft_given_up": observed.draft_given_up.workers if observed.draft_given_up else 0,
         "cut_completions": commit.lengths.num_cut if commit.lengths else None,
+        **_csv_ending(manifest, unfinished),
         "device_hours": cost.device_hours if cost else None,
         "price_per_device_hour": cost.price_per_device_hour if cost else None,
         "cost": cost.total if cost else None,

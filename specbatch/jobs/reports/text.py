@@ -11,6 +11,7 @@ from specbatch.jobs.reports.comparison import METRICS, Comparison
 from specbatch.jobs.reports.facts import describe_speculation, describe_speedup, draft_name, short_name
 from specbatch.jobs.reports.model import Report, Section, Table, Verdict
 from specbatch.jobs.reports.nights import NAME_WIDTH, Nights, conclusions, show_change, thresholds
+from specbatch.jobs.reports.unfinished import Unfinished
 from specbatch.schemas.manifest import Manifest
 
 WIDTH = 80
@@ -22,29 +23,41 @@ _LEVEL_WIDTH = 11
 
 
 def render_report(report: Report) -> str:
-    """One output in full."""
-    lines = [f"specbatch report  {report.output}"]
-    if report.span:
-        lines.append(f"{report.span}")
-    lines += ["", *_verdict(report.verdict)]
-    for section in report.sections:
+    """One output in full. Of a job that is not complete the first line says so, and why."""
+    verdict = _verdict(report.verdict)
+    title = [f"specbatch report  {report.output}", *([report.span] if report.span else [])]
+    lines = [*title, "", *verdict]
+    if not report.is_complete:
+        head = [*_wrap(report.verdict.headline), f"Next: {report.next_command}"]  # in one piece, to be copied
+        lines = [*head, "", *title, "", *_findings(report.verdict)]
+    for index, section in enumerate(report.sections):
         lines += ["", *_section(section)]
+        if index == 0 and report.pace is not None:
+            lines += ["", report.pace.title, *_table(report.pace)]
     return "\n".join(lines) + "\n"
 
 
 def render_summary(report: Report) -> str:
     """What the end of a run says of it: the verdict, the result, how speculation did. The report has the rest."""
     shown = [replace(section, tables=()) for section in report.sections if section.key in _SUMMARY]
-    return render_report(replace(report, sections=tuple(shown)))
+    return render_report(replace(report, sections=tuple(shown), pace=None))
 
 
-def render_nights(nights: Nights, comparison: Comparison) -> str:
-    """Several outputs as a table with what follows from it."""
-    return "\n".join(_side_by_side(nights, comparison)) + "\n"
+def render_nights(nights: Nights, comparison: Comparison, endings: Sequence[Unfinished | None]) -> str:
+    """Several outputs as a table with what follows from it; what is not complete is said before it."""
+    sentences = conclusions(nights, comparison, endings)
+    num_unfinished = sum(ending is not None for ending in endings)
+    first = [line for text in sentences[:num_unfinished] for line in _wrap(text)]
+    lines = [*first, *([""] if first else []), *_side_by_side(nights, comparison, sentences[num_unfinished:], endings)]
+    return "\n".join(lines) + "\n"
 
 
 def _verdict(verdict: Verdict) -> list[str]:
-    lines = _wrap(verdict.headline)
+    return [*_wrap(verdict.headline), *_findings(verdict)]
+
+
+def _findings(verdict: Verdict) -> list[str]:
+    lines: list[str] = []
     for finding in verdict.findings:
         indent = " " * _LEVEL_WIDTH
         lines += _wrap(finding.title, f"  {finding.level}".ljust(_LEVEL_WIDTH), indent)
@@ -105,7 +118,9 @@ def _plain(text: str) -> str:
     return text.replace("`", "")
 
 
-def _side_by_side(nights: Nights, comparison: Comparison) -> list[str]:
+def _side_by_side(
+    nights: Nights, comparison: Comparison, sentences: Sequence[str], endings: Sequence[Unfinished | None]
+) -> list[str]:
     names = [short_name(output, NAME_WIDTH) for output, _ in nights]
     header = (
         f"     {'output':<{NAME_WIDTH}} {'draft':<{_DRAFT_WIDTH}} {'K':>4} {'tokens/s':>9} {'vs [1]':>7} {'accept':>7}"
@@ -120,7 +135,7 @@ def _side_by_side(nights: Nights, comparison: Comparison) -> list[str]:
             f"{describe_speculation(manifest)[:4]:>4} "
             f"{fmt.rate(manifest.observed.throughput.output_tokens_per_second):>9} "
             f"{'-' if ratio is None else f'{ratio:.2f}x':>7} {fmt.percent(manifest.commit.acceptance.rate):>7}"
-            f"{'  slower' if is_slower else ''}"
+            f"{'  cut' if endings[index] is not None else '  slower' if is_slower else ''}"
         )
     lines += ["", *_changes(nights, comparison), ""]
     for index, (output, manifest) in enumerate(nights):
@@ -129,7 +144,7 @@ def _side_by_side(nights: Nights, comparison: Comparison) -> list[str]:
         measured = "" if manifest.observed.speedup.ratio is None else "measured in the job: "
         lines += _item("", f"{measured}{describe_speedup(manifest.observed.speedup)}", width=6)
     lines.append("")
-    lines += [line for text in conclusions(nights, comparison) for line in _wrap(text)]
+    lines += [line for text in sentences for line in _wrap(text)]
     lines += ["", "Flagged as worse:"]
     return lines + [line for text in thresholds() for line in _wrap(text, "  - ", "    ")]
 

@@ -7,9 +7,16 @@ from typing import Any
 
 from specbatch.jobs.display import formatting as fmt
 from specbatch.jobs.output.amended import amended_counts
-from specbatch.jobs.reports.facts import skipped_files
+from specbatch.jobs.reports.facts import num_workers, skipped_files
 from specbatch.jobs.reports.model import LEVELS, Finding, Level, Verdict
 from specbatch.jobs.reports.pace import judge_pace
+from specbatch.jobs.reports.unfinished import (
+    Unfinished,
+    ending_findings,
+    ending_headline,
+    ending_level,
+    where_errors_are,
+)
 from specbatch.schemas.error_texts import EXPLANATIONS
 from specbatch.schemas.errors import ErrorCode
 from specbatch.schemas.manifest import Counts, Manifest
@@ -18,18 +25,24 @@ MANY_ERRORS = 0.01
 """Share of results from which one error code is a problem: single bad rows are rarer than this."""
 MANY_CUT = 0.2
 """Share of completions cut at their limit from which it is said."""
+MANY_DEATHS = 5
+"""Deaths of workers that are a problem where there were twice as many as workers."""
 _MAX_CODES = 6
 _MAX_FILES = 3
 
 
-def judge(manifest: Manifest, amendments: Sequence[Manifest] = ()) -> Verdict:
-    """What to say first: complete, with errors, and everything that was not as it should be, worst first."""
+def judge(manifest: Manifest, amendments: Sequence[Manifest] = (), unfinished: Unfinished | None = None) -> Verdict:
+    """What to say first: complete or why not, with errors, and everything that was not as it should be, worst first.
+
+    Args:
+        unfinished: of a job without a manifest; ``manifest`` then holds what is there so far.
+    """
     counts = amended_counts(manifest, amendments) if amendments else manifest.commit.counts
     findings = [
-        *_errors(counts),
+        *_errors(counts, unfinished),
         *_skipped_files(manifest),
         *_workers(manifest),
-        *_runs(manifest),
+        *_runs(manifest, unfinished),
         *_forecast(manifest),
         *judge_pace(manifest),
         *_speculation(manifest),
@@ -37,8 +50,11 @@ def judge(manifest: Manifest, amendments: Sequence[Manifest] = ()) -> Verdict:
         *_amendments(manifest, amendments),
     ]
     findings.sort(key=lambda finding: -LEVELS.index(finding.level))
-    level = findings[0].level if findings else "good"
-    return Verdict("good" if level == "note" else level, _headline(counts, findings), tuple(findings))
+    if unfinished is not None:
+        cause, *rest = ending_findings(unfinished)
+        return Verdict(ending_level(unfinished), ending_headline(unfinished), (cause, *rest, *findings))
+    worst = findings[0].level if findings else "good"
+    return Verdict("good" if worst == "note" else worst, _headline(counts, findings), tuple(findings))
 
 
 def explain(code: str) -> tuple[str, str]:
@@ -65,18 +81,27 @@ def _headline(counts: Counts, findings: Sequence[Finding]) -> str:
     return f"{text}. {' and '.join(numbers)}." if numbers else f"{text}."
 
 
-def _errors(counts: Counts) -> list[Finding]:
-    ordered = sorted(counts.errors_by_code.items(), key=lambda item: (-item[1], item[0]))
+def errors_in_order(counts: Counts, unfinished: Unfinished | None) -> tuple[list[tuple[str, int]], int]:
+    """Errors by code, the commonest first, and the number of results that they are a share of."""
+    by_code, num_results = counts.errors_by_code, counts.results
+    if unfinished is not None:
+        by_code, num_results = dict(unfinished.errors_by_code), unfinished.num_judged
+    return sorted(by_code.items(), key=lambda item: (-item[1], item[0])), max(num_results, 1)
+
+
+def _errors(counts: Counts, unfinished: Unfinished | None) -> list[Finding]:
+    ordered, num_results = errors_in_order(counts, unfinished)
     findings = []
     for code, number in ordered[:_MAX_CODES]:
-        share = number / max(counts.results, 1)
+        share = number / num_results
         meaning, remedy = explain(code)
+        where = where_errors_are(unfinished, code) if unfinished is not None else ""
         level: Level = "problem" if share >= MANY_ERRORS else "warning"
         findings.append(
             Finding(
                 level,
                 f"{fmt.clean(code, 40)}: {fmt.plural(number, 'error')}",
-                f"{fmt.percent(share)} of the results: {meaning}",
+                f"{fmt.percent(share)} of the results{f' ({where})' if where else ''}: {meaning}",
                 remedy,
             )
         )
@@ -118,9 +143,10 @@ def _workers(manifest: Manifest) -> list[Finding]:
     if observed.deaths or observed.restarts:
         number = max(observed.deaths, observed.restarts)
         reasons = _death_reasons(manifest)
+        is_grave = number >= max(MANY_DEATHS, 2 * num_workers(manifest))
         findings.append(
             Finding(
-                "warning",
+                "problem" if is_grave else "warning",
                 f"{fmt.plural(number, 'worker')} died, {fmt.count(observed.restarts)} started again",
                 reasons or "their shards were decoded again; no result is lost",
                 "`specbatch logs` has what they wrote" if reasons else "",
@@ -148,7 +174,7 @@ def _death_reasons(manifest: Manifest) -> str:
     return "; ".join(f"{number} x {fmt.clean(reason)[:160]}" for reason, number in ordered)
 
 
-def _runs(manifest: Manifest) -> list[Finding]:
+def _runs(manifest: Manifest, unfinished: Unfinished | None) -> list[Finding]:
     observed = manifest.observed
     if observed.runs <= 1:
         return []
@@ -156,7 +182,7 @@ def _runs(manifest: Manifest) -> list[Finding]:
     return [
         Finding(
             "warning",
-            f"It took {fmt.plural(observed.runs, 'run')}",
+            f"It took {fmt.plural(observed.runs, 'run')}{' so far' if unfinished is not None else ''}",
             outcomes or "earlier runs ended before the job was complete; what they finished was kept",
         )
     ]
@@ -174,11 +200,13 @@ def _forecast(manifest: Manifest) -> list[Finding]:
     high = forecast_seconds(forecast, "high") or expected
     if expected is None or high is None or actual <= high:
         return []
+    num_runs = manifest.observed.runs
+    runs = f" in {fmt.plural(num_runs, 'run')}" if num_runs > 1 else ""
     return [
         Finding(
             "warning",
             f"{actual / expected:.2f} times the forecast",
-            f"{fmt.duration(actual)} against {fmt.duration(expected)} expected, {fmt.duration(high)} at most",
+            f"{fmt.duration(actual)}{runs} against {fmt.duration(expected)} expected, {fmt.duration(high)} at most",
             "look at pace and workers below; `specbatch calibrate` measures anew",
         )
     ]

@@ -25,6 +25,7 @@ from specbatch.schemas.manifest import RUN_FORMAT
 from specbatch.schemas.messages import PartReceipt
 from specbatch.schemas.run import ProgressDocument, RunRecord
 from specbatch.schemas.stats import PartStats
+from specbatch.storage.retries import num_retries
 
 PROGRESS_FORMAT = "specbatch/progress/1"
 MAX_EVENTS = 1000
@@ -57,6 +58,7 @@ class RunDocuments:
     record: RunRecord | None = None
     forecast: dict[str, Any] | None = None
     log: RunLog = field(default_factory=RunLog)
+    _retries_before: int = field(default_factory=num_retries)
     _events: list[tuple[float, str]] = field(default_factory=list)
     _num_rows: int | None = None
     _num_counted: int = 0
@@ -164,6 +166,7 @@ class RunDocuments:
             preemptions=coordinator.num_preemptions if coordinator is not None else 0,
             probes=coordinator.num_probes if coordinator is not None else 0,
             forecast=self.forecast,
+            store_retries=self.tally.num_storage_retries + num_retries() - self._retries_before,
             crashes=coordinator.num_crashes if coordinator is not None else 0,
             quarantined=coordinator.quarantined_places if coordinator is not None else (),
             parts_found=len(self.found),

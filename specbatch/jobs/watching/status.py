@@ -20,7 +20,7 @@ from specbatch.jobs.watching.status_text import render_status as render_status
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.manifest import JobDocument
 from specbatch.schemas.plan import part_name
-from specbatch.schemas.run import ProgressDocument
+from specbatch.schemas.run import ProgressDocument, RunRecord
 
 if TYPE_CHECKING:
     from specbatch.storage.store import Store
@@ -244,7 +244,7 @@ def age_seconds(progress: ProgressDocument, now: datetime) -> float | None:
     return (now - (updated if updated.tzinfo else updated.replace(tzinfo=UTC))).total_seconds()
 
 
-def is_gone(progress: ProgressDocument) -> bool:
+def is_gone(progress: ProgressDocument | RunRecord) -> bool:
     """Whether the process of a run is known to be gone; of another host nothing is known."""
     return progress.host == socket.gethostname() and not _process_exists(progress.pid)
 

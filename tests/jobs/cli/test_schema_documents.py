@@ -80,6 +80,8 @@ def test_documents_of_finished_jobs(tmp_path: Path, capsys: pytest.CaptureFixtur
         check("verify", printed(capsys, "verify", str(output.root)))
         check("report", printed(capsys, "report", str(output.root)))
     check("report", printed(capsys, "report", str(one.root), str(other.root)))
+    cut = build(one.root.parent / "cut", num_parts=2)
+    check("report", printed(capsys, "report", str(one.root), str(cut.root)))
     check("list", printed(capsys, "list", str(tmp_path)))
     check("export", printed(capsys, "export", str(one.root), "--jsonl", str(tmp_path / "rows.jsonl")))
 

@@ -217,6 +217,7 @@ def test_json_schema_is_stable(outputs: list[tuple[str, Manifest]]) -> None:
         "deaths",
         "quarantined",
         "draft_given_up",
+        "store_retries",
         "skipped_files",
         "command",
         "paths",
@@ -237,7 +238,8 @@ def test_csv_has_one_row_per_output_below_a_fixed_header(outputs: list[tuple[str
         "num_spec_rounds propose_seconds score_seconds accept_seconds host_seconds prefill_seconds load_seconds "
         "write_seconds runs attempts restarts started_at ended_at verdict problems warnings error_rate deaths "
         "preemptions quarantined skipped_files draft_given_up cut_completions device_hours price_per_device_hour cost "
-        "cost_per_million_tokens forecast_wall_seconds regressions"
+        "cost_per_million_tokens forecast_wall_seconds regressions "
+        "standing exit_codes cause planned_rows rows_left remaining_seconds"
     )
     assert [len(line) for line in lines] == [len(lines[0])] * 4
     rows = [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]

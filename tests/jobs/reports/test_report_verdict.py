@@ -34,7 +34,7 @@ def test_a_good_night_is_called_good() -> None:
 
 def test_the_causes_of_a_bad_night_stand_first(bad: Verdict) -> None:
     assert bad.level == "problem"
-    assert bad.headline == ("Complete, with 4,432 error rows in 96,000 (4.6 %). 3 problems and 9 warnings.")
+    assert bad.headline == ("Complete, with 4,432 error rows in 96,000 (4.6 %). 3 problems and 10 warnings.")
     assert titles(bad, "problem") == [
         "ROW_TOO_LONG: 4,120 errors",
         "1 input file left out",
@@ -48,6 +48,7 @@ def test_the_causes_of_a_bad_night_stand_first(bad: Verdict) -> None:
         "1.58 times the forecast",
         "Nothing was decoded for 28:30",
         "It slowed down to 47.0 % of its first pace",
+        "2 workers were slow",
         "The draft did not pay and was given up",
         "Speculation made it slower: 0.90x",
     ]
@@ -68,7 +69,7 @@ def test_each_cause_has_its_facts_and_its_remedy(bad: Verdict) -> None:
         "2 x the process was killed or crashed (a signal, or out of memory); 1 x no sign of life for 121 s"
     )
     assert found(bad, "It took 2 runs").detail == "run 1 interrupted, run 2 complete"
-    assert found(bad, "1.58 times").detail == "9:30:00 against 6:00:00 expected, 6:54:00 at most"
+    assert found(bad, "1.58 times").detail == "9:30:00 in 2 runs against 6:00:00 expected, 6:54:00 at most"
     assert "workers 4 to 2" in found(bad, "It slowed down").detail
     assert "31.0 % of its tokens were accepted" in found(bad, "The draft did not pay").detail
 
@@ -154,3 +155,54 @@ def test_the_command_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_old_manifest_names_the_file_with_the_settings() -> None:
     assert reproduce(golden_night(), "out/") == ("", "the settings stand in out/_specbatch/job.json")
+
+
+def with_observed(manifest: Manifest, **changes: object) -> Manifest:
+    return manifest.model_copy(update={"observed": manifest.observed.model_copy(update=changes)})
+
+
+def test_one_slow_worker_is_named() -> None:
+    workers = [dict(item) for item in night().observed.throughput.per_worker]
+    workers[2]["tokens_per_active_second"] *= 0.4
+    throughput = night().observed.throughput.model_copy(update={"per_worker": workers})
+    finding = found(judge(with_observed(night(), throughput=throughput)), "One worker was slow")
+    assert "worker 1.2 on node-1" in finding.detail
+    for seconds, others in ((30.0, 20_000.0), (50.0, 50.0)):  # it had hardly begun, or all of them had
+        for item in workers:
+            item["active_seconds"] = others
+        workers[2]["active_seconds"] = seconds
+        assert judge(with_observed(night(), throughput=throughput)).findings == ()
+
+
+def test_a_draft_that_lost_touch_is_told_by_its_acceptance() -> None:
+    timeline = [dict(bucket) for bucket in night().observed.timeline]
+    for bucket in timeline[len(timeline) // 2 :]:
+        bucket["acceptance"] = 0.2
+    finding = found(judge(with_observed(night(), timeline=timeline)), "Acceptance fell from 7")
+    assert finding.title.endswith("to 20.0 %")
+
+
+def test_other_machines_and_a_bad_store_are_told() -> None:
+    base = night(interrupted_after=0.4)
+    assert titles(judge(base), "note") == []
+    for key, value, level in (("host", "elsewhere", "note"), ("device", "cpu", "warning")):
+        workers = [{**item, key: value} if item["epoch"] == 2 else item for item in base.observed.throughput.per_worker]
+        moved = base.observed.throughput.model_copy(update={"per_worker": workers})
+        assert any(
+            title.startswith("Run 2 was on ") for title in titles(judge(with_observed(base, throughput=moved)), level)
+        )
+    assert "store was asked again 40 times" in " ".join(titles(judge(with_observed(base, store_retries=40)), "warning"))
+    seconds = base.commit.seconds.model_copy(update={"write": 1e9})
+    slow = base.model_copy(update={"commit": base.commit.model_copy(update={"seconds": seconds})})
+    assert any("writing parts took" in title for title in titles(judge(slow), "warning"))
+
+
+def test_many_deaths_are_a_problem() -> None:
+    assert titles(judge(night(crashes=7, restarts=7)), "problem") == []
+    assert titles(judge(night(crashes=8, restarts=8)), "problem") == ["8 workers died, 8 started again"]
+
+
+def test_the_forecast_of_a_resumed_job_says_that_all_runs_count() -> None:
+    text = render([("out", night(forecast_hours=5.0, interrupted_after=0.4))], "human")
+    assert "of 2 runs: starts, and rows that were decoded twice, count in all of them" in " ".join(text.split())
+    assert "output tokens" in text.split("Forecast and actual")[1].split("\n\n")[0]
