@@ -176,6 +176,6 @@ def _no_chat_template(prompt: PromptSpec, folder: Path) -> SpecbatchError:
     )
     return SpecbatchError(
         ErrorCode.JOB_CONFIG,
-        f"{what} needs a chat template, and the target, {folder.name}/, has none (no chat_template.jinja, none in "
+        f"{what} needs a chat template, and the target in {folder} has none (no chat_template.jinja, none in "
         f"tokenizer_config.json); use a target that has one, put one into its folder, or {instead}",
     )

@@ -204,6 +204,9 @@ def test_the_last_run_is_told_with_last_words_in_their_places(output: Output) ->
     ]
     assert read(output, epoch=1) == ["of the first run"]
     assert read(output, worker=3) == ["worker 3 died", "Fatal error\n\x1b[2Jlast words\n"]
+    told: list[str] = []
+    assert list(read_log(str(output.root), worker=8, say=told.append)) == []
+    assert told == ["nothing in the log of run 2 is about worker 8"]
     with pytest.raises(SpecbatchError, match="has no such run; its runs are: 1, 2"):
         read(output, epoch=7)
 

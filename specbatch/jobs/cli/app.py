@@ -7,6 +7,7 @@ the commands and the modules that they are in.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -86,8 +87,15 @@ def run(arguments: Sequence[str]) -> int:
 def _usage_message(error: Any) -> str:
     near = getattr(error, "possibilities", None)
     if not near:
-        return str(error.format_message())
+        return _in_plain_words(str(error.format_message()))
     return f"{error.message}; did you mean {' or '.join(near)}?"
+
+
+def _in_plain_words(message: str) -> str:
+    """What the parser says of a value that it cannot read, without the words of its library."""
+    for kind, words in (("integer", "a whole number"), ("number", "a number"), ("boolean", "true or false")):
+        message = re.sub(rf"Input should be a valid {kind}\b[^;(]*", f"it must be {words}", message)
+    return message.replace("Value error, ", "").replace("Input should be ", "it must be ")
 
 
 def _fail(code: ErrorCode, message: str, exit_code: int, error: Exception) -> int:

@@ -47,6 +47,10 @@ def scan_lines(found: Scan, *, is_cut: bool, max_error_rate: float) -> list[str]
     return [*lines, *_failures(found, max_error_rate)]
 
 
+INTERVAL = "95 %: lengths and speed as they scattered in the trial, a tenth for other days; no losses, no other load"
+"""What the two times behind a forecast hold, and what not."""
+
+
 def forecast_lines(expected: Forecast, notes: Sequence[str] = ()) -> list[str]:
     """How long a job will take and what it costs."""
     hours = f"{expected.device_hours:,.2f}" if expected.device_hours >= 0.1 else f"{expected.device_hours:.2g}"
@@ -54,6 +58,7 @@ def forecast_lines(expected: Forecast, notes: Sequence[str] = ()) -> list[str]:
     return [
         f"forecast     {fmt.clock(expected.wall_seconds)} ({fmt.clock(expected.low)} to {fmt.clock(expected.high)}), "
         f"{fmt.rate(expected.tokens_per_second)} output tokens/s, {hours} device-hours{cost}",
+        f"  interval   {INTERVAL}",
         *(f"  note       {fmt.clean(note)}" for note in notes),
     ]
 

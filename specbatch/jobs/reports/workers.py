@@ -20,6 +20,7 @@ SLOW_STORE = 0.2
 MANY_RETRIES = 10
 """Requests that were made again from which the store is named."""
 _MIN_ACTIVE_SECONDS = 60.0
+"""What took less than this says nothing of a night."""
 _MIN_ACTIVE_SHARE = 0.1
 _MAX_NAMED = 3
 
@@ -105,7 +106,7 @@ def _store(manifest: Manifest) -> list[Finding]:
                 "look at the store and the network: throttling, time-outs",
             )
         )
-    if share >= SLOW_STORE:
+    if share >= SLOW_STORE and total >= _MIN_ACTIVE_SECONDS:
         findings.append(
             Finding(
                 "warning",

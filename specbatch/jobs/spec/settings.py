@@ -46,6 +46,7 @@ _LIST_PATHS = paths_of("scalars") | {"input.datasets"}
 _VERBATIM_LIST_PATHS = paths_of("texts")
 """Lists whose items may hold commas and spaces: a text is one item, unless it is a list in JSON."""
 _RULES = {
+    "results.prefix": "at most 64 letters, digits, dots, dashes and underscores",
     "execution.speculation": f"auto, off, or a fixed K from 1 to {MAX_DRAFT_LENGTH}",
     "execution.workers": "auto, or a whole number from 1 to 10000",
     "execution.batch_size": "auto, or a whole number from 1 to 4096",

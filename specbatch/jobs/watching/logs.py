@@ -135,9 +135,13 @@ def read_log(
     if chosen not in epochs:
         known = ", ".join(map(str, epochs)) if epochs else "none"
         raise SpecbatchError(ErrorCode.JOB_CONFIG, f"--epoch {chosen}: {output} has no such run; its runs are: {known}")
+    is_known = worker is None
     for line in _read_run(store, chosen, follow=follow, say=say, sleep=sleep, clock=clock):
         if worker is None or line["worker"] == worker:
+            is_known = True
             yield line
+    if not is_known:
+        say(f"nothing in the log of run {chosen} is about worker {worker}")
 
 
 def _read_run(

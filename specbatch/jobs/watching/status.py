@@ -206,7 +206,8 @@ def _next_step(output: str, store: Store, progress: ProgressDocument | None, *, 
     from specbatch.jobs.output.cancel import cancel_requested
 
     if not running or progress is None:
-        return f"{_command('resume', output)} decodes what is missing"
+        why = f"; {_command('report', output)} says why it ended" if progress is not None else ""
+        return f"{_command('resume', output)} decodes what is missing{why}"
     if cancel_requested(store, progress.epoch):
         return "wait: it was asked to stop, and finishes the shards in flight"
     return f"wait, or stop it with {_command('cancel', output)}: finished parts are kept"

@@ -97,6 +97,11 @@ def test_modules_register_no_command_that_the_list_lacks() -> None:
     [
         (["submit", "x.parquet", "--max-new-token", "3"], "did you mean --max-new-tokens"),
         (["sumbit", "x.parquet"], "Did you mean 'submit'?"),
+        (["plan", "x.parquet", "--limit", "x"], "Invalid value for '--limit': it must be a whole number (see"),
+        (["plan", "x.parquet", "--temperature", "hot"], "'--temperature': it must be a number (see"),
+        (["plan", "x.parquet", "--dedupe", "drop"], "'--dedupe': 'drop' is not one of 'off', 'mark'. (see"),
+        (["preview", "x.parquet", "-n", "0"], "it must be greater than or equal to 1 (see"),
+        (["plan", "x.parquet", "--output-prefix", "a b"], "it must be at most 64 letters, digits, dots, dashes"),
         (["submit", "x.parquet", "--set", "generation.sead=1"], "did you mean generation.seed?"),
         (["explain", "ROW_TO_LONG"], "did you mean 'ROW_TOO_LONG'?"),
         (["explain", "nothing-like-it"], "specbatch explain lists all"),

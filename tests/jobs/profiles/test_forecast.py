@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_profiles import make_profile, make_step, make_trial
 
+from specbatch.jobs.display import formatting as fmt
+from specbatch.jobs.planning.scan_text import forecast_lines
 from specbatch.jobs.profiles.forecast import batch_seconds, expected_lengths, forecast, lengths_error
 
 SPEEDS = [(1, 10.0), (8, 80.0)]
@@ -152,3 +154,12 @@ def test_the_batch_of_the_trial_stands_for_auto() -> None:
 def test_the_error_of_a_mean_falls_with_the_root_of_the_sample() -> None:
     assert lengths_error([50, 150], 100) == pytest.approx(0.05)
     assert lengths_error([100], 1) == 0.0
+
+
+def test_what_the_interval_holds_is_said_with_it() -> None:
+    expected = forecast(make_profile(), Prompts(), Execution())
+    lines = forecast_lines(expected, ["another dataset"])
+    assert lines[0].startswith(f"forecast     {fmt.clock(expected.wall_seconds)} ({fmt.clock(expected.low)} to ")
+    assert lines[1].startswith("  interval   95 %: ")
+    assert lines[1].endswith("no losses, no other load")
+    assert lines[2] == "  note       another dataset"

@@ -118,6 +118,10 @@ def test_the_next_command_goes_on_with_the_job(tmp_path: Path) -> None:
     out = build(tmp_path / "my out", num_parts=2)
     next_step = read_status(str(out.root), NOW).next_step
     assert shlex.split(next_step)[:3] == ["specbatch", "resume", str(out.root)]
+    assert "report" not in next_step  # nothing has begun that could have ended
+    write_progress(out, state="failed")
+    said = read_status(str(out.root), NOW).next_step
+    assert said.endswith(f"; specbatch report {shlex.quote(str(out.root))} says why it ended")
 
 
 @pytest.mark.parametrize("state", ["cancelled", "deadline"])
