@@ -118,7 +118,9 @@ EXPLANATIONS: Mapping[ErrorCode, Explanation] = MappingProxyType(
             "look at `error_code` in the parts; resume with a larger rate",
         ),
         _E.JOB_INTEGRITY: Explanation("something stored is not what was written", "run `specbatch verify`"),
-        _E.JOB_INCOMPLETE: Explanation("the job has not finished", "`specbatch resume` it"),
+        _E.JOB_INCOMPLETE: Explanation(
+            "the job has not finished", "`specbatch resume` it; `specbatch report` says why it ended"
+        ),
         _E.JOB_CLUSTER_LOST: Explanation("Ray did not start or went away", _RESUME),
         _E.JOB_STORE_LOST: Explanation("the store did not answer", _RESUME),
         _E.JOB_STORE_DENIED: Explanation(
