@@ -6,6 +6,7 @@ the records of the runs: so every section of the report says what is there so fa
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -79,8 +80,9 @@ def _find_job(store: Store, output: str) -> StoredJob:
     if stored is None:
         is_empty = not store.list("")
         what = "does not exist or is empty" if is_empty else "is no output of specbatch: it has no _specbatch/job.json"
+        look = "" if is_empty else f", or look below it with: specbatch list {shlex.quote(output)}"
         raise SpecbatchError(
-            ErrorCode.JOB_OUTPUT_MISSING, f"{output} {what}; give the folder that `specbatch submit` named"
+            ErrorCode.JOB_OUTPUT_MISSING, f"{output} {what}; give the folder that `specbatch submit` named{look}"
         )
     return stored
 

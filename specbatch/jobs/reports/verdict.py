@@ -67,7 +67,9 @@ def explain(code: str) -> tuple[str, str]:
 
 def _headline(counts: Counts, findings: Sequence[Finding]) -> str:
     noun = "row" if counts.results == counts.rows else "result"
-    if counts.errors:
+    if not counts.results:
+        text = "Complete: the dataset has no rows"
+    elif counts.errors:
         share = fmt.percent(counts.errors / counts.results)
         text = f"Complete, with {fmt.plural(counts.errors, f'error {noun}')} in {fmt.count(counts.results)} ({share})"
     else:

@@ -47,7 +47,7 @@ DATA_OPTIONS: tuple[Option, ...] = (
         "input.dedupe",
         _D,
         "choice",
-        "mark adds duplicate_of, the first row with the same prompt; no row is skipped. [off]",
+        "mark adds duplicate_of, the first row with the same prompt and settings; no row is skipped. [off]",
         choices=("off", "mark"),
     ),
     Option("allow_empty", "input.allow_empty", _D, "flag", "A dataset without rows is a job that is complete."),

@@ -220,6 +220,8 @@ def test_the_command_prints_it_and_ends_with_1(tmp_path: Path, capsys: pytest.Ca
     assert not (output.root / "manifest.json").exists()
     assert cli.run(["report", str(tmp_path / "nowhere")]) == 2
     assert "JOB_OUTPUT_MISSING" in capsys.readouterr().err
+    assert cli.run(["report", str(tmp_path)]) == 2
+    assert f"or look below it with: specbatch list {tmp_path}" in capsys.readouterr().err
 
 
 def test_a_comparison_names_the_night_that_is_not_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -161,6 +161,13 @@ def with_observed(manifest: Manifest, **changes: object) -> Manifest:
     return manifest.model_copy(update={"observed": manifest.observed.model_copy(update=changes)})
 
 
+def test_a_job_of_no_rows_is_not_said_to_have_completions() -> None:
+    base = night()
+    none = base.commit.counts.model_copy(update={"rows": 0, "results": 0, "ok": 0})
+    empty = base.model_copy(update={"commit": base.commit.model_copy(update={"counts": none})})
+    assert judge(empty).headline == "Complete: the dataset has no rows."
+
+
 def test_one_slow_worker_is_named() -> None:
     workers = [dict(item) for item in night().observed.throughput.per_worker]
     workers[2]["tokens_per_active_second"] *= 0.4
