@@ -21,8 +21,8 @@ class WorkerConfig:
     """Everything a worker needs to know for its whole life.
 
     Attributes:
-        target_path: folder of the target model, readable on the worker's node.
-        draft_path: folder of the draft model, or None.
+        target_path: folder of the target model, readable on the worker's node, or the name of a bundled one.
+        draft_path: the same of the draft model, or None.
         output: where parts go (local path or URI).
         plan: plan digest P.
         speculation: how K is chosen; ``off`` goes with no draft.
@@ -31,6 +31,7 @@ class WorkerConfig:
         prompt: how prompts are made of rows.
         pass_through: the input columns of every part; None takes all, in the order of each shard's own file.
         memory_fraction: share of its device's free memory that the engine may use; workers on one CPU divide theirs.
+        device_share: share of its GPU that is this worker's; others hold the rest.
         single_writer: the store cannot create objects once only, and the user vouches that nobody else writes.
         form: of the parts; whether they have logprobs is the generation's to say.
         duplicates: the file that marks duplicates (local path or URI); None where none are marked.
@@ -51,6 +52,7 @@ class WorkerConfig:
     generation: GenerationSpec
     pass_through: PassThrough | None = None
     memory_fraction: float = 0.9
+    device_share: float = 1.0
     single_writer: bool = False
     form: ResultForm = field(default_factory=ResultForm)
     duplicates: str | None = None

@@ -20,12 +20,12 @@ from specbatch.schemas.sampling import (
     MAX_STOP_TOKEN_IDS,
     SamplingParams,
 )
+from specbatch.schemas.units import parse_duration, parse_size
 
 MAX_DRAFT_LENGTH = 16
 MAX_TEMPLATE_CHARACTERS = 1 << 20
 
-_DURATION = re.compile(r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9})s)?")
-_MAX_DURATION_SECONDS = 365 * 86400
+_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,251}[A-Za-z0-9])?")
 
 DataType = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -196,26 +196,37 @@ class GenerationSpec(_Section):
         )
 
 
-def parse_duration(text: str) -> float:
-    """Seconds of a duration such as ``90s``, ``30m``, ``1h30m`` or ``2d``.
+def _is_size(value: str) -> str:
+    parse_size(value)
+    return value
 
-    Raises:
-        ValueError: it is none, or 0.
-    """
-    match = _DURATION.fullmatch(text.strip())
-    numbers = [int(number or 0) for number in match.groups()] if match else []
-    seconds = sum(number * unit for number, unit in zip(numbers, (86400, 3600, 60, 1), strict=False))
-    if not 0 < seconds <= _MAX_DURATION_SECONDS:
-        raise ValueError("must be a duration up to 365d, such as 90s, 30m, 1h30m or 2d")
-    return float(seconds)
+
+def _is_label(value: str) -> str:
+    key, separator, wanted = value.partition("=")
+    if not (separator and _LABEL.fullmatch(key) and _LABEL.fullmatch(wanted.removeprefix("!"))):
+        raise ValueError("must be written as KEY=VALUE, or KEY=!VALUE for every node but those")
+    return value
+
+
+Size = Annotated[str, AfterValidator(_is_size)]
+"""``24GiB``."""
+Label = Annotated[str, AfterValidator(_is_label)]
+"""``KEY=VALUE`` of Ray's nodes, or ``KEY=!VALUE``."""
 
 
 class ExecutionSpec(_Section):
     """Execution: how fast, on what; free to change on resume.
 
     ``deadline`` is counted from the start of the run; ``single_writer`` gives up creating objects once only, for
-    stores that cannot; ``address`` is a running Ray cluster instead of one of our own. ``profile`` names what
-    ``calibrate`` measured: a file, ``auto`` for the one of this pair on this machine where there is one, or ``none``.
+    stores that cannot. ``profile`` names what ``calibrate`` measured: a file, ``auto`` for the one of this pair on this
+    machine where there is one, or ``none``.
+
+    ``address`` is a running Ray cluster instead of one of our own: its head, or its Ray Jobs endpoint (``http://``).
+    Every worker asks for ``gpus_per_worker`` (a share of one GPU, on CUDA), ``cpus_per_worker`` and
+    ``memory_per_worker`` (nothing where None) on a node with all ``node_labels`` and the ``accelerator_type``. The
+    driver that Ray Jobs starts asks for ``entrypoint_num_cpus`` and ``entrypoint_memory``. ``wait`` False returns as
+    soon as Ray Jobs has the job.
+
     ``logical_date`` is the night that a run is for, read in ``timezone``; ``{date}`` and ``{hour}`` in the places of a
     job come from it.
     """
@@ -230,11 +241,24 @@ class ExecutionSpec(_Section):
     row_errors_ok: bool = False
     deadline: str | None = None
     single_writer: bool = False
-    address: str | None = None
+    address: Annotated[str, Field(min_length=1)] | None = None
+    gpus_per_worker: Annotated[float, Field(ge=0.01, le=1)] = 1.0
+    cpus_per_worker: Annotated[int, Field(ge=1, le=4096)] | None = None
+    memory_per_worker: Size | None = None
+    node_labels: Annotated[tuple[Label, ...], Field(strict=False)] = ()
+    accelerator_type: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    entrypoint_num_cpus: Annotated[float, Field(ge=0, le=4096)] = 0.0
+    entrypoint_memory: Size | None = None
+    wait: bool = True
     price_per_device_hour: Annotated[float, Field(ge=0, le=1e6)] | None = None
     profile: Annotated[str, Field(min_length=1)] = "auto"
     logical_date: Annotated[str, Field(min_length=1)] | None = None
     timezone: Annotated[str, Field(min_length=1)] | None = None
+
+    @field_validator("address")
+    @classmethod
+    def _own_is_none(cls, value: str | None) -> str | None:
+        return None if value == "local" else value  # Ray's word for one of its own
 
     @field_validator("deadline")
     @classmethod

@@ -61,6 +61,16 @@ class ModelFolder:
         """The parsed ``config.json``."""
         return _read_json(self.path / "config.json")
 
+    @property
+    def is_bundled(self) -> bool:
+        """Whether it comes with this package."""
+        return self.path.is_relative_to(_ASSETS)
+
+    @property
+    def place(self) -> str:
+        """Where to find it from any machine that sees it: the folder, or the name of a bundled one."""
+        return self.path.relative_to(_ASSETS).as_posix() if self.is_bundled else str(self.path)
+
 
 def default_draft(target_name: str) -> str | None:
     """The draft that ships for a bundled target; None for any other."""

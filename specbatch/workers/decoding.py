@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Hashable, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Protocol, cast
 
+from specbatch._version import __version__
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.failpoints import failpoint
 from specbatch.schemas.messages import MemoryReport, RoundBlock, WorkerConfig, WorkerReady
@@ -34,7 +35,7 @@ _DRAFT_FAULTS = frozenset(
     }
 )
 """Errors of a load that may be the draft's; one of the target comes again when that is loaded alone."""
-_VERSIONED = ("specbatch", "torch", "transformers", "tokenizers", "pyarrow")
+_VERSIONED = ("torch", "transformers", "tokenizers", "pyarrow")
 
 
 class PromptEncoder(Protocol):
@@ -117,7 +118,11 @@ def describe_worker(
         num_threads=config.num_threads,
         load_seconds=load_seconds,
         memory=memory,
-        versions=(("python", platform.python_version()), *((name, version(name)) for name in _VERSIONED)),
+        versions=(
+            ("python", platform.python_version()),
+            ("specbatch", __version__),  # this code's, which need not be what is installed
+            *((name, version(name)) for name in _VERSIONED),
+        ),
         note=getattr(engine, "note", None),  # engines of tests have none
     )
 
@@ -153,9 +158,24 @@ def _load(config: WorkerConfig, draft_path: str | None, speculation: Speculation
         device=config.device,
         dtype=config.dtype,
         coupling=config.generation.coupling,
-        memory_fraction=config.memory_fraction,
+        memory_fraction=_memory_fraction(config),
         num_threads=config.num_threads,
     )
+
+
+def _memory_fraction(config: WorkerConfig) -> float:
+    """The share of the memory that is free now; of a shared GPU so much that this worker's is a share of the whole."""
+    if config.device_share >= 1 or not config.device.startswith("cuda"):
+        return config.memory_fraction
+    import torch
+
+    free_bytes, total_bytes = torch.cuda.mem_get_info()
+    return shared_fraction(config.memory_fraction, config.device_share, free_bytes, total_bytes)
+
+
+def shared_fraction(memory_fraction: float, device_share: float, free_bytes: int, total_bytes: int) -> float:
+    """The share of the free memory that makes up ``memory_fraction`` of a worker's share of the whole, at most all."""
+    return min(memory_fraction * device_share * total_bytes / max(free_bytes, 1), memory_fraction)
 
 
 def _import_factory(name: str) -> EngineFactory:

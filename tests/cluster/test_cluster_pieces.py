@@ -20,8 +20,9 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 from specbatch.jobs.coordinator.events import Beat, CapacityChanged, PreemptionNotice
 from specbatch.jobs.running.cluster import open_cluster
 from specbatch.jobs.running.cluster_joined import LOST_SECONDS, JoinedCluster
-from specbatch.jobs.running.cluster_view import ClusterView, Node, choose_node, count_slots
+from specbatch.jobs.running.cluster_view import ClusterView, choose_node, count_slots
 from specbatch.jobs.running.killing import PATIENCE_SECONDS, Killing
+from specbatch.jobs.running.need import Node, WorkerNeed
 from specbatch.jobs.running.placing import Placing
 from specbatch.jobs.running.processes import AGAIN_SECONDS, WorkerProcess
 from specbatch.schemas.errors import SpecbatchError
@@ -32,6 +33,7 @@ from specbatch.workers.actor import News, Whereabouts, WorkerActor, kill_process
 
 HEAD, FIRST, SECOND = Node("head", 0, 0), Node("a", 8, 2), Node("b", 8, 1)
 VIEW = ClusterView((HEAD, FIRST, SECOND))
+CPU, CUDA = WorkerNeed("cpu"), WorkerNeed("cuda")
 MEMORY = MemoryReport(0, 0, 0, 0, 0)
 HERE = Whereabouts("a", "somewhere", 7, "now")
 
@@ -48,27 +50,27 @@ def make_poll(**changes: Any) -> WorkerPoll:
 
 
 def test_room_for_workers() -> None:
-    assert count_slots(VIEW, "cuda") == 3
-    assert count_slots(VIEW, "cpu") == 2
-    assert count_slots(VIEW, "cpu", num_wanted=5) == 5
-    assert count_slots(ClusterView((HEAD,)), "cpu", num_wanted=5) == 0
-    assert count_slots(replace(VIEW, draining={"a": math.inf}), "cuda") == 1
+    assert count_slots(VIEW, CUDA) == 3
+    assert count_slots(VIEW, CPU) == 2
+    assert count_slots(VIEW, CPU, num_wanted=5) == 5
+    assert count_slots(ClusterView((HEAD,)), CPU, num_wanted=5) == 0
+    assert count_slots(replace(VIEW, draining={"a": math.inf}), CUDA) == 1
 
 
 def test_a_worker_goes_where_fewest_are() -> None:
-    assert choose_node(VIEW, {}) == "a"
-    assert choose_node(VIEW, {"a": 1}) == "b"
-    assert choose_node(VIEW, {"a": 1, "b": 1}) is None, "one each is all that was wanted"
-    assert choose_node(VIEW, {"a": 2, "b": 1}, num_wanted=5) == "b"
-    assert choose_node(VIEW, {"a": 2, "b": 1}, {"b"}, num_wanted=5) == "a"
-    assert choose_node(replace(VIEW, draining={"a": 1.0}), {"b": 2}, num_wanted=3) == "b"
-    assert choose_node(ClusterView((HEAD,)), {}) is None
+    assert choose_node(VIEW, CPU, {}) == "a"
+    assert choose_node(VIEW, CPU, {"a": 1}) == "b"
+    assert choose_node(VIEW, CPU, {"a": 1, "b": 1}) is None, "one each is all that was wanted"
+    assert choose_node(VIEW, CPU, {"a": 2, "b": 1}, num_wanted=5) == "b"
+    assert choose_node(VIEW, CPU, {"a": 2, "b": 1}, {"b"}, num_wanted=5) == "a"
+    assert choose_node(replace(VIEW, draining={"a": 1.0}), CPU, {"b": 2}, num_wanted=3) == "b"
+    assert choose_node(ClusterView((HEAD,)), CPU, {}) is None
 
 
 def test_workers_wait_for_a_place_and_notices_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Faults 14 and 20."""
     views = [ClusterView((HEAD,))]
-    placing = Placing(make_config(), lambda: views[-1], 0)
+    placing = Placing(make_config(), lambda: views[-1], 0, CPU)
     monkeypatch.setattr(placing, "_start_actor", lambda worker, node: f"actor {worker} on {node}")
     assert placing.news([]) == [CapacityChanged(0)]
     placing.add(4)

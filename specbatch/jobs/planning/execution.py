@@ -5,6 +5,7 @@ Nothing here changes the text. Imports neither torch nor ray.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -12,9 +13,10 @@ from specbatch.jobs.output.jobdocument import JOB_KEY
 from specbatch.jobs.planning.machine import count_cores, count_cuda_devices, cuda_free_bytes, device_name
 from specbatch.jobs.profiles.store import circumstances_of
 from specbatch.jobs.profiles.use import UsedProfile, use_profile
+from specbatch.jobs.spec.address import check_address, is_jobs_endpoint
 from specbatch.jobs.spec.settings import Settings
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.schemas.spec import DataType, JobSpec, Speculation
+from specbatch.schemas.spec import DataType, ExecutionSpec, JobSpec, Speculation
 from specbatch.specdec.host import host_available_bytes
 from specbatch.specdec.memory import EXPECTED_PROMPT_TOKENS, MemoryPlan, plan_memory
 from specbatch.specdec.models import (
@@ -34,7 +36,7 @@ class Execution:
     Attributes:
         draft: None also where the pair does not fit in the memory.
         speculation: how K is chosen; ``off`` where there is no draft.
-        batch_size: rows in flight of each worker; ``auto`` on a GPU, whose memory its worker knows best.
+        batch_size: rows in flight of each worker; ``auto`` on a GPU or a cluster, whose memory the worker knows best.
         num_threads: arithmetic threads of each worker on CPU.
         memory: the ledger of one worker; None where the free memory of the device cannot be seen from here.
         profile: what ``calibrate`` measured of this pair on this machine, and what is taken from it.
@@ -92,7 +94,8 @@ def resolve_execution(
     dtype = cast(DataType, resolve_dtype(spec.models.dtype, device, target))
     batch_size = spec.execution.batch_size
     memory: MemoryPlan | None = None
-    free_bytes = cuda_free_bytes() if device == "cuda" else host_available_bytes() // num_workers
+    # On a cluster each worker plans with the memory that it finds on its node.
+    free_bytes = _free_bytes(spec, device, num_workers)
 
     def plan(available_bytes: int, batch_size: int | Literal["auto"]) -> MemoryPlan:
         return plan_memory(
@@ -143,20 +146,64 @@ def resolve_execution(
     )
 
 
+def _free_bytes(spec: JobSpec, device: str, num_workers: int) -> int | None:
+    """Free memory for one worker; None where it cannot be seen from here, as on a cluster."""
+    if spec.execution.address is not None:
+        return None
+    if device == "cpu":
+        return host_available_bytes() // num_workers
+    found = cuda_free_bytes()
+    return None if found is None else int(found * spec.execution.gpus_per_worker)
+
+
 def _resolve_device(spec: JobSpec) -> tuple[str, int]:
-    """Device and number of workers: one per GPU, or one on CPU, unless told otherwise."""
-    num_gpus = count_cuda_devices() if spec.execution.device != "cpu" else 0
-    if spec.execution.device == "cuda" and num_gpus == 0:
+    """Device and number of workers: one per GPU or share of one, or one on CPU, unless told otherwise.
+
+    Of a cluster, whose machines have what this one may lack, only the device is settled here.
+    """
+    execution = spec.execution
+    _check_needs(execution)
+    num_gpus = count_cuda_devices() if execution.device != "cpu" else 0
+    if execution.address is not None:
+        device = "cuda" if num_gpus or execution.device == "cuda" else "cpu"
+        return device, max(num_gpus, 1) if execution.workers == "auto" else execution.workers
+    if execution.device == "cuda" and num_gpus == 0:
         raise SpecbatchError(
             ErrorCode.JOB_NO_CAPACITY,
             "no CUDA device can be used here (none present or visible, or torch is a CPU build); use --device cpu",
         )
     device = "cuda" if num_gpus else "cpu"
-    workers = spec.execution.workers
+    most = num_gpus * math.floor(1 / execution.gpus_per_worker + 1e-6)
+    workers = execution.workers
     if workers == "auto":
-        return device, max(num_gpus, 1)
-    if device == "cuda" and workers > num_gpus:
+        return device, max(most, 1)
+    if device == "cuda" and workers > most:
+        share = "one" if execution.gpus_per_worker == 1 else f"{execution.gpus_per_worker:g} of one"
         raise SpecbatchError(
-            ErrorCode.JOB_NO_CAPACITY, f"--workers {workers}: there are {num_gpus} CUDA devices; each worker needs one"
+            ErrorCode.JOB_NO_CAPACITY,
+            f"--workers {workers}: there are {num_gpus} CUDA devices; each worker needs {share}",
         )
     return device, workers
+
+
+def _check_needs(execution: ExecutionSpec) -> None:
+    """Refuse what means something on a cluster only; nothing that was asked for is ignored.
+
+    Raises:
+        SpecbatchError: JOB_CONFIG.
+    """
+    here = execution.address is None
+    no_jobs = not is_jobs_endpoint(execution.address)
+    if execution.address is not None:
+        check_address(execution.address)
+    jobs_only = "--address http://HEAD:8265 (Ray Jobs); without, the driver is this very process"
+    for name, is_refused, needed in (
+        ("--memory-per-worker", here and execution.memory_per_worker is not None, "--address"),
+        ("--node-labels", here and bool(execution.node_labels), "--address"),
+        ("--accelerator-type", here and execution.accelerator_type is not None, "--address"),
+        ("--entrypoint-num-cpus", no_jobs and execution.entrypoint_num_cpus > 0, jobs_only),
+        ("--entrypoint-memory", no_jobs and execution.entrypoint_memory is not None, jobs_only),
+        ("--no-wait", no_jobs and not execution.wait, jobs_only),
+    ):
+        if is_refused:
+            raise SpecbatchError(ErrorCode.JOB_CONFIG, f"{name} needs {needed}")

@@ -32,7 +32,7 @@ from specbatch.schemas.manifest import Identity, ModelRecord, Models
 from specbatch.schemas.plan import InputFile, Segment, Shard, plan_digest
 from specbatch.schemas.prompt import PassThrough, PromptSpec
 from specbatch.schemas.rows import ResultForm
-from specbatch.schemas.spec import JobSpec
+from specbatch.schemas.spec import ExecutionSpec, JobSpec
 from specbatch.specdec.families import model_path
 from specbatch.specdec.models import TOKENIZER_FILES, ModelFolder, locate_model, tokenizer_sha256
 
@@ -90,9 +90,16 @@ class PreparedJob:
             "memory_fraction": execution.memory_fraction,
             "single_writer": self.spec.execution.single_writer,
             "address": self.spec.execution.address,
+            **self._asked_of_nodes(),
             "price_per_device_hour": self.spec.execution.price_per_device_hour,
             "profile": None if execution.profile is None else execution.profile.document(),
         }
+
+    def _asked_of_nodes(self) -> dict[str, Any]:
+        """What workers ask of a cluster's nodes, as far as it was given."""
+        names = ("gpus_per_worker", "cpus_per_worker", "memory_per_worker", "node_labels", "accelerator_type")
+        given, default = self.spec.execution.model_dump(mode="json"), ExecutionSpec().model_dump(mode="json")
+        return {name: given[name] for name in names if given[name] != default[name]}
 
 
 def prepare(settings: Settings, *, known_bad: Mapping[str, str] | None = None) -> PreparedJob:

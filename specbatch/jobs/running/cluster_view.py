@@ -11,19 +11,13 @@ import threading
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
+
+from specbatch.jobs.running.need import ACCELERATOR_RESOURCE, Free, Node, WorkerNeed
 
 LOOK_SECONDS = 2.0
 _ANSWER_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A live node with the resources that it offers in all."""
-
-    node_id: str
-    num_cpus: float
-    num_gpus: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +27,12 @@ class ClusterView:
     Attributes:
         draining: nodes that will go, with the wall-clock second of their end (infinity where Ray names none). They
             take no new worker.
+        free: what nobody has reserved, by node; nodes that are not in it are taken for empty.
     """
 
     nodes: tuple[Node, ...]
     draining: Mapping[str, float] = field(default_factory=dict)
+    free: Mapping[str, Free] = field(default_factory=dict)
 
     def is_alive(self, node_id: str) -> bool:
         """Whether a node is there."""
@@ -47,51 +43,95 @@ class ClusterView:
         return tuple(node for node in self.nodes if node.node_id not in self.draining)
 
 
-def count_slots(view: ClusterView, device: str, num_wanted: int = 0) -> int:
-    """Workers that the cluster has room for: one per GPU; on CPU one per node that offers cores.
+def count_slots(view: ClusterView, need: WorkerNeed, num_wanted: int = 0) -> int:
+    """Workers that the cluster has room for, whatever others have reserved there.
+
+    As many as resources allow; where none are asked for, one for each node that offers cores.
 
     Args:
-        num_wanted: workers that the user asked for; on CPU they share the nodes where they are more.
+        num_wanted: workers that the user asked for; those that reserve nothing share the nodes where they are more.
     """
-    if device == "cuda":
-        return sum(math.floor(node.num_gpus) for node in view.usable())
-    num_nodes = sum(node.num_cpus > 0 for node in view.usable())
+    slots = [need.slots(node) for node in view.usable()]
+    if need.reserves:
+        return sum(slots)
+    num_nodes = sum(slot > 0 for slot in slots)
     return max(num_nodes, num_wanted) if num_nodes else 0
 
 
-def choose_node(
-    view: ClusterView, num_workers: Mapping[str, int], avoid: Collection[str] = (), num_wanted: int = 0
-) -> str | None:
-    """The node with cores that has the fewest workers of ours; None where each has its even share.
+def node_share(view: ClusterView, need: WorkerNeed, num_wanted: int = 0) -> int:
+    """Workers that share a node where they reserve nothing; at least 1."""
+    num_nodes = sum(need.fits(node) for node in view.usable())
+    return max(math.ceil(num_wanted / max(num_nodes, 1)), 1)
 
-    Workers reserve no CPU, so Ray alone would put them on a head that offers none, or all on one node.
+
+def choose_node(
+    view: ClusterView,
+    need: WorkerNeed,
+    num_workers: Mapping[str, int],
+    avoid: Collection[str] = (),
+    num_wanted: int = 0,
+    num_starting: Mapping[str, int] = MappingProxyType({}),
+) -> str | None:
+    """The node of the right kind that has room and the fewest workers of ours; None where there is no room.
+
+    Ray alone would put workers that reserve nothing on a head that offers nothing, or all on one node.
 
     Args:
         num_workers: of ours, by node.
         avoid: nodes that could not take one a moment ago.
         num_wanted: as for ``count_slots``.
+        num_starting: of ours, by node, that ``view.free`` may not count yet.
     """
-    nodes = [node.node_id for node in view.usable() if node.num_cpus > 0]
-    share = max(math.ceil(num_wanted / max(len(nodes), 1)), 1)
-    open_nodes = [node for node in nodes if node not in avoid and num_workers.get(node, 0) < share]
+    share = node_share(view, need, num_wanted)
+
+    def has_room(node: Node) -> bool:
+        most = need.slots(node) if need.reserves else share * need.fits(node)
+        free = view.free.get(node.node_id)
+        return (
+            node.node_id not in avoid
+            and num_workers.get(node.node_id, 0) < most
+            and (free is None or need.fits_beside(free, num_starting.get(node.node_id, 0)))
+        )
+
+    open_nodes = [node.node_id for node in view.usable() if has_room(node)]
     return min(open_nodes, key=lambda node: num_workers.get(node, 0)) if open_nodes else None
 
 
 def read_view() -> ClusterView:
     """Ask Ray. May block for long where the head has gone.
 
-    ``get_draining_nodes`` is what Ray's own libraries use; it has no public name. A Ray without it gives no notice.
+    ``get_draining_nodes`` and ``available_resources_per_node`` are what Ray's own libraries use; they have no public
+    name. A Ray without the first gives no notice, one without the second takes nodes for empty.
     """
     import ray
 
-    nodes = tuple(
-        Node(entry["NodeID"], entry["Resources"].get("CPU", 0.0), entry["Resources"].get("GPU", 0.0))
-        for entry in ray.nodes()
-        if entry["Alive"]
-    )
+    nodes = tuple(read_node(entry) for entry in ray.nodes() if entry["Alive"])
     state: Any = importlib.import_module("ray._private.state").state
     draining = state.get_draining_nodes() if hasattr(state, "get_draining_nodes") else {}
-    return ClusterView(nodes, {node: deadline / 1000 if deadline else math.inf for node, deadline in draining.items()})
+    available = state.available_resources_per_node() if hasattr(state, "available_resources_per_node") else {}
+    return ClusterView(
+        nodes,
+        {node: deadline / 1000 if deadline else math.inf for node, deadline in draining.items()},
+        {
+            node: Free(found.get("CPU", 0.0), found.get("GPU", 0.0), found.get("memory", 0.0))
+            for node, found in available.items()
+        },
+    )
+
+
+def read_node(entry: Mapping[str, Any]) -> Node:
+    """A node as Ray lists it."""
+    resources: Mapping[str, float] = entry["Resources"]
+    kinds = (name.removeprefix(ACCELERATOR_RESOURCE) for name in resources if name.startswith(ACCELERATOR_RESOURCE))
+    return Node(
+        entry["NodeID"],
+        resources.get("CPU", 0.0),
+        resources.get("GPU", 0.0),
+        resources.get("memory", 0.0),
+        dict(entry.get("Labels") or {}),
+        frozenset(kinds),
+        entry.get("NodeManagerHostname") or entry.get("NodeManagerAddress") or "",
+    )
 
 
 class ClusterWatch:

@@ -15,8 +15,8 @@ from specbatch.schemas.messages import WorkerConfig
 from specbatch.schemas.plan import Shard
 from specbatch.schemas.prompt import PromptSpec
 from specbatch.schemas.rows import ResultForm
-from specbatch.schemas.spec import parse_duration
 from specbatch.schemas.stats import PartStats
+from specbatch.schemas.units import parse_duration
 from specbatch.specdec.memory import AUTO_MAX_ROWS
 
 
@@ -58,23 +58,30 @@ def make_worker_config(prepared: PreparedJob, stored: StoredJob, epoch: int, *, 
     Args:
         num_workers: that share this machine's cores, and on a CPU its memory.
     """
-    execution = prepared.execution
+    execution, spec = prepared.execution, prepared.spec.execution
+    if spec.cpus_per_worker is not None:
+        num_threads = spec.cpus_per_worker
+    else:
+        num_threads = max(count_cores() // num_workers, 1)
+    # On a cluster the share of a node is divided where the node is known.
+    num_sharing = num_workers if execution.device == "cpu" and spec.address is None else 1
     return WorkerConfig(
         worker=0,
         output=prepared.output,
         plan=stored.plan,
-        target_path=str(prepared.target.path),
-        draft_path=str(execution.draft.path) if execution.draft is not None else None,
+        target_path=prepared.target.place,
+        draft_path=execution.draft.place if execution.draft is not None else None,
         dtype=execution.dtype,
         device=execution.device,
         speculation=execution.speculation,
         batch_size=execution.batch_size,
-        num_threads=max(count_cores() // num_workers, 1),
+        num_threads=num_threads,
         prompt=PromptSpec.of(prepared.spec),
         generation=prepared.spec.generation,
         pass_through=prepared.pass_through,
-        memory_fraction=execution.memory_fraction / (num_workers if execution.device == "cpu" else 1),
-        single_writer=prepared.spec.execution.single_writer,
+        memory_fraction=execution.memory_fraction / num_sharing,
+        device_share=spec.gpus_per_worker if execution.device == "cuda" else 1.0,
+        single_writer=spec.single_writer,
         form=ResultForm.of(prepared.spec),
         duplicates=prepared.duplicates,
         job=short_job(stored.document.identity.S),

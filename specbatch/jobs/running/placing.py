@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -9,7 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from specbatch.jobs.coordinator.events import Beat, CapacityChanged, DeathCause, Event, PreemptionNotice
-from specbatch.jobs.running.cluster_view import LOOK_SECONDS, ClusterView, choose_node, count_slots
+from specbatch.jobs.running.cluster_view import LOOK_SECONDS, ClusterView, choose_node, count_slots, node_share
+from specbatch.jobs.running.need import WorkerNeed
 from specbatch.jobs.running.processes import WorkerProcess
 from specbatch.schemas.messages import WorkerConfig
 
@@ -22,14 +24,19 @@ class Placing:
     Args:
         look: the cluster as last seen; None where it is this machine alone, which always has room.
         num_wanted: workers that the user asked for; 0 for as many as there is room.
+        need: what each of them asks of its node.
     """
 
-    def __init__(self, config: WorkerConfig, look: Callable[[], ClusterView | None], num_wanted: int) -> None:
+    def __init__(
+        self, config: WorkerConfig, look: Callable[[], ClusterView | None], num_wanted: int, need: WorkerNeed
+    ) -> None:
         self._config = config
         self._look = look
+        self._need = need
         self._num_wanted = num_wanted
         self._view: ClusterView | None = None
         self._waiting: list[int] = []
+        self._num_starting: Counter[str] = Counter()
         self._num_slots: int | None = None
         self._notices: set[tuple[int, float]] = set()
         self._drained: set[str] = set()
@@ -55,12 +62,13 @@ class Placing:
         started: list[WorkerProcess] = []
         for worker in waiting:
             node = None
-            if self._view is not None and self._config.device != "cuda":
-                node = choose_node(self._view, on_node, avoid, self._num_wanted)
+            if self._view is not None:
+                node = choose_node(self._view, self._need, on_node, avoid, self._num_wanted, self._num_starting)
                 if node is None:
                     self._waiting.append(worker)
                     continue
                 on_node[node] += 1
+                self._num_starting[node] += 1
             started.append(WorkerProcess(worker, self._start_actor(worker, node), node))
         return started
 
@@ -69,11 +77,22 @@ class Placing:
 
         from specbatch.workers.actor import actor_class
 
-        # No CPU is reserved: how many threads a worker takes is decided here, not by Ray. Nor is its node on CPU.
-        options: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1 if self._config.device == "cuda" else 0}
+        options = self._need.actor_options()
         if node is not None:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
-        return actor_class().options(**options).remote(replace(self._config, worker=worker))
+            options.pop("label_selector", None)  # Ray takes one or the other; the node was chosen by its labels
+        return actor_class().options(**options).remote(self._config_on(worker, node))
+
+    def _config_on(self, worker: int, node: str | None) -> WorkerConfig:
+        """What a worker is told; on a node of a cluster it has the cores and the memory of that node, or its share."""
+        config = replace(self._config, worker=worker)
+        found = next((other for other in self._view.nodes if other.node_id == node), None) if self._view else None
+        if found is None or self._view is None:
+            return config
+        share = self._need.slots(found) if self._need.reserves else node_share(self._view, self._need, self._num_wanted)
+        cores = self._need.cpus or max(math.floor(found.num_cpus / share), 1)
+        fraction = config.memory_fraction / share if config.device == "cpu" else config.memory_fraction
+        return replace(config, num_threads=cores, memory_fraction=fraction)
 
     def news(self, running: Iterable[WorkerProcess]) -> list[Event]:
         """What a look at the cluster tells: room, machines that will go; and that who waits does not hang."""
@@ -83,8 +102,9 @@ class Placing:
         events: list[Event] = []
         if view is not self._view:
             self._view = view
+            self._num_starting.clear()
             self._drained.update(view.draining)
-            num_slots = count_slots(view, self._config.device, self._num_wanted)
+            num_slots = count_slots(view, self._need, self._num_wanted)
             if num_slots != self._num_slots:
                 self._num_slots = num_slots
                 events.append(CapacityChanged(num_slots))

@@ -36,6 +36,7 @@ from specbatch.jobs.running.cluster_view import ClusterView
 from specbatch.jobs.running.deaths import describe_death, find_cause
 from specbatch.jobs.running.interrupt import Interrupts
 from specbatch.jobs.running.killing import Killing
+from specbatch.jobs.running.need import WorkerNeed
 from specbatch.jobs.running.placing import Placing
 from specbatch.jobs.running.processes import WorkerProcess
 from specbatch.jobs.running.tally import RunTally
@@ -63,6 +64,7 @@ class Runner:
         view: the cluster as last seen; None where it is this machine alone, which always has room.
         outside: events that come from elsewhere (``Cancelled``), asked for as often as ``on_tick`` is called.
         num_wanted: workers that the user asked for; 0 for as many as there is room.
+        need: what each worker asks of its node; of its device alone if None.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Runner:
         view: Callable[[], ClusterView | None] = lambda: None,
         outside: Callable[[], Iterable[Event]] = tuple,
         num_wanted: int = 0,
+        need: WorkerNeed | None = None,
     ) -> None:
         self._coordinator = coordinator
         self._config = config
@@ -97,7 +100,7 @@ class Runner:
         self._on_say = on_say
         self._on_item = on_item
         self._outside = outside
-        self._placing = Placing(config, view, num_wanted)
+        self._placing = Placing(config, view, num_wanted, need or WorkerNeed(config.device))
         self._killing = Killing(clock)
         self._processes: dict[int, WorkerProcess] = {}
         self._queued: list[Event] = []

@@ -23,6 +23,7 @@ class Group(StrEnum):
     GENERATION = "Generation"
     SPECULATION = "Speculation"
     RESOURCES = "Resources"
+    CLUSTER = "Cluster"
     JOB = "Job"
     COMMAND = "Command"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from specbatch.jobs.spec.cluster_options import CLUSTER_OPTIONS
 from specbatch.jobs.spec.data_options import DATA_OPTIONS
 from specbatch.jobs.spec.option_types import Group, Kind, Option
 
@@ -130,14 +131,15 @@ JOB_OPTIONS: tuple[Option, ...] = (
         is_free=True,
     ),
     Option(
-        "address",
-        "execution.address",
+        "gpus_per_worker",
+        "execution.gpus_per_worker",
         _R,
-        "text",
-        "A running Ray cluster (or auto); by default one of its own is started here.",
-        "HOST:PORT",
+        "float",
+        "Share of a GPU that a worker takes: 0.5 puts two on each, with half of its memory. [1]",
+        "R",
         is_free=True,
     ),
+    *CLUSTER_OPTIONS,
     Option(
         "price_per_device_hour",
         "execution.price_per_device_hour",

@@ -18,6 +18,7 @@ from specbatch.jobs.output.jobdocument import JOB_KEY
 from specbatch.jobs.output.ledger import Ledger, StoredJob, check_same_job
 from specbatch.jobs.planning.normalise import known_bad_files
 from specbatch.jobs.planning.prepare import PreparedJob, prepare
+from specbatch.jobs.spec.address import is_jobs_endpoint
 from specbatch.jobs.spec.options import FREE_OPTIONS, OPTIONS, PATHS
 from specbatch.jobs.spec.settings import Layer, Settings, environment_layer, flag_layer, resolve
 from specbatch.schemas.errors import ErrorCode, ExitCode, SpecbatchError
@@ -95,6 +96,11 @@ def free_layer(options: Mapping[str, Any], environ: Mapping[str, str], *, spelli
     return Layer({**values, **given.values}, {**found.origins, **given.origins})
 
 
+def free_values(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a whole spec the values that a resume may change; what is None there was not given."""
+    return {path: value for path in _FREE_PATHS if (value := _lookup(spec, path)) is not None}
+
+
 def resume_settings(stored: StoredJob, overrides: Layer, *, output: str) -> Settings:
     """The settings of a run that goes on with a job.
 
@@ -111,8 +117,19 @@ def resume_settings(stored: StoredJob, overrides: Layer, *, output: str) -> Sett
     # What ``auto`` came to when the job began: on another device it might come to something else.
     if dtype := stored.document.identity.fields.get("model", {}).get("dtype"):
         values["models.dtype"] = dtype
+    _drop_elsewhere(values, overrides.values.get("execution.address", values.get("execution.address")))
     kept = Layer(values, dict.fromkeys(values, JOB_KEY))
     return resolve([Layer({"output": output}, {"output": "argument"}), overrides, kept])
+
+
+def _drop_elsewhere(values: dict[str, Any], address: str | None) -> None:
+    """Leave out stored settings that mean nothing at the address where the job goes on. To wait is no one's to keep."""
+    del values["execution.wait"]
+    names = [] if is_jobs_endpoint(address) else ["entrypoint_num_cpus", "entrypoint_memory"]
+    if address in (None, "local"):
+        names += ["memory_per_worker", "node_labels", "accelerator_type"]
+    for name in names:
+        values.pop(f"execution.{name}", None)
 
 
 def prepare_stored(stored: StoredJob, settings: Settings) -> PreparedJob:
