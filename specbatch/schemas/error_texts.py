@@ -122,6 +122,20 @@ EXPLANATIONS: Mapping[ErrorCode, Explanation] = MappingProxyType(
             "the job has not finished", "`specbatch resume` it; `specbatch report` says why it ended"
         ),
         _E.JOB_CLUSTER_LOST: Explanation("Ray did not start or went away", _RESUME),
+        _E.JOB_CLUSTER_DENIED: Explanation(
+            "the Ray cluster refuses the token of this machine, or wants one and got none",
+            "set `RAY_AUTH_MODE=token` and `RAY_AUTH_TOKEN` or `RAY_AUTH_TOKEN_PATH` as the cluster's owner says",
+        ),
+        _E.JOB_PATH_NOT_SHARED: Explanation(
+            "a local path of the job is not there, or is something else, on a node that would run a"
+            " worker or the driver",
+            "put dataset, output and models on S3, or on a file system that every node mounts under the same name",
+        ),
+        _E.JOB_VERSION_SKEW: Explanation(
+            "a node has another specbatch than the driver, lacks one of its libraries, or has another version than the "
+            "other nodes of one that may show in the text",
+            "install the same versions on every node; Ray Jobs (`--address http://HEAD:8265`) bring specbatch along",
+        ),
         _E.JOB_STORE_LOST: Explanation("the store did not answer", _RESUME),
         _E.JOB_STORE_DENIED: Explanation(
             "the store refuses these credentials for a read or a write that the job needs",

@@ -11,10 +11,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,7 +43,8 @@ class Job:
         self.shards = cut([write_dataset(folder / "in.parquet", prompts)], SHARD_ROWS)
         self.config = make_config(self.output, batch_size=4)
         self.plan = PLAN
-        self.num_workers = 2
+        self.num_workers: int | None = 2
+        self.need: Any = None
         self.nodes: list[Any] = []
         self.ray_cluster: Any = None
         self.runner: Any = None
@@ -61,8 +64,20 @@ class Job:
         for _ in range(num_nodes):
             self.add_node()
 
-    def add_node(self) -> None:
-        self.nodes.append(self.ray_cluster.add_node(num_cpus=1, object_store_memory=80 << 20))
+    def add_node(self, **settings: Any) -> Any:
+        self.nodes.append(self.ray_cluster.add_node(num_cpus=1, object_store_memory=80 << 20, **settings))
+        return self.nodes[-1]
+
+    def add_secluded_node(self) -> bool:
+        """A node that has another folder where the output is; False where this system does not let us make one."""
+        enter = ["unshare", "--mount"]
+        if subprocess.run([*enter, "mount", "-t", "tmpfs", "none", self.output], check=False).returncode:
+            return False
+        ray = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=1"]
+        ray += [f"--address={self.ray_cluster.address}", f"--object-store-memory={80 << 20}", "--disable-usage-stats"]
+        hide = 'mount -t tmpfs none "$0" && exec "$@"'
+        subprocess.Popen([*enter, "sh", "-c", hide, str(self.output), *ray], stdout=subprocess.DEVNULL)
+        return True
 
     def remove_node(self, node: Any) -> None:
         self.nodes.remove(node)
@@ -76,6 +91,8 @@ class Job:
         from specbatch.jobs.running import deaths, processes
         from specbatch.jobs.running.cluster import open_cluster
         from specbatch.jobs.running.interrupt import Interrupts
+        from specbatch.jobs.running.need import WorkerNeed
+        from specbatch.jobs.running.node_gate import NodeGate, mark_output
         from specbatch.jobs.running.runner import Runner
         from specbatch.jobs.running.tally import RunTally
         from specbatch.schemas.errors import SpecbatchError
@@ -112,8 +129,14 @@ class Job:
         processes.is_pause = is_pause
 
         try:
-            with open_cluster(self.ray_cluster.address, 0) as cluster:
+            with (
+                open_cluster(self.ray_cluster.address, 0, self.said.append) as cluster,
+                mark_output(str(self.output)) as marks,
+            ):
                 self.cluster = cluster
+                need = self.need or WorkerNeed("cpu")
+                gate = NodeGate(need, marks, cluster.view, self.said.append)
+                gate.open()
                 self.runner = Runner(
                     coordinator,
                     self.config,
@@ -126,7 +149,8 @@ class Job:
                     on_death=lambda worker, pid, reason: None,
                     on_interrupt=lambda: None,
                     on_say=self.said.append,
-                    view=cluster.view,
+                    view=gate.look,
+                    need=need,
                 )
                 self.runner.run()
                 result["receipts"] = {r.shard: r.created for r in self.runner.receipts.values()}
@@ -157,7 +181,12 @@ class Job:
 
     def under_way(self) -> Iterator[None]:
         """Both workers have joined and something is done."""
-        yield from self.until(lambda: len(self.processes()) >= self.num_workers and self.count("PartDone") >= 2)
+        num_workers = self.num_workers or len(self.nodes)
+        yield from self.until(lambda: len(self.processes()) >= num_workers and self.count("PartDone") >= 2)
+
+    def hurry(self) -> None:
+        """Nothing more is waited for."""
+        (self.output.parent / "hurry").touch()
 
     def node_of(self, whereabouts: Any) -> Any:
         return next(node for node in self.nodes if node.node_id == whereabouts.node_id)
@@ -201,6 +230,41 @@ def worker_naps(job: Job) -> Iterator[None]:
 def node_removed(job: Job) -> Iterator[None]:
     yield from job.under_way()
     job.remove_node(job.node_of(next(iter(job.processes().values()))))
+
+
+def nodes_join_late(job: Job) -> Iterator[None]:
+    """One that may take part, one with another specbatch, one that does not see the output."""
+    yield from job.under_way()
+    stub = job.output.parent / "stub" / "specbatch"
+    stub.mkdir(parents=True)
+    (stub / "__init__.py").touch()
+    (stub / "_version.py").write_text('__version__ = "0.0.9"')
+    other = job.add_node(env_vars={"PYTHONPATH": str(stub.parent)})
+    is_secluded = job.add_secluded_node()
+    late = job.add_node()
+    job.diary.append((job.now(), "Joined", {"late": late.node_id, "other": other.node_id}))
+    num_refused = 1 + is_secluded
+    yield from job.until(lambda: sum("gets no worker" in line for line in job.said) >= num_refused)
+    yield from job.until(lambda: any(place.node_id == late.node_id for place in job.places.values()))
+    job.diary.append((job.now(), "Settled", {"is_secluded": str(is_secluded)}))
+    job.hurry()
+
+
+def halves_of_gpus(job: Job) -> Iterator[None]:
+    """Two workers on each GPU of the nodes with the label; another one of those joins later."""
+    from specbatch.jobs.running.need import WorkerNeed
+
+    job.need = WorkerNeed("cuda", gpus=0.5, labels=(("zone", "a"),), accelerator_type="H100")
+    job.config = replace(job.config, device="cuda")
+    kind = {"num_gpus": 1, "resources": {"accelerator_type:H100": 1}}
+    job.add_node(**kind, labels={"zone": "b"})
+    first = job.add_node(**kind, labels={"zone": "a"})
+    yield
+    yield from job.until(lambda: len(job.processes()) >= 2 and job.count("PartDone") >= 2)
+    second = job.add_node(**kind, labels={"zone": "a"})
+    job.diary.append((job.now(), "Joined", {"first": first.node_id, "second": second.node_id}))
+    yield from job.until(lambda: len(job.processes()) >= 4)
+    job.hurry()
 
 
 def all_nodes_replaced(job: Job) -> Iterator[None]:
@@ -251,7 +315,14 @@ FAULTY_CALLS = {
     "calls_fail_in_flight": {"in_flight_failure_prob": 30},
 }
 HUNG_SECONDS = {"worker_stopped": 5.0, "worker_hangs": 5.0}
-STEP_SECONDS = {"undisturbed": 0.005, "worker_naps": 0.05, "node_drained": 0.05, "head_killed": 0.2}
+STEP_SECONDS = {
+    "undisturbed": 0.005,
+    "nodes_join_late": 0.6,
+    "halves_of_gpus": 0.9,
+    "worker_naps": 0.05,
+    "node_drained": 0.05,
+    "head_killed": 0.2,
+}
 
 
 def main() -> None:
@@ -276,10 +347,18 @@ def main() -> None:
     if name == "worker_hangs":
         prompts[40] = "hang"
     job = Job(folder, prompts)
-    job.build(2, **({"raylet_death_check_interval_milliseconds": 600_000} if name == "node_falsely_dead" else {}))
+    if name in ("nodes_join_late", "halves_of_gpus"):
+        job.num_workers = None
+    job.build(
+        2 if job.num_workers else 1,
+        **({"raylet_death_check_interval_milliseconds": 600_000} if name == "node_falsely_dead" else {}),
+    )
     job.started = time.monotonic()
     scenario = globals().get(name, undisturbed)
-    result = job.run(scenario(job))
+    steps = scenario(job)
+    if name == "halves_of_gpus":
+        next(steps)  # what the job asks for, before it begins
+    result = job.run(steps)
     (folder / "result.json").write_text(json.dumps(result))
     # A cluster that was broken on purpose may not come down in order; the test ends what is left.
     threading.Thread(target=job.ray_cluster.shutdown, daemon=True).start()

@@ -135,6 +135,31 @@ def test_fault_13_a_node_goes_without_a_word(play: Play) -> None:
     assert set(outcome.causes) == {"lost"}
 
 
+def test_fault_50_nodes_join_late(play: Play) -> None:
+    """Workers of their own on those that may take part; the others get none, and are named once."""
+    outcome = play("nodes_join_late")
+    outcome.assert_complete()
+    assert outcome.causes == []
+    joined = next(entry[2] for entry in outcome.result["diary"] if entry[1] == "Joined")
+    settled = next(entry[2] for entry in outcome.result["diary"] if entry[1] == "Settled")
+    places = set(outcome.result["nodes"].values())
+    assert joined["late"] in places
+    assert joined["other"] not in places
+    assert len(places) == 2
+    refused = [line for line in outcome.result["said"] if "gets no worker" in line]
+    assert sum("JOB_VERSION_SKEW" in line and "specbatch 0.0.9" in line for line in refused) == 1
+    if settled["is_secluded"] == "True":
+        assert sum("JOB_PATH_NOT_SHARED" in line and "/out/_specbatch/tmp/" in line for line in refused) == 1
+
+
+@pytest.mark.long
+def test_workers_share_gpus_on_nodes_of_the_right_kind(play: Play) -> None:
+    outcome = play("halves_of_gpus")
+    outcome.assert_complete()
+    joined = next(entry[2] for entry in outcome.result["diary"] if entry[1] == "Joined")
+    assert Counter(outcome.result["nodes"].values()) == {joined["first"]: 2, joined["second"]: 2}
+
+
 @pytest.mark.long
 def test_fault_14_all_nodes_go_and_another_comes(play: Play) -> None:
     outcome = play("all_nodes_replaced")

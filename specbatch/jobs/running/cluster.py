@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,16 +55,19 @@ class Cluster(Protocol):
 
 
 @contextlib.contextmanager
-def open_cluster(address: str | None, num_gpus: int) -> Iterator[Cluster]:
+def open_cluster(
+    address: str | None, num_gpus: int, say: Callable[[str], None] = lambda line: None
+) -> Iterator[Cluster]:
     """A Ray for the length of the block: the one at an address, or a new one on this machine where that is None.
 
     Args:
         num_gpus: CUDA devices of this machine to offer to workers; a cluster that runs knows its own.
+        say: takes single lines for the user.
 
     Raises:
         SpecbatchError: as ``local_cluster`` and ``join_cluster``.
     """
-    with local_cluster(num_gpus) if address is None else join_cluster(address) as cluster:
+    with local_cluster(num_gpus) if address is None else join_cluster(address, say) as cluster:
         yield cluster
 
 

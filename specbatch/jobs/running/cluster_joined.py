@@ -8,13 +8,14 @@ import logging
 import secrets
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from specbatch.jobs.running.cluster_view import ClusterView, ClusterWatch
 from specbatch.jobs.running.taming import assert_not_connected, first_line, tamed_ray
+from specbatch.jobs.spec.address import check_address
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 
 LOST_SECONDS = 20.0
@@ -55,26 +56,24 @@ class JoinedCluster:
 
 
 @contextlib.contextmanager
-def join_cluster(address: str) -> Iterator[JoinedCluster]:
+def join_cluster(address: str, say: Callable[[str], None] = lambda line: None) -> Iterator[JoinedCluster]:
     """Connect to a running Ray cluster for the length of the block; our actors end with it.
 
     specbatch has to be installed on the nodes, and this machine has to be one of them (it may offer nothing).
 
     Args:
         address: ``HOST:PORT`` of the head, or ``auto``.
+        say: takes a warning where the cluster knows no tokens.
 
     Raises:
         SpecbatchError: JOB_CONFIG where the address cannot be one, or this process is connected to a Ray already;
-            JOB_CLUSTER_LOST where the cluster is not to be reached.
+            JOB_CLUSTER_LOST where the cluster is not to be reached; JOB_CLUSTER_DENIED where it refuses the token.
     """
     import ray
 
     assert_not_connected()
-    if "://" in address:
-        raise SpecbatchError(
-            ErrorCode.JOB_CONFIG,
-            f"--address {address}: name the head as HOST:PORT, or auto; Ray Client addresses are not supported",
-        )
+    if "://" in check_address(address):
+        raise SpecbatchError(ErrorCode.JOB_CONFIG, f"--address {address}: a driver joins the head, HOST:PORT or auto")
     with tempfile.TemporaryDirectory(prefix="specbatch-join-") as folder, contextlib.chdir(folder), tamed_ray():
         try:
             ray.init(
@@ -84,18 +83,36 @@ def join_cluster(address: str) -> Iterator[JoinedCluster]:
                 logging_level=logging.CRITICAL,
                 configure_logging=True,
             )
+        except ray.exceptions.AuthenticationError as error:
+            raise SpecbatchError(
+                ErrorCode.JOB_CLUSTER_DENIED,
+                f"the Ray cluster {address} refuses this machine ({first_line(error)}); see RAY_AUTH_TOKEN_PATH",
+            ) from error
         except Exception as error:
             raise SpecbatchError(
                 ErrorCode.JOB_CLUSTER_LOST, f"the Ray cluster {address} is not to be reached: {first_line(error)}"
             ) from error
     worker: Any = importlib.import_module("ray._private.worker")
     context = ray.get_runtime_context()
+    if not uses_tokens():
+        say(without_tokens(f"the Ray cluster {context.gcs_address}"))
     watch = ClusterWatch(context.gcs_address)
     try:
         watch.start()
         yield JoinedCluster(address, Path(worker._global_node.get_logs_dir_path()), context.get_node_id(), watch)
     finally:
         _leave(watch)
+
+
+def uses_tokens() -> bool:
+    """Whether this process shows a token to Ray. A cluster that wants one lets nobody in without."""
+    utils: Any = importlib.import_module("ray._private.authentication.authentication_utils")
+    return bool(utils.is_token_auth_enabled())
+
+
+def without_tokens(what: str) -> str:
+    """The warning for a cluster that takes calls from everybody."""
+    return f"{what} asks for no token: whoever reaches its ports can run code there; start it with RAY_AUTH_MODE=token"
 
 
 def _leave(watch: ClusterWatch) -> None:

@@ -19,6 +19,8 @@ from specbatch.jobs.running.endings import commit_parts, crash_error, deadline_e
 from specbatch.jobs.running.interrupt import Interrupts, StopNow
 from specbatch.jobs.running.job_setup import expect, make_coordinator, make_worker_config
 from specbatch.jobs.running.metrics import MetricsExporter
+from specbatch.jobs.running.need import WorkerNeed
+from specbatch.jobs.running.node_gate import admit_nodes
 from specbatch.jobs.running.run_documents import RunDocuments
 from specbatch.jobs.running.run_log import Fact, fact_of, said
 from specbatch.jobs.running.runner import Runner
@@ -45,6 +47,7 @@ class JobRun:
     Args:
         lease: held by this process.
         started: ``time.monotonic()`` at the start of the command; now if None.
+        is_cancelled: asked every few seconds besides the file that cancels this run.
     """
 
     def __init__(
@@ -58,9 +61,10 @@ class JobRun:
         say: Callable[[str], None],
         *,
         started: float | None,
+        is_cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         self._prepared, self._ledger, self._stored = prepared, ledger, stored
-        self._lease, self._interrupts = lease, interrupts
+        self._lease, self._interrupts, self._is_cancelled = lease, interrupts, is_cancelled
         self._view, self._user = view, say
         self._started = time.monotonic() if started is None else started
         self._tally = RunTally()
@@ -136,8 +140,15 @@ class JobRun:
             self._tell(execution.memory.note)
         self._view.update(self._documents.progress("starting"))
         num_gpus = count_cuda_devices() if execution.device == "cuda" else 0
-        with open_cluster(spec.address, num_gpus) as cluster:
+        need = WorkerNeed.of(spec, execution.device)
+        with (
+            open_cluster(spec.address, num_gpus, self._note) as cluster,
+            admit_nodes(self._prepared, cluster.view, need, self._note) as gate,
+        ):
             self._interrupts.arm()
+            gate.open(self._interrupts.sleep)
+            if line := gate.changes_since(self._ledger.read_runs() if self._documents.found else ()):
+                self._note(line)
             runner = Runner(
                 coordinator,
                 make_worker_config(
@@ -158,7 +169,8 @@ class JobRun:
                 ),
                 on_say=self._note,
                 on_item=self._log_item,
-                view=cluster.view,
+                view=gate.look,
+                need=need,
                 outside=self._outside,
                 num_wanted=0 if spec.workers == "auto" else execution.num_workers,
             )
@@ -191,7 +203,7 @@ class JobRun:
         if not self._is_due("cancel", CANCEL_SECONDS):
             return ()
         try:
-            is_cancelled = cancel_requested(self._ledger.store, self._documents.epoch)
+            is_cancelled = cancel_requested(self._ledger.store, self._documents.epoch) or self._is_cancelled()
         except SpecbatchError as error:
             if error.code is not ErrorCode.JOB_STORE_LOST:
                 raise
