@@ -25,7 +25,7 @@ def submit(
     notify: str | None = None,
     **settings: Any,
 ) -> JobOutcome:
-    """Run a job to its end in this process and the workers that it starts.
+    """Run a job to its end in this process and the workers that it starts; by ``address`` on a cluster.
 
     Args:
         datasets: Parquet or JSONL files, folders, globs, ``s3://`` or ``hf://`` places, or an output.
@@ -46,6 +46,7 @@ def submit(
     from specbatch.jobs.running.interrupt import StopNow
     from specbatch.jobs.running.job import run_job
     from specbatch.jobs.running.notify import make_notifier
+    from specbatch.jobs.spec.address import is_jobs_endpoint
     from specbatch.jobs.spec.placeholders import with_logical_date
     from specbatch.jobs.spec.settings import environment_layer, flag_layer, resolve, with_text_files
 
@@ -56,13 +57,23 @@ def submit(
     flags = flag_layer(given, [str(name) for name in names], spelling="{}=")
     view = make_view(progress)  # type: ignore[arg-type]  # make_view names a wrong mode
     layers = [with_text_files(layer) for layer in (flags, environment_layer(os.environ))]
+
+    def say(line: str) -> None:
+        if progress != "quiet":
+            _say(line)
+
     notifier = make_notifier(notify, dict(os.environ), _say)
     try:
         placed = with_logical_date(resolve(layers))
         notifier.logical_date = placed.spec.execution.logical_date
-        prepared = prepare(placed)
-        notifier.output = prepared.output
-        outcome = run_job(prepared, view, lambda line: None if progress == "quiet" else _say(line))
+        if is_jobs_endpoint(placed.spec.execution.address):
+            from specbatch.jobs.submission.run import run_through_jobs
+
+            outcome = run_through_jobs(placed, view, say)
+        else:
+            prepared = prepare(placed)
+            notifier.output = prepared.output
+            outcome = run_job(prepared, view, say)
     except Exception as error:
         notifier.failed(error)
         raise

@@ -82,6 +82,16 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = MappingProxyType(
                 "specbatch submit prompts.parquet --output 'answers/{date}' --logical-date 2026-11-24",
                 "one night of many, in a folder of its own",
             ),
+            (
+                "specbatch submit s3://bucket/prompts/ --output s3://bucket/answers "
+                "--address http://head:8265 --no-wait",
+                "through Ray Jobs of a cluster; status, logs and cancel tell and stop it from anywhere",
+            ),
+            (
+                "specbatch submit s3://bucket/prompts/ --output s3://bucket/answers --address head:6379 --device cuda "
+                "--gpus-per-worker 0.5",
+                "on a cluster that this machine is a node of, two workers on each GPU",
+            ),
         ),
         "plan": (
             ("specbatch plan prompts.parquet", "checks everything, starts nothing"),
@@ -106,6 +116,7 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = MappingProxyType(
         "resume": (
             ("specbatch resume out", "decodes what is missing"),
             ("specbatch resume s3://bucket/out --workers 4 --speculation off", "from any machine, in another way"),
+            ("specbatch resume s3://bucket/out --address local", "here, where its cluster has gone"),
         ),
         "cancel": (("specbatch cancel out", "the run finishes the shards in flight and keeps what is done"),),
         "retry-failed": (

@@ -23,6 +23,7 @@ from specbatch.jobs.cli.options import (
     given_options,
     job_parameters,
 )
+from specbatch.jobs.cli.remote import with_device
 from specbatch.jobs.cli.run import run_prepared, talk
 from specbatch.jobs.spec.options import OPTIONS
 
@@ -68,13 +69,14 @@ def placed_settings(options: dict[str, Any]) -> Settings:
 def _submit(options: dict[str, Any]) -> None:
     started = time.monotonic()
     if options["dry_run"]:
-        _print_plan(placed_settings(options), options["format"], SCAN.default)
+        _print_plan(with_device(placed_settings(options)), options["format"], SCAN.default)
         return
     from specbatch.jobs.running.notify import make_notifier
 
     notifier = make_notifier(options["notify"], os.environ, talk(options["format"]))
     try:
-        settings = placed_settings(options)
+        settings = with_device(placed_settings(options))
+        notifier.check_waits(settings.spec.execution.wait)
         notifier.logical_date = settings.spec.execution.logical_date
         from specbatch.jobs.planning.prepare import prepare
 
@@ -89,7 +91,7 @@ def _submit(options: dict[str, Any]) -> None:
 
 
 def _plan(options: dict[str, Any]) -> None:
-    _print_plan(placed_settings(options), options["format"], options["scan"])
+    _print_plan(with_device(placed_settings(options)), options["format"], options["scan"])
 
 
 def _show_settings(options: dict[str, Any]) -> None:

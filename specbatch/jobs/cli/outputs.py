@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specbatch.jobs.cli.options import FORMAT, GroupedCommand, command, given_options, job_parameters
+from specbatch.jobs.cli.remote import with_device
 from specbatch.jobs.cli.run import end, run_prepared, talk
 from specbatch.jobs.spec.options import FREE_OPTIONS
 from specbatch.schemas.errors import ErrorCode, ExitCode, SpecbatchError, VerifyExit
@@ -121,7 +122,7 @@ def _resume(options: dict[str, Any]) -> None:
     outcome = complete_outcome(output, settings)
     if outcome is not None and options["target"] is None:
         end(outcome, options["format"])
-    run_prepared(prepare_stored(output.stored, settings), options["format"], started)
+    run_prepared(prepare_stored(output.stored, with_device(settings)), options["format"], started)
 
 
 def _retry_failed(options: dict[str, Any]) -> None:

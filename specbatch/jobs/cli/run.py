@@ -14,6 +14,7 @@ from specbatch.jobs.cli.options import Format
 from specbatch.schemas.log_lines import encode_line, now_text, read_log_settings
 
 if TYPE_CHECKING:
+    from specbatch.jobs.display.progress import ProgressView
     from specbatch.jobs.planning.prepare import PreparedJob
     from specbatch.jobs.running.job import JobOutcome
     from specbatch.jobs.running.notify import Notifier
@@ -36,14 +37,16 @@ def run_prepared(
         whole: the output whose report shows this one too.
         notifier: is told how the run ended, unless it fails.
     """
-    from specbatch.jobs.display.progress import make_view
-    from specbatch.jobs.running.events import EventWriter
     from specbatch.jobs.running.interrupt import StopNow
     from specbatch.jobs.running.job import run_job
+    from specbatch.jobs.spec.address import is_jobs_endpoint
 
-    mode = "quiet" if format is Format.QUIET or read_log_settings().is_json else "auto"
-    view = EventWriter(typer.echo) if format is Format.JSONL else make_view(mode)  # type: ignore[arg-type]
     go_on = go_on or f"specbatch resume {shlex.quote(prepared.output)}"
+    view = progress_view(format)
+    if is_jobs_endpoint(prepared.spec.execution.address):
+        from specbatch.jobs.cli.remote import run_remote
+
+        run_remote(prepared, view, format, go_on=go_on, whole=whole, notifier=notifier)
     try:
         outcome = run_job(prepared, view, talk(format), started=started)
     except StopNow as stop:
@@ -51,12 +54,29 @@ def run_prepared(
         if notifier is not None:
             notifier.stopped(128 + stop.number)
         raise typer.Exit(128 + stop.number) from None
+    end_run(outcome, format, go_on=go_on, whole=whole, notifier=notifier)
+
+
+def end_run(
+    outcome: JobOutcome, format: Format, *, go_on: str, whole: str | None = None, notifier: Notifier | None = None
+) -> NoReturn:
+    """As ``end``, with the command that goes on where the run was interrupted; ``notifier`` is told first."""
     if outcome.manifest is None:
         progress = f"{outcome.parts_done} of {outcome.num_parts} parts are done"
         typer.echo(f"interrupted: {progress}, go on with: {go_on}", err=True)
     if notifier is not None:
         notifier.ended(outcome)
     end(outcome, format, whole=whole)
+
+
+def progress_view(format: Format) -> ProgressView:
+    """Where the progress of a run is shown."""
+    from specbatch.jobs.display.progress import make_view
+    from specbatch.jobs.running.events import EventWriter
+
+    if format is Format.JSONL:
+        return EventWriter(typer.echo)
+    return make_view("quiet" if format is Format.QUIET or read_log_settings().is_json else "auto")
 
 
 def end(outcome: JobOutcome, format: Format, *, whole: str | None = None) -> NoReturn:

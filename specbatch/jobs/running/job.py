@@ -38,18 +38,20 @@ class JobOutcome:
     num_parts: int
 
 
-def run_job(
-    prepared: PreparedJob, view: ProgressView, say: Callable[[str], None], *, started: float | None = None
-) -> JobOutcome:
-    """Run a job to its end, or to the next interruption; what it finds finished is never done again.
+@dataclass(frozen=True, slots=True)
+class BegunJob:
+    """A job that stands in its output and is not complete. ``prepared`` has what its workers read at its place."""
 
-    Args:
-        view: sees the progress.
-        say: takes single lines for the user.
-        started: ``time.monotonic()`` at the start of the command; now if None.
+    prepared: PreparedJob
+    ledger: Ledger
+    stored: StoredJob
+
+
+def begin_job(prepared: PreparedJob, say: Callable[[str], None]) -> BegunJob | JobOutcome:
+    """Find a job in its output, or begin it there; how it ended where an earlier run has finished it.
 
     Raises:
-        SpecbatchError: why the job failed. Parts that exist are kept.
+        SpecbatchError: the output holds another job, or the store does not take this one.
     """
     store = open_store(prepared.output, single_writer=prepared.spec.execution.single_writer)
     ledger = Ledger(store)
@@ -65,10 +67,36 @@ def run_job(
     for note in prepared.notes:
         say(note)
     _check_fit(store, prepared, say)
-    prepared, stored = _begin(ledger, prepared, stored)
+    return BegunJob(*_begin(ledger, prepared, stored))
+
+
+def run_job(
+    prepared: PreparedJob,
+    view: ProgressView,
+    say: Callable[[str], None],
+    *,
+    started: float | None = None,
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> JobOutcome:
+    """Run a job to its end, or to the next interruption; what it finds finished is never done again.
+
+    Args:
+        view: sees the progress.
+        say: takes single lines for the user.
+        started: ``time.monotonic()`` at the start of the command; now if None.
+        is_cancelled: whether the run shall stop for another reason than a signal or its own file; asked now and then.
+
+    Raises:
+        SpecbatchError: why the job failed. Parts that exist are kept.
+    """
+    begun = begin_job(prepared, say)
+    if isinstance(begun, JobOutcome):
+        return begun
+    prepared, ledger, stored = begun.prepared, begun.ledger, begun.stored
+    store = ledger.store
     with Interrupts() as interrupts:
         lease = acquire(
-            ledger.store,
+            store,
             sleep=interrupts.sleep,
             on_wait=lambda found: say(
                 f"{prepared.output} is held by process {found.pid} on {found.host}; waiting for a sign of life "
@@ -76,7 +104,9 @@ def run_job(
             ),
         )
         try:
-            run = JobRun(prepared, ledger, stored, lease, interrupts, view, say, started=started)
+            run = JobRun(
+                prepared, ledger, stored, lease, interrupts, view, say, started=started, is_cancelled=is_cancelled
+            )
             manifest = run.run()
         finally:
             lease.release()
@@ -97,7 +127,7 @@ def _check_fit(store: Store, prepared: PreparedJob, say: Callable[[str], None]) 
     ensure_fit(store)
 
 
-def _begin(ledger: Ledger, prepared: PreparedJob, stored: StoredJob | None) -> tuple[PreparedJob, StoredJob]:
+def _begin(ledger: Ledger, prepared: PreparedJob, stored: StoredJob | None) -> tuple[PreparedJob, Ledger, StoredJob]:
     """Begin a job that is not there yet. Whatever its workers read beside the dataset is at its place afterwards."""
     spec = prepared.spec.model_dump(mode="json")
     try:
@@ -108,7 +138,7 @@ def _begin(ledger: Ledger, prepared: PreparedJob, stored: StoredJob | None) -> t
             from specbatch.jobs.planning.dedupe import ensure_duplicates
 
             prepared = replace(prepared, duplicates=ensure_duplicates(prepared, stored))
-        return prepared, stored
+        return prepared, ledger, stored
     except SpecbatchError as error:
         if error.code is ErrorCode.JOB_OUTPUT_UNWRITABLE and prepared.output_is_default:
             raise SpecbatchError(error.code, f"{error.message}; name another folder with --output") from error

@@ -90,6 +90,20 @@ class Notifier:
         self.output: str | None = None
         self.logical_date: str | None = None
 
+    def check_waits(self, waits: bool) -> None:
+        """Refuse to promise a summary where this process does not stay for the end.
+
+        Raises:
+            SpecbatchError: JOB_CONFIG.
+        """
+        if self._url is not None and not waits:
+            self._url = None
+            raise SpecbatchError(
+                ErrorCode.JOB_CONFIG,
+                f"--notify (or {NOTIFY_VARIABLE}) needs --wait: the summary is posted by the command that waits for the "
+                "end, and the address goes to no other machine",
+            )
+
     def ended(self, outcome: JobOutcome) -> None:
         """Post how a run ended that gave an outcome."""
         self._post(outcome_notice(outcome, self.logical_date))

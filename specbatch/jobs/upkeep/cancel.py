@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from specbatch.jobs.output.amended import amendment_uri, read_chain
 from specbatch.jobs.output.cancel import request_cancel
+from specbatch.jobs.output.submissions import cancel_submission, find_waiting
 from specbatch.jobs.upkeep.resume import open_output
 from specbatch.storage.store import open_store
 
@@ -29,6 +30,13 @@ def cancel_output(uri: str) -> str:
             return (
                 f"{run} {asked}: within seconds it takes no new shards, finishes those in flight and ends with exit "
                 f"143; what is done is kept, and specbatch resume {uri} goes on with it"
+            )
+    for store in stores:
+        if (waiting := find_waiting(store)) is not None:
+            asked = "was asked not to begin" if cancel_submission(store, waiting.number) else "had been asked so before"
+            return (
+                f"{waiting.submission_id}, which waits in Ray Jobs at {waiting.address}, {asked}: its driver ends as "
+                f"soon as it starts, with exit 143; specbatch resume {uri} goes on with the job"
             )
     if output.ledger.find_manifest() is not None:
         return f"nothing runs on {uri}: the job is complete"

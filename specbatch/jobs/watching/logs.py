@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from specbatch.jobs.display import formatting as fmt
 from specbatch.jobs.display.live_layout import span
 from specbatch.jobs.output.jobdocument import JOB_KEY, decode_job
+from specbatch.jobs.output.submissions import describe_waiting
 from specbatch.jobs.running.run_log import Fact, chunk_name, said
 from specbatch.jobs.watching.status import ENDED, FRESH_SECONDS, is_gone, read_progress
 from specbatch.jobs.watching.watch import GIVE_UP_SECONDS, Pulse
@@ -127,6 +128,10 @@ def read_log(
             ErrorCode.JOB_OUTPUT_MISSING,
             f"{output} is no output of specbatch: it has no {JOB_KEY}; give the folder that `specbatch submit` named",
         ) from None
+    if follow and epoch is None and (waiting := describe_waiting(store)) is not None:
+        say(waiting)
+        while describe_waiting(store) is not None:
+            sleep(FOLLOW_SECONDS)
     epochs = _epochs(store)
     if epoch is None and not epochs:
         say(f"no run has begun on {output} yet")

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from specbatch.jobs.display import formatting as fmt
 from specbatch.jobs.display.progress import RowCount
 from specbatch.jobs.output.jobdocument import JOB_KEY, decode_job
+from specbatch.jobs.output.submissions import describe_waiting
 from specbatch.jobs.watching.status_text import STATUS_FORMAT as STATUS_FORMAT
 from specbatch.jobs.watching.status_text import render_status as render_status
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
@@ -32,7 +33,7 @@ ENDED = ("interrupted", "cancelled", "deadline", "failed")
 
 _PROGRESS_KEY = "_specbatch/progress.json"
 
-State = Literal["complete", "running", "interrupted", "not a job"]
+State = Literal["complete", "running", "submitted", "interrupted", "not a job"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +149,13 @@ def _complete(output: str, job: JobDocument, store: Store, data: bytes) -> Statu
 def _unfinished(output: str, job: JobDocument, store: Store, now: datetime) -> StatusReport:
     progress = read_progress(store)
     running, detail = judge(progress, now)
+    waiting = None if running else describe_waiting(store)
     num_rows, rows_done, num_parts, parts_done = _how_far(store, job, progress, running=running)
     report = StatusReport(
         output=output,
-        state="running" if running else "interrupted",
-        detail=detail,
-        next_step=_next_step(output, store, progress, running=running),
+        state="running" if running else "submitted" if waiting else "interrupted",
+        detail=waiting or detail,
+        next_step=_next_step(output, store, progress, running=running, waits=waiting is not None),
         job_id=job.job_id,
         num_rows=num_rows,
         rows_done=rows_done,
@@ -202,13 +204,13 @@ def _how_far(
     return None, 0, None, 0
 
 
-def _next_step(output: str, store: Store, progress: ProgressDocument | None, *, running: bool) -> str:
+def _next_step(output: str, store: Store, progress: ProgressDocument | None, *, running: bool, waits: bool) -> str:
     from specbatch.jobs.output.cancel import cancel_requested
 
-    if not running or progress is None:
+    if not waits and (not running or progress is None):
         why = f"; {_command('report', output)} says why it ended" if progress is not None else ""
         return f"{_command('resume', output)} decodes what is missing{why}"
-    if cancel_requested(store, progress.epoch):
+    if running and progress is not None and cancel_requested(store, progress.epoch):
         return "wait: it was asked to stop, and finishes the shards in flight"
     return f"wait, or stop it with {_command('cancel', output)}: finished parts are kept"
 

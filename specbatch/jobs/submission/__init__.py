@@ -1,0 +1,1 @@
+"""A whole job through Ray Jobs: handed over here, driven on the cluster, followed from here."""
