@@ -20,8 +20,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For ``-n 2 --dist loadgroup``: all that starts a Ray in one process, one after another and from the beginning on.
 
-    What else there is goes to the other process, file by file. A Ray needs both cores now and then, and two jobs at once
-    would meet limits of time that are meant for one.
+    What else there is goes to the other process, file by file. A Ray needs both cores now and then, and two jobs at
+    once would meet limits of time that are meant for one.
     """
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
     for item in items:
