@@ -72,10 +72,10 @@ class Done:
                 continue
         for path in Path("/proc").glob("[0-9]*/environ"):
             try:
-                environment = path.read_bytes()
+                environment, command = path.read_bytes(), (path.parent / "cmdline").read_bytes()
             except OSError:
                 continue
-            if f"TMPDIR={self.temporary}".encode() in environment and b"RAY_RAYLET_PID=" in environment:
+            if f"TMPDIR={self.temporary}".encode() in environment and b"/core/src/ray/" in command:
                 variables = dict(entry.partition(b"=")[::2] for entry in environment.split(b"\0"))
                 self.ray_tokens.add(variables[b"RAY_AUTH_TOKEN"].decode())
 
