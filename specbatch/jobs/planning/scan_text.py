@@ -47,7 +47,7 @@ def scan_lines(found: Scan, *, is_cut: bool, max_error_rate: float) -> list[str]
     return [*lines, *_failures(found, max_error_rate)]
 
 
-INTERVAL = "95 %: lengths and speed as they scattered in the trial, a tenth for other days; no losses, no other load"
+INTERVAL = "95 %: scatter of lengths and speed, a tenth for other days; no losses, no other load"
 """What the two times behind a forecast hold, and what not."""
 
 
