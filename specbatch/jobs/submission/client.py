@@ -143,6 +143,7 @@ class JobsClient:
         """Turn what Ray and requests raise into errors of ours; under ``missing`` a 404 is an answer."""
         exceptions: Any = importlib.import_module("ray.exceptions")
         transport: Any = importlib.import_module("requests.exceptions")
+        state: Any = importlib.import_module("ray.util.state.exception")
         told = _Told()
         try:
             yield told
@@ -156,7 +157,7 @@ class JobsClient:
             raise SpecbatchError(
                 ErrorCode.JOB_CLUSTER_LOST, f"Ray Jobs at {self.address} are not to be reached: {first_line(error)}"
             ) from error
-        except (RuntimeError, ValueError, exceptions.RayError) as error:
+        except (RuntimeError, ValueError, exceptions.RayError, state.RayStateApiException) as error:
             if missing and "status code 404" in str(error):
                 told.is_missing = True
                 return

@@ -21,6 +21,7 @@ class JobsServer:
         headers: of every request, by their names in small letters.
         num_lost_replies: so many of the next requests to start a job are done, and the connection then cut.
         num_lost_requests: so many are cut before anything is done.
+        fails_to_list: the nodes cannot be told.
         token: that every request has to show; None wants none.
     """
 
@@ -35,6 +36,7 @@ class JobsServer:
         self.token: str | None = None
         self.logs = ""
         self.nodes: list[dict[str, Any]] = []
+        self.fails_to_list = False
         jobs_server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -100,6 +102,8 @@ class JobsServer:
                 return (200, self.jobs[name]) if name in self.jobs else (404, f"Job {name} does not exist")
             case "GET", ["api", "jobs", _, "logs"]:
                 return 200, {"logs": self.logs}
+            case "GET", ["api", "v0", "nodes"] if self.fails_to_list:
+                return 500, "Failed to list nodes"
             case "GET", ["api", "v0", "nodes"]:
                 found = {"total": len(self.nodes), "num_after_truncation": len(self.nodes), "num_filtered": 0}
                 return 200, {"result": True, "msg": "", "data": {"result": {**found, "result": self.nodes}}}

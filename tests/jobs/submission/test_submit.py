@@ -213,6 +213,10 @@ def test_the_device_is_what_the_cluster_has(server: JobsServer) -> None:
     node |= {"node_name": "", "labels": {}, "start_time_ms": 0, "end_time_ms": 0, "resources_total": {"GPU": 2.0}}
     server.nodes.append(node)
     assert JobsClient(server.address).has_gpus()
+    client = JobsClient(server.address)
+    server.fails_to_list = True
+    with pytest.raises(SpecbatchError, match="JOB_CLUSTER_LOST: Ray Jobs at"):
+        client.has_gpus()
 
 
 def test_from_python(job: Callable[..., PreparedJob], server: JobsServer, tmp_path: Path) -> None:
