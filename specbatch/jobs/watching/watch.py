@@ -17,6 +17,7 @@ from specbatch.jobs.display.live_layout import snapshot_of, span
 from specbatch.jobs.display.progress import LinesView, RowCount
 from specbatch.jobs.output.lease import may_be_held, read_lease
 from specbatch.jobs.output.manifest import MANIFEST_NAME
+from specbatch.jobs.output.submissions import find_waiting
 from specbatch.jobs.watching.status import (
     ENDED,
     FRESH_SECONDS,
@@ -71,7 +72,7 @@ def watch(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> StatusReport:
-    """Show a run until it ends; where nothing runs, that is at once.
+    """Show a run until it ends; where nothing runs, that is at once. One that waits in Ray Jobs is waited for.
 
     A store that does not answer for a while is waited for: it looks like a run that is silent.
 
@@ -88,6 +89,9 @@ def watch(
     try:
         while report.state not in ("complete", "not a job"):
             try:
+                if find_waiting(store) is not None:
+                    sleep(every_seconds)
+                    continue
                 doc = read_progress(store) or doc
                 if _has_ended(store, doc):
                     break

@@ -32,6 +32,7 @@ from specbatch.jobs.upkeep.cancel import cancel_output
 from specbatch.jobs.upkeep.resume import open_output
 from specbatch.jobs.watching.logs import read_log
 from specbatch.jobs.watching.status import read_status
+from specbatch.jobs.watching.watch import watch
 from specbatch.schemas.errors import ErrorCode, ExitCode, SpecbatchError
 from specbatch.storage.store import Store, open_store
 
@@ -279,6 +280,8 @@ def test_status_logs_and_cancel_before_the_driver(job: Callable[..., PreparedJob
 
     assert list(read_log(output, follow=True, say=said.append, sleep=ends)) == []
     assert name in said[0]
+    (tmp_path / "out/_specbatch/submissions/1-end.json").unlink()
+    assert watch(output, SilentWatch(), sleep=ends).state == "interrupted"
     end_path = tmp_path / "out/_specbatch/submissions/1-end.json"
     end_path.unlink()
     assert f"{name}, which waits" in cancel_output(output)
@@ -315,6 +318,14 @@ def test_the_driver_has_the_settings_of_the_submit(
     execution = settings.spec.execution
     assert (execution.workers, execution.speculation, execution.address) == (4, 2, "auto")
     assert (execution.entrypoint_num_cpus, execution.memory_per_worker) == (0, "1GiB")
+
+
+class SilentWatch:
+    def update(self, doc: Any, silence_seconds: float | None) -> None:
+        raise AssertionError("nothing has begun")
+
+    def close(self) -> None:
+        pass
 
 
 # ---- following -------------------------------------------------------------------------------------------------------
