@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from finished_output import build
 
+from specbatch import submit
 from specbatch.jobs.cli import app as cli
 from specbatch.jobs.reports.report import load_manifest
 from specbatch.jobs.running.job import JobOutcome
@@ -202,6 +203,14 @@ def test_a_job_that_is_refused_is_told_too(
     assert cli.run(["submit", str(tmp_path / "gone.parquet"), "--notify", url, "--dry-run"]) == 2
     assert len(got) == 1, "a dry run is no run"
     assert SECRET not in "".join(capsys.readouterr())
+
+
+def test_the_python_face_posts_too(tmp_path: Path, webhook: tuple[str, list[dict[str, Any]]]) -> None:
+    url, got = webhook
+    with pytest.raises(SpecbatchError, match="JOB_INPUT_MISSING"):
+        submit(tmp_path / "gone.parquet", notify=url, logical_date="2026-11-24", progress="quiet")
+    (body,) = (each["body"] for each in got)
+    assert (body["state"], body["exit_code"], body["logical_date"]) == ("failed", 2, "2026-11-24")
 
 
 def test_the_log_of_a_crash_does_not_hold_the_address(

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from replays import at, make
+from s3_server import S3Server
 
+from specbatch.jobs.cli import app as cli
 from specbatch.jobs.schedules.book import open_book
 from specbatch.jobs.schedules.schedule import decode_schedule, job_of, job_text, output_of, places_of
 from specbatch.jobs.spec.settings import read_job_file
@@ -98,6 +100,24 @@ def test_a_removed_schedule_is_gone_and_can_be_added_again(tmp_path: Path) -> No
     assert book.add(make(tmp_path))
     with pytest.raises(SpecbatchError, match="did you mean 'nightly'"):
         book.get("nigthly")
+
+
+def test_a_store_that_lies_holds_no_schedules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    make(tmp_path)
+    server = S3Server(racy_seconds=0.05)
+    try:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        store = f"s3://{server.new_bucket()}/schedules"
+        arguments = ["schedule", "add", str(tmp_path / "nightly.yaml"), "--cron", "15 1 * * *", "--store", store]
+        assert cli.run(arguments) == 2
+        assert "STORE_NOT_ATOMIC" in capsys.readouterr().err
+        assert open_book(store).schedules() == []
+    finally:
+        server.stop()
 
 
 def test_a_schedule_of_another_version_is_refused(tmp_path: Path) -> None:
