@@ -13,7 +13,8 @@ _SKIP_CODE = 99  # BashOperator's own: the task is skipped, not failed
 _DAG = '''\
 """{name}: one DAG run for each night, written by `specbatch schedule render --to airflow`.
 
-The planned time goes to the job, whenever it is started: data_interval_end of a CronTriggerTimetable is that time.
+The planned time goes to the job, whenever it is started: data_interval_end of a CronTriggerTimetable is that time. A
+run that is started by hand may have none, and is for the time at which it is started.
 """
 
 import pendulum
@@ -40,7 +41,7 @@ with DAG(
     BashOperator(
         task_id="night",
         bash_command="{{% raw %}}" + NIGHT + "{{% endraw %}}",
-        env={{"NIGHT": "{{{{ data_interval_end.isoformat() }}}}"}},
+        env={{"NIGHT": "{{{{ (data_interval_end | default(dag_run.run_after, true)).isoformat() }}}}"}},
         append_env=True,
         retries=1,  # for a worker that is lost; the job itself tries again where that helps
         skip_on_exit_code={skip_code},

@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import yaml
-from replays import make
+from replays import at, make
 
 from specbatch.jobs.cli import app as cli
 from specbatch.jobs.schedules.render_kubernetes import PLANNED_SCRIPT
@@ -218,11 +219,15 @@ def test_the_dag_of_airflow(
     assert values["start_date"] == (2026, 11, 23, "Europe/Berlin")
     assert (values["catchup"], values["max_active_runs"]) == ((missed == "run"), 1 if overlap == "wait" else 2)
     task = bash.made[0].values
-    assert task["env"] == {"NIGHT": "{{ data_interval_end.isoformat() }}"}
-    command = task["bash_command"]
-    assert command.startswith("{% raw %}#!/bin/sh\n")
-    assert command.endswith("{% endraw %}")
-    script = command.removeprefix("{% raw %}").removesuffix("{% endraw %}")
+    # As Airflow renders templates: what is not defined is an error.
+    jinja = jinja2.Environment(undefined=jinja2.StrictUndefined)
+    moment, later = at("2026-11-24T00:15+00:00"), at("2026-11-24T09:00+00:00")
+    planned = jinja.from_string(task["env"]["NIGHT"])
+    assert planned.render(data_interval_end=moment, dag_run=object()) == moment.isoformat()
+    for by_hand in ({"data_interval_end": None}, {}):
+        assert planned.render(**by_hand, dag_run=types.SimpleNamespace(run_after=later)) == later.isoformat()
+    script = jinja.from_string(task["bash_command"]).render()
+    assert script.startswith("#!/bin/sh\n")
     assert "{%" not in script
     check_shell(script)
     assert "night=${1:-$NIGHT}" in script
