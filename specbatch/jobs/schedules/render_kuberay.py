@@ -24,6 +24,7 @@ from specbatch.jobs.schedules.render_kubernetes import (
     row_errors,
     secret_source,
 )
+from specbatch.jobs.schedules.render_pod import restricted_pod
 from specbatch.jobs.schedules.rendered import Rendered
 from specbatch.jobs.schedules.schedule import Schedule, job_text, values_of
 
@@ -112,14 +113,9 @@ def render(schedule: Schedule, *, image: str, namespace: str | None) -> Rendered
         "image": image,
         "command": ["/bin/sh", "-c", PLANNED_SCRIPT + command],
         "env": [job_name_variable()],
-        "volumeMounts": [{"name": "job", "mountPath": JOB_FOLDER, "readOnly": True}],
     }
-    pod = {
-        "restartPolicy": "Never",
-        "serviceAccountName": name,
-        "containers": [container],
-        "volumes": [{"name": "job", "configMap": {"name": name}}],
-    }
+    # It makes the RayJob, so it alone has the token of its account.
+    template = restricted_pod(container, name, JOB_FOLDER, restartPolicy="Never", serviceAccountName=name)
     subject = {"kind": "ServiceAccount", "name": name}
     rights = "rbac.authorization.k8s.io"
     documents = [
@@ -138,7 +134,7 @@ def render(schedule: Schedule, *, image: str, namespace: str | None) -> Rendered
             "roleRef": {"apiGroup": rights, "kind": "Role", "name": name},
             "subjects": [subject if namespace is None else {**subject, "namespace": namespace}],
         },
-        cron_job(schedule, name, namespace, {"backoffLimit": 2, "template": {"spec": pod}}),
+        cron_job(schedule, name, namespace, {"backoffLimit": 2, "template": template}),
     ]
     return as_manifest(schedule, "kuberay", documents)
 
@@ -154,6 +150,14 @@ def ray_job(schedule: Schedule, image: str) -> dict[str, Any]:
     )
     head = _group_pod(name, image, {})
     worker = _group_pod(name, image, _one_gpu(schedule))
+    # It only tells the head what to run; the operator's own would not pass where pods are restricted.
+    submitter = restricted_pod(
+        {"name": "ray-job-submitter", "image": image},
+        name,
+        JOB_FOLDER,
+        restartPolicy="Never",
+        automountServiceAccountToken=False,
+    )
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
@@ -163,8 +167,11 @@ def ray_job(schedule: Schedule, image: str) -> dict[str, Any]:
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": 86400,
             "backoffLimit": 2,
+            "submitterPodTemplate": submitter,
             "rayClusterSpec": {
                 "rayVersion": version("ray"),
+                # The operator makes a token for this cluster, and gives it to its pods and to what submits to it.
+                "authOptions": {"mode": "token"},
                 # The head decodes nothing: it must live as long as the night.
                 "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": head},
                 "workerGroupSpecs": [
@@ -187,10 +194,9 @@ def _group_pod(name: str, image: str, limits: dict[str, Any]) -> dict[str, Any]:
         "name": "ray",
         "image": image,
         "envFrom": [secret_source(name)],
-        "volumeMounts": [{"name": "job", "mountPath": JOB_FOLDER, "readOnly": True}],
         **limits,
     }
-    return {"spec": {"containers": [container], "volumes": [{"name": "job", "configMap": {"name": name}}]}}
+    return restricted_pod(container, name, JOB_FOLDER, automountServiceAccountToken=False)
 
 
 def _one_gpu(schedule: Schedule) -> dict[str, Any]:

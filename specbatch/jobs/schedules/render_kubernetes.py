@@ -10,6 +10,7 @@ import re
 import shlex
 from typing import Any
 
+from specbatch.jobs.schedules.render_pod import restricted_pod
 from specbatch.jobs.schedules.rendered import Rendered, RenderedFile
 from specbatch.jobs.schedules.schedule import Schedule, job_text, local_places, values_of
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
@@ -64,21 +65,16 @@ def render(schedule: Schedule, *, image: str, namespace: str | None) -> Rendered
         "command": ["/bin/sh", "-c", PLANNED_SCRIPT + command],
         "env": [job_name_variable()],
         "envFrom": [secret_source(name)],
-        "volumeMounts": [
-            {"name": "job", "mountPath": JOB_FOLDER, "readOnly": True},
-            {"name": "shared-memory", "mountPath": "/dev/shm"},  # noqa: S108 - a mount, not a file that is made
-        ],
         **resources(schedule),
     }
-    pod = {
-        "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": DRAIN_SECONDS,
-        "containers": [container],
-        "volumes": [
-            {"name": "job", "configMap": {"name": name}},
-            {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
-        ],
-    }
+    template = restricted_pod(
+        container,
+        name,
+        JOB_FOLDER,
+        restartPolicy="Never",
+        automountServiceAccountToken=False,
+        terminationGracePeriodSeconds=DRAIN_SECONDS,
+    )
     job = {
         "backoffLimit": schedule.tries - 1,
         "podFailurePolicy": {
@@ -90,7 +86,7 @@ def render(schedule: Schedule, *, image: str, namespace: str | None) -> Rendered
                 },
             ]
         },
-        "template": {"spec": pod},
+        "template": template,
     }
     documents = [
         config_map(name, namespace, {f"{name}.yaml": job_text(schedule.job)}),

@@ -254,7 +254,9 @@ def test_the_cronjob_of_kubernetes(tmp_path: Path) -> None:
     pod = job["template"]["spec"]
     (container,) = pod["containers"]
     assert (container["name"], container["image"], pod["restartPolicy"]) == ("night", IMAGE, "Never")
-    field = container["env"][0]["valueFrom"]["fieldRef"]["fieldPath"]
+    field = next(entry for entry in container["env"] if entry["name"] == "JOB_NAME")["valueFrom"]["fieldRef"][
+        "fieldPath"
+    ]
     assert field == "metadata.labels['batch.kubernetes.io/job-name']"
     check_shell(container["command"][2])
     assert "--row-errors-ok" in container["command"][2]
