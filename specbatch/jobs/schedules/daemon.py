@@ -118,6 +118,8 @@ class Daemon:
                 raise
             self._say_once("", f"{error}; trying again")
             return steps
+        if not self._known:
+            self._say_once("", f"no schedule is in use in {self._book.store.uri}")
         for schedule in self._known:
             try:
                 steps.append(self._step(schedule))

@@ -353,3 +353,18 @@ def test_a_changed_schedule_does_not_change_a_night_that_was_begun(tmp_path: Pat
     assert daemon.run(once=True) == 0
     assert seen[0]["output"].endswith("/out/2026-11-24")
     assert states(book) == {"2026-11-24": "complete 0"}
+
+
+def test_the_daemon_holds_neither_ray_nor_torch(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom specbatch.jobs.cli import app as cli\nprint(cli.run(sys.argv[1:]))\n"
+        "print([name for name in ('ray', 'torch', 'transformers', 'pyarrow', 'boto3') if name in sys.modules])\n"
+    )
+    empty = ["schedule", "run", "--once", "--store", str(tmp_path / "empty")]
+    late = ["schedule", "run", "--once", "--now", "2026-11-24T12:00+01:00", "--store", str(tmp_path / "store")]
+    local_book(tmp_path, missed="skip")
+    for arguments, said in ((empty, "no schedule is in use in"), (late, "skipped, nobody saw its time")):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (done.stdout, said in done.stderr) == ("0\n[]\n", True)
