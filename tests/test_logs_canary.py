@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -50,6 +51,11 @@ def prompts() -> list[str | None]:
     return [*good, None, " ", too_long]
 
 
+def without_sources(text: str) -> str:
+    """A log without what its tracebacks quote: lines of Python look like what a model of Python says."""
+    return re.sub(r'(?m)^( *File "[^\n]*\n)(?: {4,}[^\n]*\n)+', r"\1", text)
+
+
 class Done:
     """What a job left: its streams, its output, and what Ray's logs held while it ran."""
 
@@ -60,6 +66,7 @@ class Done:
         self.parts: dict[str, str] = {}
         self.session: dict[str, str] = {}
         self.ray_tokens: set[str] = set()
+        self.ray_ports: set[tuple[str, str]] = set()
 
     def keep_session(self) -> None:
         """What else is in the folder of Ray's session, and the token that its processes have."""
@@ -78,13 +85,17 @@ class Done:
             if f"TMPDIR={self.temporary}".encode() in environment and b"/core/src/ray/" in command:
                 variables = dict(entry.partition(b"=")[::2] for entry in environment.split(b"\0"))
                 self.ray_tokens.add(variables[b"RAY_AUTH_TOKEN"].decode())
+                self.ray_ports |= listening(path.parent)
+                for child in Path("/proc").glob("[0-9]*"):
+                    if parent_of(child) == path.parent.name:
+                        self.ray_ports |= listening(child)
 
     def keep_logs(self) -> None:
         """Ray's session goes with the run, so it is read while that lasts; logs only grow."""
         for path in self.temporary.rglob("session_*/logs/**/*"):
             try:
                 if path.is_file() and not path.is_symlink():
-                    self.texts[f"ray: {path.name}"] = path.read_bytes().decode("utf-8", "replace")
+                    self.texts[f"ray: {path.name}"] = without_sources(path.read_bytes().decode("utf-8", "replace"))
             except OSError:
                 continue
 
@@ -126,16 +137,36 @@ def _run(done: Done) -> None:
     while process.poll() is None:
         assert time.monotonic() < deadline, "it took too long"
         done.keep_logs()
-        if num_looks % 10 == 0 or (done.output / "_SUCCESS").exists():
-            done.keep_session()
-        num_looks += 1
         killed = killed or _kill_one(done.output)
+        if killed and num_looks % 10 == 0:  # before the kill it would come too late
+            done.keep_session()
+        num_looks += killed is not None
         time.sleep(0.1)
     out, err = process.communicate()
     assert process.returncode == 0, err
     assert killed is not None, "no worker could be killed in time"
     done.texts |= {"stdout": out, "stderr": err}
     done.keep_output()
+
+
+def parent_of(process: Path) -> str:
+    """The process id of the parent, empty where the process is gone."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[1]
+    except OSError:
+        return ""
+
+
+def listening(process: Path) -> set[tuple[str, str]]:
+    """(program, address) of each TCP port that a process listens on; addresses as ``/proc/net/tcp`` has them."""
+    try:
+        sockets = {str(entry.readlink()) for entry in (process / "fd").iterdir()}
+        program = (process / "comm").read_text().strip()
+        tables = [(process / "net" / name).read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    except OSError:
+        return set()
+    rows = [line.split() for table in tables for line in table]
+    return {(program, row[1].partition(":")[0]) for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets}
 
 
 def _kill_one(output: Path) -> int | None:
@@ -226,3 +257,10 @@ def test_no_secret_is_in_what_a_command_says(arguments: list[str], code: int, tm
     )  # fmt: skip
     assert done.returncode == code, done.stderr
     assert not [variable for variable, secret in SECRETS.items() if secret in done.stdout + done.stderr]
+
+
+def test_the_ray_of_a_job_listens_on_this_machine_only(done: Done) -> None:
+    """Its token would keep others out, but ports that are closed need no token."""
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    assert {program for program, _ in done.ray_ports} >= {"raylet", "gcs_server"}
+    assert {address for _, address in done.ray_ports} <= loopback, done.ray_ports

@@ -99,7 +99,7 @@ class Gate:
     Args:
         upstream: the endpoint of the S3 server.
         roles: by access key; other keys may do everything.
-        lost: the first write of a key with this in it is done, and its reply lost.
+        lost: of writes to keys with this in them the first is lost, and of the second the reply.
     """
 
     def __init__(self, upstream: str, roles: Mapping[str, Role], lost: str) -> None:
@@ -107,7 +107,8 @@ class Gate:
         self.unknown: list[str] = []
         self._upstream = upstream.removeprefix("http://")
         self._roles = roles
-        self._lost: str | None = lost
+        self._lost = lost
+        self._num_lost = 0
         gate = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -142,6 +143,9 @@ class Gate:
             return _answer(handler, 403, [], _DENIED)
         if role is not None and not role.may(ask):
             return self._finish(handler, role, ask, 403, [], _DENIED)
+        lost = self._loses(ask)
+        if lost == 1:
+            return self._finish(handler, role, ask, 503, [], _SLOW_DOWN)
         connection = http.client.HTTPConnection(self._upstream, timeout=60)
         try:
             passed = {name: value for name, value in handler.headers.items() if name.lower() not in _HOP_BY_HOP}
@@ -152,11 +156,20 @@ class Gate:
             connection.close()
         if status == 404 and ask.action == "s3:GetObject" and role is not None:
             bucket = ask.resource.partition("/")[0]
-            if not role.may(Ask("s3:ListBucket", bucket)):
+            implied = Ask("s3:ListBucket", bucket)
+            if not role.may(implied):
                 status, fields, data = 403, [], _DENIED
-        if self._lost is not None and ask.action == "s3:PutObject" and self._lost in ask.resource:
-            self._lost, status, fields, data = None, 503, [], _SLOW_DOWN
+            self.seen.append(Seen(role.name, implied, status))
+        if lost == 2:
+            status, fields, data = 503, [], _SLOW_DOWN
         self._finish(handler, role, ask, status, fields, data)
+
+    def _loses(self, ask: Ask) -> int:
+        """Which of the writes to be lost this one is, 0 where it is none."""
+        if ask.action != "s3:PutObject" or self._lost not in ask.resource or self._num_lost == 2:
+            return 0
+        self._num_lost += 1
+        return self._num_lost
 
     def _finish(
         self, handler: BaseHTTPRequestHandler, role: Role | None, ask: Ask, status: int, fields: Any, data: bytes

@@ -117,7 +117,7 @@ def local_cluster(num_gpus: int) -> Iterator[LocalCluster]:
     try:
         with _environment(folder):
             try:
-                with contextlib.chdir(folder), tamed_ray():
+                with contextlib.chdir(folder), tamed_ray(), _loopback_only():
                     _start(folder, num_gpus)
                 yield LocalCluster(folder / "session_latest" / "logs")
             finally:
@@ -133,6 +133,21 @@ def _sweep(parent: Path) -> None:
             pid, started = owner.read_text().split(" ", 1)
             if process_started(int(pid)) != started:
                 shutil.rmtree(owner.parent, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Have Ray listen on this machine only, as it does on macOS: on Linux its ports are open to the network otherwise.
+
+    Ray has no setting for it; an address of 127.0.0.1 is turned into the one that others see.
+    """
+    constants: Any = importlib.import_module("ray._private.ray_constants")
+    before = constants.ENABLE_RAY_CLUSTER
+    constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
 
 
 def _start(folder: Path, num_gpus: int) -> None:
