@@ -76,7 +76,9 @@ class Job:
         ray = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=1"]
         ray += [f"--address={self.ray_cluster.address}", f"--object-store-memory={80 << 20}", "--disable-usage-stats"]
         hide = 'mount -t tmpfs none "$0" && exec "$@"'
-        subprocess.Popen([*enter, "sh", "-c", hide, str(self.output), *ray], stdout=subprocess.DEVNULL)
+        subprocess.Popen(
+            [*enter, "sh", "-c", hide, str(self.output), *ray], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         return True
 
     def remove_node(self, node: Any) -> None:

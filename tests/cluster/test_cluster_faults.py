@@ -135,6 +135,7 @@ def test_fault_13_a_node_goes_without_a_word(play: Play) -> None:
     assert set(outcome.causes) == {"lost"}
 
 
+@pytest.mark.long
 def test_fault_50_nodes_join_late(play: Play) -> None:
     """Workers of their own on those that may take part; the others get none, and are named once."""
     outcome = play("nodes_join_late")
