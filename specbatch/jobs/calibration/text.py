@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from specbatch.jobs.display import formatting as fmt
 from specbatch.jobs.planning.scan_text import forecast_lines
-from specbatch.jobs.profiles.table import CALM_SCATTER, Cell, Verdict, cells, judge, scatter, survival
+from specbatch.jobs.profiles.table import CALM_SCATTER, Cell, Verdict, cells, describe_doubt, judge, scatter, survival
 
 if TYPE_CHECKING:
     from specbatch.jobs.calibration.calibrate import Calibration
@@ -46,7 +46,7 @@ def render_calibration(found: Calibration, format: str) -> str:
 
 def verdict_lines(profile: Profile) -> list[str]:
     """Does this draft know this target, and is it worth its memory: the answer in words, with its numbers."""
-    verdict = judge(profile)
+    verdict, doubt = judge(profile), describe_doubt(profile)
     plain = f"batch {verdict.plain.batch_size} without it: {fmt.rate(verdict.plain.tokens_per_second)} tokens/s"
     if verdict.best is None:
         return [
@@ -58,6 +58,7 @@ def verdict_lines(profile: Profile) -> list[str]:
         agrees = f"the draft agrees on {100 * verdict.first_agreement:.0f} % of first tokens"
     memory = fmt.size(profile.draft_bytes)
     return [
+        *(() if doubt is None else (f"in doubt: {doubt}",)),
         f"{agrees}; {_gain_text(verdict)}",
         f"fastest with the draft: {_cell_text(verdict.best)}; {plain}",
         f"worth its {memory}" if verdict.is_worth else f"not worth its {memory}: use --draft none",

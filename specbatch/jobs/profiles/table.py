@@ -20,6 +20,9 @@ CALM_SCATTER = 0.15
 WORTH_MARGIN = 1.03
 """A draft is worth its memory where the pair is so much faster than the target at its own best batch size."""
 
+MOST_APART = 2.0
+"""Where table and trial differ by more than this factor, the machine was not the same while they were measured."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -133,6 +136,15 @@ def speed_at(speeds: Sequence[tuple[int, float]], rows: float) -> float:
 def scatter(steps: Sequence[StepRecord]) -> float:
     """How far rounds of one size typically lie apart, as a share of their time: the median over the cells."""
     return _quantile(sorted(step.spread for step in steps), 0.5)
+
+
+def describe_doubt(profile: Profile) -> str | None:
+    """Why the table is not to be trusted, in words; None where the trial of real rows went about as it says."""
+    overhead = profile.trial.overhead
+    if 1 / MOST_APART <= overhead <= MOST_APART:
+        return None
+    how = f"{1 / overhead:.1f} times as fast as" if overhead < 1 else f"{overhead:.1f} times as slow as"
+    return f"real rows went {how} the table says: other work disturbed the machine; calibrate again when it is idle"
 
 
 def judge(profile: Profile) -> Verdict:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specbatch.jobs.profiles.store import Circumstances, Profile, find_profile, generation_of, inputs_sha256
-from specbatch.jobs.profiles.table import best_batch, cells
+from specbatch.jobs.profiles.table import best_batch, cells, describe_doubt
 from specbatch.schemas.errors import SpecbatchError
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ def profile_notes(prepared: PreparedJob) -> tuple[str, ...]:
     used = prepared.execution.profile
     if used is None:
         return ()
-    notes = []
+    doubt = describe_doubt(used.profile)
+    notes = [] if doubt is None else [f"its profile is in doubt: {doubt}"]
     if used.profile.inputs_sha256 != inputs_sha256(prepared.inputs):
         notes.append("it was measured with another dataset: lengths and acceptance may differ")
     before, now = used.profile.generation, generation_of(prepared.spec)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_profiles import make_profile, make_step
+from made_profiles import make_profile, make_step, make_trial
 
 from specbatch.jobs.calibration.text import verdict_lines
 from specbatch.jobs.profiles.store import PositionRecord
@@ -125,6 +125,15 @@ def test_a_draft_gets_a_plain_answer_with_numbers(case: Case) -> None:
     assert "the draft agrees on 50 % of first tokens" in text
     assert case.says in text
     assert ("not worth its 22.0 MB: use --draft none" in text) is not case.is_worth
+
+
+def test_a_table_that_the_trial_contradicts_is_in_doubt() -> None:
+    steps = (make_step(8, 0, seconds=0.040), make_step(8, 2, seconds=0.050))
+    for overhead, words in ((0.18, "5.6 times as fast as"), (3.0, "3.0 times as slow as"), (1.9, ""), (0.6, "")):
+        profile = make_profile(steps=steps, acceptance=HALVES, trial=make_trial(overhead=overhead))
+        first = verdict_lines(profile)[0]
+        assert first.startswith("in doubt: real rows went ") is bool(words)
+        assert words in first
 
 
 def test_a_draft_that_pays_only_where_nobody_would_work_is_not_worth_it() -> None:
