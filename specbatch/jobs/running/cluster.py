@@ -117,7 +117,7 @@ def local_cluster(num_gpus: int) -> Iterator[LocalCluster]:
     try:
         with _environment(folder):
             try:
-                with contextlib.chdir(folder), tamed_ray(), _loopback_only():
+                with contextlib.chdir(folder), tamed_ray(), _loopback_only(), _few_processes():
                     _start(folder, num_gpus)
                 yield LocalCluster(folder / "session_latest" / "logs")
             finally:
@@ -148,6 +148,24 @@ def _loopback_only() -> Iterator[None]:
         yield
     finally:
         constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
+def _few_processes() -> Iterator[None]:
+    """Start no autoscaler and no forwarder of logs: nothing grows here, and no log is forwarded.
+
+    Each is an interpreter that imports Ray, a second of processor just when the workers want it.
+    """
+    node: Any = importlib.import_module("ray._private.node")
+    names = [name for name in ("start_monitor", "start_log_monitor") if hasattr(node.Node, name)]
+    before = {name: getattr(node.Node, name) for name in names}
+    for name in names:
+        setattr(node.Node, name, lambda self: None)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(node.Node, name, method)
 
 
 def _start(folder: Path, num_gpus: int) -> None:
