@@ -36,7 +36,7 @@ demo: $(STAMP) ## Run the main job on examples/prompts.parquet with the bundled 
 
 .PHONY: test
 test: $(STAMP) ## Run the test suite, in two processes
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python infra/run_tests.py
 
 .PHONY: lint
 lint: $(STAMP) ## Check style, formatting and the import rule

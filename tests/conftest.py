@@ -16,21 +16,6 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """For ``-n 2 --dist loadgroup``: all that starts a Ray goes to one process, one after another.
-
-    What else there is goes to the other, file by file. A Ray needs both cores now and then, and two jobs at once would
-    meet limits of time that are meant for one.
-    """
-    name = "ray" if item.get_closest_marker("ray") else item.path.stem
-    item.add_marker(pytest.mark.xdist_group(name))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What starts a Ray takes longest, so it begins first."""
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-
-
 @pytest.fixture(scope="session")
 def s3_process() -> Iterator[S3Server]:
     """The one S3 server of this test run. Tests take ``s3_server``, which also points the environment at it."""

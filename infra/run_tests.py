@@ -1,0 +1,48 @@
+"""Run the test suite in two processes: what starts a Ray in one, everything else in the other.
+
+    python infra/run_tests.py [ARGUMENTS OF PYTEST]
+
+Tests with a Ray mostly wait: for its processes, for a lease, for a worker that is taken for dead. Two of them at once would
+meet limits of time that are meant for one. The output of the second process is shown when both have ended.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ALWAYS_OUT = "not chaos and not long"
+NO_TESTS = 5
+
+
+def command(marks: str, arguments: Sequence[str]) -> list[str]:
+    """Pytest for the tests with these marks."""
+    return [sys.executable, "-m", "pytest", "-m", f"{ALWAYS_OUT} and {marks}", *arguments]
+
+
+def main() -> int:
+    """Run both; 0 if both passed."""
+    with tempfile.TemporaryFile() as kept:
+        other = subprocess.Popen(
+            command("not ray", sys.argv[1:]), cwd=ROOT, stdout=kept, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+        )
+        try:
+            code = subprocess.run(command("ray", sys.argv[1:]), cwd=ROOT, check=False).returncode
+            other_code = other.wait()
+        finally:
+            if other.poll() is None:  # interrupted
+                other.terminate()
+                other.wait()
+            kept.seek(0)
+            sys.stdout.write(kept.read().decode("utf-8", "replace"))
+            sys.stdout.flush()
+    codes = {code, other_code}
+    return max(codes - {NO_TESTS}, default=NO_TESTS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
