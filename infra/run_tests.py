@@ -2,8 +2,8 @@
 
     python infra/run_tests.py [ARGUMENTS OF PYTEST]
 
-Tests with a Ray mostly wait: for its processes, for a lease, for a worker that is taken for dead. Two of them at once would
-meet limits of time that are meant for one. The output of the second process is shown when both have ended.
+Tests with a Ray mostly wait: for its processes, for a lease, for a worker that is taken for dead. Two of them at once
+would meet limits of time that are meant for one. The output of the second process is shown when both have ended.
 """
 
 from __future__ import annotations

@@ -92,6 +92,7 @@ def end_all(mark: str) -> None:
             continue
 
 
+@pytest.mark.long
 def test_fault_1_a_worker_is_killed(play: Play) -> None:
     """Before that: one worker on each node that offers cores, none on the head."""
     outcome = play("worker_killed")
@@ -170,6 +171,7 @@ def test_fault_14_all_nodes_go_and_another_comes(play: Play) -> None:
     assert outcome.counts["CapacityChanged"] >= 3
 
 
+@pytest.mark.long
 def test_fault_15_a_node_is_dead_but_its_worker_lives(play: Play) -> None:
     """The zombie and its successor write the same part; one of them is too late."""
     outcome = play("node_falsely_dead")
