@@ -39,6 +39,7 @@ def test_the_counters_of_a_killed_job_at_a_fixed_k(place: Place, output: LocalOu
     _check_same(read_rows(output), expected)
 
 
+@pytest.mark.long
 def test_the_counters_do_not_depend_on_the_batch(place: Place, output: LocalOutput, expected: pa.Table) -> None:
     """Begun with four rows in flight, killed, resumed with nine in two workers."""
     _begin_and_kill(place, output)

@@ -45,7 +45,8 @@ def test_worker_killed_mid_generation(place: Place, output: Output, reference: p
     check_finished(place, output, reference)
 
 
-@pytest.mark.parametrize("side", [pytest.param("before", marks=pytest.mark.long), "after"])
+@pytest.mark.long
+@pytest.mark.parametrize("side", ["before", "after"])
 def test_worker_killed_around_its_commit(place: Place, output: Output, reference: pa.Table, side: str) -> None:
     """Faults 2 and 3: SIGKILL with the part written but not named, and with the part there but not told of.
 

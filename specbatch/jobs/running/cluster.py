@@ -152,15 +152,15 @@ def _loopback_only() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _few_processes() -> Iterator[None]:
-    """Start no autoscaler and no forwarder of logs: nothing grows here, and no log is forwarded.
+    """Start no autoscaler, no forwarder of logs and no server for dashboards: nobody would ever ask them.
 
-    Each is an interpreter that imports Ray, a second of processor just when the workers want it.
+    Each is an interpreter that imports Ray, a second or two of processor just when the workers want it.
     """
     node: Any = importlib.import_module("ray._private.node")
-    names = [name for name in ("start_monitor", "start_log_monitor") if hasattr(node.Node, name)]
+    names = [name for name in ("start_monitor", "start_log_monitor", "start_api_server") if hasattr(node.Node, name)]
     before = {name: getattr(node.Node, name) for name in names}
     for name in names:
-        setattr(node.Node, name, lambda self: None)
+        setattr(node.Node, name, lambda self, **options: None)
     try:
         yield
     finally:
@@ -200,6 +200,9 @@ def _environment(folder: Path) -> Iterator[None]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": _token,
         "RAY_USAGE_STATS_ENABLED": "0",
+        # A process for each core, for tasks that never come; workers start theirs when they are wanted.
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_enable_worker_prestart": "0",
         # Without it Ray hides the GPUs from actors that reserve none, and warns that it will stop doing so.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         # torch makes this folder when it is imported, in the shared folder for temporary files unless told otherwise.
