@@ -113,7 +113,7 @@ def make(tmp_path: Path, path: Path | None = None, **options: Any) -> str:
     }
     prepared = prepare(resolve([flag_layer(given, [str(path or dataset(tmp_path))])]))
     ledger = Ledger(open_store(prepared.output))
-    prepared, stored = job._begin(ledger, prepared, None)
+    prepared, _, stored = job._begin(ledger, prepared, None)
     decode(prepared, stored, ledger)
     return prepared.output
 
@@ -339,7 +339,7 @@ def test_a_repair_knows_the_form(tmp_path: Path) -> None:
     repair = prepare_repair(uri, str(tmp_path / "new"), Layer({}, {}))
     assert repair.num_copied == 2
     ledger = Ledger(open_store(str(tmp_path / "new")))
-    prepared, stored = job._begin(ledger, repair.prepared, ledger.find_job())
+    prepared, _, stored = job._begin(ledger, repair.prepared, ledger.find_job())
     decode(prepared, stored, ledger, {1})
     sound(str(tmp_path / "new"))
     kept = ["key", "x_duplicate_of", "x_row_id", "x_row_seed", "x_status", "x_completion", "x_completion_token_ids"]
