@@ -90,6 +90,7 @@ def test_taught_draft_knows_the_target_and_the_stranger_does_not(tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # half a minute on two idle cores, minutes on busy ones
+@pytest.mark.long
 def test_build_runs_all_stages_and_resumes(tmp_path: Path) -> None:
     pair = tmp_path / "pair"
     output = run_script("build_pair.py", "--out", pair, "--scale", "0.001", "--threads", "2")

@@ -136,14 +136,14 @@ def test_a_put_that_arrives_after_a_rival_won_changes_nothing(
     store: Store, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault 29."""
-    monkeypatch.setenv(s3_session.PATIENCE_VARIABLE, "2")  # so that the client gives the reply up after one second
-    s3_server.inject(FaultRule("PUT", KEY, "hold", seconds=3.0))
+    monkeypatch.setenv(s3_session.PATIENCE_VARIABLE, "6")  # so that the client gives the reply up after three seconds
+    s3_server.inject(FaultRule("PUT", KEY, "hold", seconds=8.0))
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(store.create, KEY, b"late")
         time.sleep(0.3)
         assert store.create(KEY, b"rival") is True
         assert late.result() is False
-    time.sleep(2.5)
+    time.sleep(6.0)
     assert len([seen for seen in s3_server.requests() if seen.startswith("PUT")]) == 2
     assert store.read(KEY) == b"rival"
 
