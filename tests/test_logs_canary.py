@@ -70,7 +70,7 @@ class Done:
 
     def keep_session(self) -> None:
         """What else is in the folder of Ray's session, and the token that its processes have."""
-        for path in self.temporary.rglob("*"):
+        for path in files_below(self.temporary):
             try:
                 if path.is_file() and not path.is_symlink() and path.stat().st_size < 1 << 22:
                     name = str(path.relative_to(self.temporary))
@@ -92,7 +92,9 @@ class Done:
 
     def keep_logs(self) -> None:
         """Ray's session goes with the run, so it is read while that lasts; logs only grow."""
-        for path in self.temporary.rglob("session_*/logs/**/*"):
+        for path in files_below(self.temporary):
+            if "logs" not in path.parts:
+                continue
             try:
                 if path.is_file() and not path.is_symlink():
                     self.texts[f"ray: {path.name}"] = without_sources(path.read_bytes().decode("utf-8", "replace"))
@@ -147,6 +149,12 @@ def _run(done: Done) -> None:
     assert killed is not None, "no worker could be killed in time"
     done.texts |= {"stdout": out, "stderr": err}
     done.keep_output()
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files, of folders too that go while they are looked through."""
+    for root, _, names in os.walk(folder):
+        yield from (Path(root) / name for name in names)
 
 
 def parent_of(process: Path) -> str:
