@@ -24,6 +24,12 @@ def command(marks: str, arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "pytest", "-m", f"{ALWAYS_OUT} and {marks}", *arguments]
 
 
+def outcome(*codes: int) -> int:
+    """0 where some tests ran and all passed. A process that a signal ended has a code below 0, and has failed."""
+    failed = [abs(code) for code in codes if code not in (0, NO_TESTS)]
+    return failed[0] if failed else min(codes)
+
+
 def main() -> int:
     """Run both; 0 if both passed."""
     with tempfile.TemporaryFile() as kept:
@@ -40,8 +46,7 @@ def main() -> int:
             kept.seek(0)
             sys.stdout.write(kept.read().decode("utf-8", "replace"))
             sys.stdout.flush()
-    codes = {code, other_code}
-    return max(codes - {NO_TESTS}, default=NO_TESTS)
+    return outcome(code, other_code)
 
 
 if __name__ == "__main__":
