@@ -19,7 +19,7 @@ from specbatch import submit
 from specbatch.jobs.cli import app as cli
 from specbatch.jobs.reports.report import load_manifest
 from specbatch.jobs.running.job import JobOutcome
-from specbatch.jobs.running.notify import check_notify_url, make_notifier, outcome_notice, post
+from specbatch.jobs.running.notify import Notifier, check_notify_url, make_notifier, outcome_notice, post
 from specbatch.schemas.errors import ErrorCode, ExitCode, SpecbatchError
 
 SECRET = "T0PS3CRET"
@@ -235,3 +235,13 @@ def test_the_summary_is_pure_but_for_the_time(tmp_path: Path) -> None:
     outcome = finished(tmp_path / "out")
     first, second = outcome_notice(outcome, None), outcome_notice(outcome, None)
     assert first.model_copy(update={"time": ""}) == second.model_copy(update={"time": ""})
+
+
+def test_no_summary_is_promised_where_nobody_waits() -> None:
+    """The address would have to go to another machine; without one there is nothing to refuse."""
+    Notifier(None, print).check_waits(False)
+    Notifier("https://hooks.example/secret", print).check_waits(True)
+    with pytest.raises(SpecbatchError, match="needs --wait") as refused:
+        Notifier("https://hooks.example/secret", print).check_waits(False)
+    assert refused.value.code is ErrorCode.JOB_CONFIG
+    assert "hooks.example" not in refused.value.message
