@@ -3,8 +3,8 @@
     python benchmarks/bench_start.py                 # --repeats 5; --markdown keeps the table
 
 Whole commands from start to exit, medians; each once before, unmeasured, so that files are in the page cache. The first
-decoded row is the first progress event of ``submit --format jsonl`` that counts one: events come every two seconds, so
-it is told up to two seconds after it happened.
+decoded row is the first progress event of ``submit --format jsonl`` that counts one, up to half a second after it
+happened.
 """
 
 from __future__ import annotations

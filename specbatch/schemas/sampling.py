@@ -93,7 +93,9 @@ class SamplingParams:
         if not 0 <= seed < 1 << 63:
             raise _bad_seed(seed)
         other = object.__new__(SamplingParams)
-        other.__dict__.update(self.__dict__, seed=seed)
+        settings = self.__dict__.copy()
+        settings["seed"] = seed
+        object.__setattr__(other, "__dict__", settings)
         return other
 
 

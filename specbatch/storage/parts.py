@@ -26,7 +26,7 @@ from specbatch.schemas.manifest import PART_FORMAT
 from specbatch.schemas.rows import LOGPROBS_COLUMN, RESULT_COLUMNS, ResultForm, RowResult, result_columns
 from specbatch.schemas.stats import PartStats, PhaseSeconds, SpecCounters, length_histogram
 from specbatch.storage.footer import NotParquet, extension_columns, open_parquet, read_footer
-from specbatch.storage.result_table import result_arrays, result_fields, row_places, rows_at
+from specbatch.storage.result_table import dictionary_columns, result_arrays, result_fields, row_places, rows_at
 
 _META_KEY = "specbatch"
 _GROUP_RESULTS = 1024
@@ -129,7 +129,11 @@ def write_part(
     schema = result_schema(rows.schema, form)
     fields = result_fields(form.with_logprobs)
     size = form.row_group_rows or _GROUP_RESULTS
-    options: dict[str, Any] = {"compression": form.compression, "write_page_checksum": True}
+    options: dict[str, Any] = {
+        "compression": form.compression,
+        "write_page_checksum": True,
+        "use_dictionary": dictionary_columns(schema, form.prefix),
+    }
     with path.open("xb") as file, pq.ParquetWriter(file, schema, **options) as writer:
         for start in range(0, max(len(results), 1), size):
             group = slice(start, start + size)

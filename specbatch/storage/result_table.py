@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from specbatch.schemas.rows import LOGPROBS_COLUMN, RESULT_COLUMNS, RowResult
 
@@ -33,10 +36,29 @@ _RESULT_FIELDS: tuple[pa.Field, ...] = (
 assert tuple(field.name for field in _RESULT_FIELDS) == RESULT_COLUMNS
 _LOGPROBS_FIELD = pa.field(LOGPROBS_COLUMN, pa.list_(pa.field("element", pa.float32(), nullable=False)))
 
+_HARDLY_REPEATED = frozenset({"row_id", "completion", "row_seed", "min_margin"})
+"""A dictionary of these would be built to be given up, or hold every value once: dearer and larger than the values."""
+_MAX_SCHEMAS = 8
+
 
 def result_fields(with_logprobs: bool) -> tuple[pa.Field, ...]:
     """The columns of every part behind the input's, without a prefix."""
     return (*_RESULT_FIELDS, _LOGPROBS_FIELD) if with_logprobs else _RESULT_FIELDS
+
+
+@lru_cache(maxsize=_MAX_SCHEMAS)
+def dictionary_columns(schema: pa.Schema, prefix: str) -> list[str]:
+    """Parquet's paths of the columns that get a dictionary: the input's, and those results that repeat.
+
+    Args:
+        schema: of a part.
+        prefix: of the result columns, which stand last.
+    """
+    empty = io.BytesIO()  # the library alone knows how it names what is inside lists, maps and structs
+    pq.write_table(schema.empty_table(), empty)
+    paths = pq.ParquetFile(empty).schema
+    plain = {prefix + name for name in _HARDLY_REPEATED} | {f"{prefix}{LOGPROBS_COLUMN}.list.element"}
+    return [paths.column(index).path for index in range(len(paths)) if paths.column(index).path not in plain]
 
 
 def row_places(results: Sequence[RowResult]) -> list[int]:

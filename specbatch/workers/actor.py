@@ -11,6 +11,7 @@ import of ours begins with ``specbatch.``, so nothing there can shadow it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from specbatch.schemas.messages import WorkerConfig, WorkerPoll, WorkerReady
+from specbatch.workers.heap import made_to_stay
 from specbatch.workers.worker import Worker
 from specbatch.workers.worker_log import WorkerLog
 
@@ -57,19 +59,23 @@ class News:
     poll: WorkerPoll
 
 
-class WorkerActor(Worker):
-    """A worker behind calls that may be lost or repeated."""
+class WorkerActor:
+    """A worker behind calls that may be lost or repeated.
+
+    It holds the worker and is none: Ray wraps every method of an actor's class, those too that run for each row.
+    """
 
     def __init__(self, config: WorkerConfig) -> None:
-        self._actor_lock = threading.Lock()
+        self._lock = threading.Lock()
         self._news_lock = threading.Lock()
         self._num_delivered = 0
         self._last_news: News | None = None
         self._loaded_as: WorkerReady | None = None
-        self._failure: Exception | None = None
         self._log = WorkerLog(config)
+        self._worker: Worker | None = None
+        self._failure: Exception | None = None
         try:
-            super().__init__(config)
+            self._worker = Worker(config)
         except Exception as error:  # told by ``ready``: what an actor's constructor raises, Ray turns into prose
             self._failure = error
 
@@ -82,35 +88,52 @@ class WorkerActor(Worker):
 
     def ready(self) -> WorkerReady:
         """As the worker's; asked again, it answers the same."""
-        with self._actor_lock:
-            if self._failure is not None:
-                raise self._failure
+        with self._lock:
             if self._loaded_as is None:
-                try:
-                    self._loaded_as = super().ready()
-                    self._log.ready()
-                except Exception as error:
-                    self._failure = error
-                    self._log.failed(error)
-                    raise
+                self._loaded_as = self._load()
             return self._loaded_as
+
+    def _load(self) -> WorkerReady:
+        worker = self._made()
+        try:
+            with made_to_stay():
+                loaded_as = worker.ready()
+                if loaded_as.note is not None:  # half a model may lie about
+                    gc.collect()
+            self._log.ready()
+        except Exception as error:
+            self._failure = error
+            self._log.failed(error)
+            raise
+        return loaded_as
 
     def news(self, seen: int, timeout_seconds: float) -> News:
         """What happened since the news with the number ``seen``; the same again where that was told, but lost."""
         with self._news_lock:
             if self._last_news is None or self._last_news.number <= seen:
-                self._last_news = News(seen + 1, self.poll(timeout_seconds))
+                self._last_news = News(seen + 1, self._made().poll(timeout_seconds))
                 self._log.told(self._last_news.poll)
             return self._last_news
 
     def deliver(self, number: int, method: Delivery, *arguments: Any) -> None:
         """Call a method once, however often the call arrives; numbers rise from 1."""
-        with self._actor_lock:
+        with self._lock:
             if number > self._num_delivered:
                 if method == "assign":
                     self._log.assigned(*arguments)
-                getattr(self, method)(*arguments)
+                getattr(self._made(), method)(*arguments)
                 self._num_delivered = number
+
+    def stop(self) -> None:
+        """As the worker's."""
+        if self._worker is not None:
+            self._worker.stop()
+
+    def _made(self) -> Worker:
+        if self._failure is not None:
+            raise self._failure
+        assert self._worker is not None
+        return self._worker
 
 
 def actor_class() -> Any:

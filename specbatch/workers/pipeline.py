@@ -59,6 +59,7 @@ class Pipeline:
         self._blocks: list[RoundBlock] = []
         self._dropped: list[Assignment] = []
         self._progress = Progress()
+        self._has_first_row = False
         self._memory = MemoryReport(0, 0, 0, 0, 0)
 
     # ---- from outside ----------------------------------------------------------------------------------------------
@@ -102,7 +103,7 @@ class Pipeline:
             self.changed.notify_all()
 
     def wait_for_news(self, timeout_seconds: float) -> None:
-        """Until a shard or a probe ended, or the worker died.
+        """Until a shard or a probe ended, the first row was done, or the worker died.
 
         Raises:
             Exception: what killed the worker, once everything else has been taken.
@@ -131,6 +132,7 @@ class Pipeline:
                 probes=tuple(self._probes),
             )
             self._receipts, self._failures, self._probes, self._blocks = [], [], [], []
+            self._has_first_row = False
             return news
 
     def _errors_without_dropped(self, progress: Progress) -> dict[str, Any]:
@@ -141,7 +143,7 @@ class Pipeline:
 
     @property
     def _has_news(self) -> bool:
-        return bool(self._receipts or self._failures or self._probes)
+        return bool(self._receipts or self._failures or self._probes or self._has_first_row)
 
     # ---- reader ----------------------------------------------------------------------------------------------------
 
@@ -195,6 +197,9 @@ class Pipeline:
     ) -> None:
         """Totals so far, sums over the last rounds, and the rows that the engine can take at once."""
         with self.changed:
+            if progress.num_rows_done and not self._progress.num_rows_done:  # its user waits for it
+                self._has_first_row = True
+                self.changed.notify_all()
             self._progress, self._memory = progress, memory
             self._blocks.extend(blocks)
             if num_rows_ahead != self._num_rows_ahead:

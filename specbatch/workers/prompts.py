@@ -97,7 +97,7 @@ def prepare_rows(
                 raise RowError(ErrorCode.ROW_PROMPT_EMPTY, "the prompt has no tokens")
             max_new_tokens = (overrides and overrides.max_new_tokens) or generation.max_new_tokens
             ids = _fitted(ids, prompt, context_length, max_new_tokens, frame)
-            first = PreparedRow(row_id, ids, seed, params=overrides)
+            first = PreparedRow(row_id, ids, seed, 0, overrides)
         except RowError as error:
             first = error_row(row_id, seed, error.code, error.message)
         rows.append(first)

@@ -108,7 +108,7 @@ class Worker:
         self._pipeline.drop(shard)
 
     def poll(self, timeout_seconds: float) -> WorkerPoll:
-        """What happened since the last poll; returns at once when a shard or a probe ended, else after the timeout.
+        """What happened since the last poll; returns at once when a shard, a probe or the first row ended.
 
         It answers while the decode loop hangs, with a growing ``beat_age_seconds``, and says which part is being
         written; one that takes longer than any store may need counts as a hang too.

@@ -30,6 +30,7 @@ from specbatch.schemas.messages import MemoryReport, ProbeDone, Progress, Worker
 from specbatch.schemas.prompt import PromptSpec
 from specbatch.schemas.spec import GenerationSpec
 from specbatch.workers.actor import News, Whereabouts, WorkerActor, kill_process, process_start
+from specbatch.workers.worker import Worker
 
 HEAD, FIRST, SECOND = Node("head", 0, 0), Node("a", 8, 2), Node("b", 8, 1)
 VIEW = ClusterView((HEAD, FIRST, SECOND))
@@ -230,12 +231,10 @@ def test_rows_that_end_in_no_part_do_not_keep_a_worker_draining_for_ever(answers
     assert ends == [False] * 10 + [True] * 2
 
 
-class Scripted(WorkerActor):
-    """The actor without the worker."""
+class Scripted(Worker):
+    """A worker that says how often it was asked."""
 
     def __init__(self) -> None:
-        super().__init__(make_config())
-        self._failure = None
         self.taken: list[Any] = []
         self.num_polls = 0
 
@@ -252,13 +251,15 @@ def test_the_actor_tells_lost_news_again_and_takes_a_delivery_once(
 ) -> None:
     """Faults 17 and 18."""
     monkeypatch.chdir(tmp_path)
-    actor = Scripted()
+    worker = Scripted()
+    monkeypatch.setattr("specbatch.workers.actor.Worker", lambda config: worker)
+    actor = WorkerActor(make_config())
     first = actor.news(0, 0.0)
     assert actor.news(0, 0.0) == first == News(1, make_poll(num_rows_done=1))
     assert actor.news(1, 0.0) == News(2, make_poll(num_rows_done=2))
     for number in (1, 1, 2, 1, 2):
         actor.deliver(number, "drop", number * 10)
-    assert actor.taken == [10, 20]
+    assert worker.taken == [10, 20]
 
 
 def test_what_the_constructor_raises_is_told_by_ready() -> None:

@@ -78,11 +78,15 @@ def test_two_actors_share_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         for ready in readies:
             assert ready.memory.target_bytes > ready.memory.draft_bytes > 0
         # A long poll must not keep the lease from coming in.
-        polls = [actor.poll.remote(60.0) for actor in actors]
-        ray.get([actors[shard.index % 2].assign.remote(Lease(shard, 1)) for shard in shards])
-        receipts = [receipt for poll in ray.get(polls) for receipt in poll.receipts]
+        news = [actor.news.remote(0, 60.0) for actor in actors]
+        ray.get(
+            [actors[shard.index % 2].deliver.remote(shard.index + 1, "assign", Lease(shard, 1)) for shard in shards]
+        )
+        told = ray.get(news)
+        receipts = [receipt for one in told for receipt in one.poll.receipts]
         while len(receipts) < len(shards):
-            receipts += [r for poll in ray.get([a.poll.remote(0.2) for a in actors]) for r in poll.receipts]
+            told = ray.get([actor.news.remote(one.number, 0.2) for actor, one in zip(actors, told, strict=True)])
+            receipts += [receipt for one in told for receipt in one.poll.receipts]
         ray.get([actor.stop.remote() for actor in actors])
     finally:
         ray.shutdown()

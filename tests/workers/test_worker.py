@@ -342,6 +342,21 @@ def test_poll_waits_no_longer_than_told_and_gives_a_heartbeat(tmp_path: Path) ->
     bench.worker.stop()
 
 
+def test_the_first_row_ends_a_poll_and_the_next_row_does_not(tmp_path: Path) -> None:
+    """A user waits for the first; the shard's part is far away."""
+    prompts = ["a", "bb", "c" * 60, "d" * 60]
+    shards = cut([write_dataset(tmp_path / "in.parquet", prompts)], 4)
+    bench = Bench(make_config(tmp_path / "out"), step_seconds=0.05)
+    bench.worker.ready()
+    bench.worker.assign(Lease(shards[0], 1))
+    first = bench.worker.poll(30)
+    assert first.progress.num_rows_done > 0 and not first.receipts
+    started = time.monotonic()
+    assert not bench.worker.poll(0.5).receipts
+    assert time.monotonic() - started > 0.45
+    bench.worker.stop()
+
+
 # ---- death by SIGKILL -----------------------------------------------------------
 
 CHILD = """

@@ -35,7 +35,7 @@ class OutcomeDocument(BaseModel):
 
 
 class ProgressEvent(ProgressDocument):
-    """How far the run is; at most one every two seconds, and one for every change of state."""
+    """How far the run is; at most one every two seconds, and one for the first row and every change of state."""
 
     event: Literal["progress"]
     time: str

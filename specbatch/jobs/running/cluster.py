@@ -141,31 +141,36 @@ def _loopback_only() -> Iterator[None]:
 
     Ray has no setting for it; an address of 127.0.0.1 is turned into the one that others see.
     """
-    constants: Any = importlib.import_module("ray._private.ray_constants")
-    before = constants.ENABLE_RAY_CLUSTER
-    constants.ENABLE_RAY_CLUSTER = False
-    try:
+    with _replaced(importlib.import_module("ray._private.ray_constants"), "ENABLE_RAY_CLUSTER", False):
         yield
-    finally:
-        constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextlib.contextmanager
 def _few_processes() -> Iterator[None]:
     """Start no autoscaler, no forwarder of logs and no server for dashboards: nobody would ever ask them.
 
-    Each is an interpreter that imports Ray, a second or two of processor just when the workers want it.
+    Each is an interpreter that imports Ray, a second or two of processor just when the workers want it. Ray would also
+    import what its agents need into this process, to see whether it is installed: it is, with ``ray[default]``.
     """
-    node: Any = importlib.import_module("ray._private.node")
-    names = [name for name in ("start_monitor", "start_log_monitor", "start_api_server") if hasattr(node.Node, name)]
-    before = {name: getattr(node.Node, name) for name in names}
-    for name in names:
-        setattr(node.Node, name, lambda self, **options: None)
+    node: Any = importlib.import_module("ray._private.node").Node
+    utils: Any = importlib.import_module("ray._private.utils")
+    names = [name for name in ("start_monitor", "start_log_monitor", "start_api_server") if hasattr(node, name)]
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.enter_context(_replaced(node, name, lambda self, **options: None))
+        if hasattr(utils, "get_dashboard_dependency_error"):
+            stack.enter_context(_replaced(utils, "get_dashboard_dependency_error", lambda: None))
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        for name, method in before.items():
-            setattr(node.Node, name, method)
+        setattr(owner, name, before)
 
 
 def _start(folder: Path, num_gpus: int) -> None:

@@ -30,14 +30,15 @@ class EventWriter:
         self._write = write
         self._clock = clock
         self._due = 0.0
-        self._state: str | None = None
+        self._seen: tuple[str, bool] | None = None
 
     def update(self, doc: ProgressDocument) -> None:
-        """A ``progress`` event, at most one every two seconds; every change of state has one."""
+        """A ``progress`` event, at most one every two seconds, and one for the first row and every change of state."""
         now = self._clock()
-        if self._state == doc.state and (now < self._due or doc.state not in LIVE_STATES):
+        seen = (doc.state, doc.rows_done > 0)
+        if self._seen == seen and (now < self._due or doc.state not in LIVE_STATES):
             return
-        self._due, self._state = now + PROGRESS_SECONDS, doc.state
+        self._due, self._seen = now + PROGRESS_SECONDS, seen
         self._put("progress", doc.model_dump(mode="json"))
 
     def close(self) -> None:

@@ -48,6 +48,16 @@ def test_progress_comes_every_two_seconds_and_with_every_change_of_state() -> No
     assert all("T" in event["time"] for event in events)
 
 
+def test_the_first_row_is_told_at_once() -> None:
+    lines: list[str] = []
+    clock = Clock()
+    writer = EventWriter(lines.append, clock)
+    for rows_done in (0, 0, 1, 2, 3):
+        clock.seconds += 0.5
+        writer.update(document(state="running", **{**BUSY, "rows_done": rows_done}))
+    assert [json.loads(line)["rows_done"] for line in lines] == [0, 1]
+
+
 def test_the_fields_of_progress_are_those_of_the_document() -> None:
     (event,) = written((0.0, "running"))
     assert {"event", "time", *DOCUMENT} <= event.keys()
