@@ -23,6 +23,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *EXAMPLES.rg
 RUN = {"bash", "python"}
 DECODING = ("submit", "resume", "retry-failed", "repair", "preview", "calibrate")
 MANY_COMMANDS = 40
+MANY_JOBS = frozenset({"data.md", "draft.md", "report.md", "exactness.md", "outputs.md", "nightly.md", "troubleshooting.md"})
+"""Pages whose jobs take most of a minute each, and say nothing that other tests do not run too."""
 
 
 def commands(page: Path) -> list[Block]:
@@ -40,6 +42,7 @@ def _cases() -> list[object]:
     for page in PAGES:
         if any(block.language in RUN for block in commands(page)):
             marks = [pytest.mark.ray, pytest.mark.slow] if _decodes(page) else []
+            marks += [pytest.mark.long] if page.name in MANY_JOBS else []
             cases.append(pytest.param(page, id=str(page.relative_to(ROOT)), marks=marks))
     return cases
 

@@ -193,6 +193,7 @@ def test_calls_to_workers_are_lost(play: Play, scenario: str) -> None:
     assert outcome.causes == []
 
 
+@pytest.mark.long
 def test_fault_20_a_machine_is_preempted(play: Play) -> None:
     outcome = play("node_drained")
     outcome.assert_complete()

@@ -151,6 +151,7 @@ def test_poison_row(place: Place, output: Output, reference: pa.Table) -> None:
     check_finished(place, output, reference, without=frozenset({POISON_ROW}))
 
 
+@pytest.mark.long
 def test_disk_full(place: Place, output: Output, reference: pa.Table) -> None:
     """Fault 41: no byte of a part can be written; the job ends with the code, and goes on once there is room.
 

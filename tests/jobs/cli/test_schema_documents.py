@@ -105,6 +105,7 @@ def test_documents_of_jobs_that_are_not_run(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_documents_of_what_is_decoded_here(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

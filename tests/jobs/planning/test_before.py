@@ -85,6 +85,7 @@ def short_temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_preview_shows_the_rows_that_the_job_gives(dataset: Path, short_temporary: None) -> None:
     from specbatch import load, submit
 

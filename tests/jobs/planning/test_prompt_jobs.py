@@ -211,6 +211,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_job_of_chats_says_what_the_engine_says_to_each_of_them(
     tmp_path: Path, target: Path, dataset: Path, environment: dict[str, str]
 ) -> None:

@@ -27,6 +27,7 @@ def request(number: int) -> dict[str, Any]:
     return {"custom_id": f"r{number}", "method": "POST", "url": "/v1/completions", "body": body}
 
 
+@pytest.mark.long
 def test_a_batch_file_and_what_became_of_it_as_the_next_dataset(place: Place) -> None:
     requests = [request(number) for number in range(10)]
     dataset = place.root / "batch.jsonl.gz"
