@@ -23,7 +23,9 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *EXAMPLES.rg
 RUN = {"bash", "python"}
 DECODING = ("submit", "resume", "retry-failed", "repair", "preview", "calibrate")
 MANY_COMMANDS = 40
-MANY_JOBS = frozenset({"data.md", "draft.md", "report.md", "exactness.md", "outputs.md", "nightly.md", "troubleshooting.md"})
+MANY_JOBS = frozenset(
+    {"data.md", "draft.md", "exactness.md", "nightly.md", "outputs.md", "report.md", "troubleshooting.md"}
+)
 """Pages whose jobs take most of a minute each, and say nothing that other tests do not run too."""
 
 
