@@ -45,6 +45,7 @@ class Pipeline:
         self.changed = threading.Condition()
         self.is_stopping = False
         self.death: BaseException | None = None
+        self._is_writing = False
         self._num_rows_ahead = 1
         self._load_seconds = 0.0
         self._is_draining = False
@@ -109,8 +110,8 @@ class Pipeline:
             Exception: what killed the worker, once everything else has been taken.
         """
         with self.changed:
-            self.changed.wait_for(lambda: self._has_news or self.death, timeout_seconds)
-            if self.death is not None and not self._has_news:
+            self.changed.wait_for(lambda: self._has_news or self._is_dead, timeout_seconds)
+            if self.death is not None and self._is_dead and not self._has_news:
                 raise self.death
 
     def take_news(self) -> WorkerPoll:
@@ -140,6 +141,11 @@ class Pipeline:
         for held in self._dropped:
             errors -= held.errors_by_code.copy()  # the decode thread may still count the last of them
         return {"num_errors": errors.total(), "errors_by_code": tuple(sorted(errors.items()))}
+
+    @property
+    def _is_dead(self) -> bool:
+        """Whether a thread died, and nothing of what was finished before is still to be told."""
+        return self.death is not None and not self._is_writing
 
     @property
     def _has_news(self) -> bool:
@@ -207,6 +213,17 @@ class Pipeline:
                 self.changed.notify_all()  # the reader may have to read further ahead
 
     # ---- writer ----------------------------------------------------------------------------------------------------
+
+    def writer_begins(self) -> None:
+        """From now on somebody takes what is finished."""
+        with self.changed:
+            self._is_writing = True
+
+    def writer_ends(self) -> None:
+        """Nothing more will be written."""
+        with self.changed:
+            self._is_writing = False
+            self.changed.notify_all()
 
     def next_finished(self) -> FinishedShard | None:
         """The next shard to write; when stopping, those that are left still come."""

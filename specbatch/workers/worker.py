@@ -159,6 +159,7 @@ class Worker:
     def _decode(self) -> None:
         engine = self._load()
         self._start("reader", lambda: self._read(engine.tokenizer.encode, engine.context_length))
+        self._pipeline.writer_begins()
         self._start("writer", self._write)
         while self._wait_for_rows(engine):
             self._heartbeat.beat()
@@ -276,8 +277,11 @@ class Worker:
     # ---- writer ----------------------------------------------------------------------------------------------------
 
     def _write(self) -> None:
-        while self._write_next():
-            pass
+        try:
+            while self._write_next():
+                pass
+        finally:
+            self._pipeline.writer_ends()
 
     def _write_next(self) -> bool:
         """Write one shard, whose rows go with this call's frame; False to end."""

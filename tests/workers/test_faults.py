@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from shard_helpers import PLAN, cut, make_config, poll_until, run_shards, write_
 import specbatch
 from specbatch.schemas import failpoints
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.schemas.messages import Lease
+from specbatch.schemas.messages import Lease, PartReceipt
 from specbatch.schemas.plan import part_name
 from specbatch.schemas.sampling import SamplingParams
 from specbatch.specdec.engine import Engine
 from specbatch.specdec.output import SequenceOutput
 from specbatch.workers.decoding import ENGINE_FACTORY_VARIABLE, load_engine
 from specbatch.workers.faults import shard_failed
+from specbatch.workers.shards import FinishedShard
 from specbatch.workers.trust import DeviceTrust
 from specbatch.workers.worker import Worker
 
@@ -138,6 +140,13 @@ def test_fault_6_an_error_of_the_loop_is_told_once_what_was_finished_is_told(
     monkeypatch.setenv("SPECBATCH_FAILPOINT_ROW", "25")
     shards = cut([write_dataset(tmp_path / "in.parquet", PROMPTS)], 10)
     worker = Worker(make_config(tmp_path / "out", batch_size=2), FakeEngine)
+    write = worker._writer.write
+
+    def write_late(finished: FinishedShard) -> PartReceipt:
+        time.sleep(0.3)  # the loop is dead by now
+        return write(finished)
+
+    monkeypatch.setattr(worker._writer, "write", write_late)
     worker.ready()
     for shard in shards:
         worker.assign(Lease(shard, 1))
