@@ -1,0 +1,40 @@
+"""Where the tokens of a forward stand in paged key-value memory.
+
+Keys and values lie in pages of ``page_size`` positions. A row's page table says which pages hold it, in order: position
+p of the row is entry ``p % page_size`` of page ``table_RW[row, p // page_size]``. Page 0 belongs to nobody: what may be
+written but never read goes there.
+
+Shape letters: M tokens of the forward, R segments (rows that are fed), W pages of the longest row, N pages in all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+SCRATCH_PAGE = 0
+"""The page that no row owns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Segments of consecutive tokens, one for each row that is fed.
+
+    A segment of ``count_R[r]`` tokens stands at ``first_R[r]`` of the flat tokens and begins at position ``start_R[r]``
+    of its row. Token i of it sees the row's positions 0 .. start + i (a window sees fewer). Tokens that belong to no
+    segment may stand between segments; nothing is computed for them.
+
+    Attributes:
+        first_R, count_R, start_R: int32 on the device. table_RW: int32 on the device; entries behind a row's last page
+            mean nothing.
+        max_count: no segment has more tokens. max_keys: no segment ends behind this position; both are host integers
+            that only shape the launch.
+    """
+
+    first_R: Tensor
+    count_R: Tensor
+    start_R: Tensor
+    table_RW: Tensor
+    max_count: int
+    max_keys: int
