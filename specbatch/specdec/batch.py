@@ -22,6 +22,7 @@ from specbatch.specdec.controller import Policy
 from specbatch.specdec.drafters.suffix import SuffixIndex
 from specbatch.specdec.feed import GROUP_WIDTH, Decoder, Feed, Layout
 from specbatch.specdec.output import SequenceOutput, error_output
+from specbatch.specdec.paged_memory import PagedMemory, Pages
 from specbatch.specdec.prefix import common_prefix
 from specbatch.specdec.sampling import History, Positions, SamplingTensors, draw_target
 from specbatch.specdec.slots import Request, SlotTable
@@ -62,6 +63,7 @@ class Batch:
 
     Attributes:
         epsilon: near-tie threshold in logits; 0 is off. policy: chooses K and drafter of every row.
+        pages: the page table, where the target's keys and values are in pages; None where they are in slots.
     """
 
     def __init__(
@@ -85,6 +87,9 @@ class Batch:
         # The law of a draw does not hang on a near tie, and nobody promises the text there.
         self.epsilon = 0.0 if has_ratio_test else NEAR_TIE_EPSILON[target.dtype]
         self.clock = PhaseClock()
+        self.pages = pages_of(target)
+        if self.pages is not None:
+            self.pages.release_all()
         self.slots = SlotTable(num_slots, target.cache.max_positions, policy.max_draft_length)
         self.suffix = suffix
         self._sampling: tuple[int, bytes, SamplingTensors] | None = None
@@ -104,6 +109,8 @@ class Batch:
         """Put a request into a free slot; what the slot's caches hold of its beginning stays valid."""
         slots = self.slots
         num_held = self.num_held(slot, request)
+        if self.pages is not None:
+            num_held = self.pages.keep(slot, num_held)
         slots.target_kv_S[slot] = num_held
         slots.draft_kv_S[slot] = min(num_held, slots.draft_kv_S[slot])
         slots.open(slot, request)
@@ -120,12 +127,30 @@ class Batch:
     def share(self, source: int, destination: int, num_tokens: int) -> None:
         """Copy the beginning of one slot's caches to another."""
         slots = self.slots
-        self.target.cache.copy(source, destination, num_tokens)
+        if self.pages is not None:
+            num_tokens = self._share_pages(source, destination, num_tokens)
+        else:
+            self.target.cache.copy(source, destination, num_tokens)
         slots.target_kv_S[destination] = num_tokens
+        if self.draft is None:
+            return
         num_drafted = min(num_tokens, int(slots.draft_kv_S[source]))
-        if self.draft is not None and num_drafted > slots.draft_kv_S[destination]:
+        if pages_of(self.draft) is not None:
+            slots.draft_kv_S[destination] = num_drafted
+        elif num_drafted > slots.draft_kv_S[destination]:
             self.draft.cache.copy(source, destination, num_drafted)
             slots.draft_kv_S[destination] = num_drafted
+
+    def _share_pages(self, source: int, destination: int, num_tokens: int) -> int:
+        """Let a slot begin with the pages of another; it holds as many positions as before."""
+        assert self.pages is not None
+        table = self.pages.table
+        num_positions = int(table.held_S[destination]) * table.page_size
+        num_tokens = self.pages.share(source, destination, num_tokens)
+        # What it held before is free again, and it needs no more than that.
+        has_grown = table.grow(destination, num_positions)
+        assert has_grown
+        return num_tokens
 
     def resize(self, num_slots: int, max_positions: int) -> None:
         """Give slots and caches another shape.
@@ -144,14 +169,19 @@ class Batch:
             if source <= slot:
                 return
             num_positions = int(slots.length_S[source])
+            if self.pages is not None:
+                self.pages.table.move(source, slot)
             for decoder in self.decoders:
-                decoder.cache.copy(source, slot, num_positions)
+                if pages_of(decoder) is None:
+                    decoder.cache.copy(source, slot, num_positions)
             slots.move(source, slot)
             if self.suffix is not None:
                 self.suffix.move(source, slot)
 
     def drop_draft(self) -> None:
         """Give the draft's memory back."""
+        if self.draft is not None and isinstance(self.draft.cache, PagedMemory):
+            self.draft.cache.pages.drop(self.draft.cache)
         self.draft = None
         self.slots.draft_kv_S[:] = 0
 
@@ -283,3 +313,8 @@ class Batch:
             self.device,
             self.target.vocab_size,
         )
+
+
+def pages_of(decoder: Decoder) -> Pages | None:
+    """The page table of a decoder whose keys and values are in pages."""
+    return decoder.cache.pages if isinstance(decoder.cache, PagedMemory) else None

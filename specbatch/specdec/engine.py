@@ -17,8 +17,7 @@ from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.messages import MemoryReport, RoundBlock
 from specbatch.schemas.sampling import SamplingParams
 from specbatch.schemas.stats import PhaseSeconds
-from specbatch.specdec import loading, overload
-from specbatch.specdec.admission import admit, make_room
+from specbatch.specdec import admission, loading, overload, paged_admission
 from specbatch.specdec.batch import Batch
 from specbatch.specdec.controller import Policy
 from specbatch.specdec.decoding import decode_round, may_ride
@@ -279,8 +278,12 @@ class Engine:
     def _step(self) -> None:
         """What has ended is kept at once, so that nothing is lost if a later part runs out of memory."""
         batch = self._batch
-        self._finished += admit(batch, self._queue, self.max_batch_size)
-        self._finished += make_room(batch, self._queue)
+        if batch.pages is None:
+            self._finished += admission.admit(batch, self._queue, self.max_batch_size)
+            self._finished += admission.make_room(batch, self._queue)
+        else:
+            self._finished += paged_admission.admit(batch, batch.pages, self._queue, self.max_batch_size)
+            self._finished += paged_admission.make_room(batch, batch.pages, self._queue)
         chunk = plan_chunk(batch)
         if chunk is not None and not may_ride(batch, self._round_number):
             self._finished += self._selftest.trusted(read_chunk(batch, chunk))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -54,13 +55,29 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Feed:
-    """One forward. ``token_M``, ``slot_M`` and ``position_M`` are int64 on the model's device."""
+class Padded:
+    """A layout on the device as slot memory wants it; ``slot_M`` and ``position_M`` are int64."""
 
-    token_M: Tensor
     slot_M: Tensor
     position_M: Tensor
     groups: tuple[Group, ...]
+
+
+class Feed:
+    """One forward: int64 tokens on the model's device, and where they stand.
+
+    What crosses to the device of the layout depends on the memory that keys and values are in: ``padded`` is for slots,
+    pages make their own of it (``paged_memory``).
+    """
+
+    def __init__(self, token_M: Tensor, layout: Layout) -> None:
+        self.token_M = token_M
+        self.layout = layout
+
+    @cached_property
+    def padded(self) -> Padded:
+        """The layout as padded groups, sent when it is first asked for."""
+        return self.layout.padded(self.token_M.device)
 
 
 class KeyValueMemory(Protocol):
@@ -110,65 +127,72 @@ class Layout:
     Args:
         slot_R: ascending slots. start_R: position of each segment's first token. count_R: its tokens; 0 is allowed
             for slots that stand between others.
+
+    Attributes:
+        num_tokens: of all segments. slot_M, position_M: where each token stands. offset_R: where segments begin in the
+            flat tokens.
     """
 
     def __init__(self, slot_R: IntArray, start_R: IntArray, count_R: IntArray) -> None:
-        self._slot_R, self._start_R, self._count_R = slot_R, start_R, count_R
+        self.slot_R, self.start_R, self.count_R = slot_R, start_R, count_R
         self.num_tokens = int(count_R.sum())
-        offset_R = np.cumsum(count_R) - count_R
+        self.offset_R = offset_R = np.cumsum(count_R) - count_R
         self.slot_M = np.repeat(slot_R, count_R)
         self.position_M = np.arange(self.num_tokens) + np.repeat(start_R - offset_R, count_R)
-        self._offset_R = offset_R
-        self._runs = self._split()
 
     def feed(self, token_M: Tensor) -> Feed:
-        """Bring everything to the device of ``token_M`` in one transfer."""
+        """The layout with its tokens."""
+        return Feed(token_M, self)
+
+    def padded(self, device: torch.device) -> Padded:
+        """Bring groups and places to the device in one transfer."""
         arrays: list[IntArray] = [self.slot_M, self.position_M]
         shapes = []
-        for run in self._runs:
+        runs = self._split()
+        for run in runs:
             gather_BT, scatter_G, position_BT = self._pad(run)
             shapes.append((len(run), gather_BT.shape[1]))
             arrays += [gather_BT.ravel(), scatter_G, position_BT.ravel()]
-        sent = iter(_send(arrays, token_M.device))
+        sent = iter(send(arrays, device))
         slot_M, position_M = next(sent), next(sent)
         groups = []
-        for run, shape in zip(self._runs, shapes, strict=True):
+        for run, shape in zip(runs, shapes, strict=True):
             gather, scatter, position = next(sent), next(sent), next(sent)
             groups.append(self._group(run, shape, gather.view(shape), scatter, position.view(shape)))
-        return Feed(token_M, slot_M, position_M, tuple(groups))
+        return Padded(slot_M, position_M, tuple(groups))
 
     def _split(self) -> list[range]:
         """Runs of segments that attend together: short ones in consecutive slots; a long one alone."""
         runs: list[range] = []
-        is_short_R = self._count_R <= GROUP_WIDTH
-        for r in range(len(self._slot_R)):
+        is_short_R = self.count_R <= GROUP_WIDTH
+        for r in range(len(self.slot_R)):
             last = runs[-1].stop - 1 if runs else -1
-            if runs and is_short_R[r] and is_short_R[last] and self._slot_R[r] == self._slot_R[last] + 1:
+            if runs and is_short_R[r] and is_short_R[last] and self.slot_R[r] == self.slot_R[last] + 1:
                 runs[-1] = range(runs[-1].start, r + 1)
-            elif self._count_R[r] > 0:
+            elif self.count_R[r] > 0:
                 runs.append(range(r, r + 1))
-        return [_trimmed(run, self._count_R) for run in runs]
+        return [_trimmed(run, self.count_R) for run in runs]
 
     def _pad(self, run: range) -> tuple[IntArray, IntArray, IntArray]:
         rows = slice(run.start, run.stop)
-        count_B = self._count_R[rows]
-        begin, width = int(self._offset_R[run.start]), int(count_B.max())
+        count_B = self.count_R[rows]
+        begin, width = int(self.offset_R[run.start]), int(count_B.max())
         column_T = np.arange(width)
-        gather_BT = (self._offset_R[rows] - begin)[:, None] + np.minimum(column_T, np.maximum(count_B - 1, 0)[:, None])
+        gather_BT = (self.offset_R[rows] - begin)[:, None] + np.minimum(column_T, np.maximum(count_B - 1, 0)[:, None])
         gather_BT = np.minimum(gather_BT, int(count_B.sum()) - 1)
-        position_BT = self._start_R[rows][:, None] + column_T
+        position_BT = self.start_R[rows][:, None] + column_T
         scatter_G = np.nonzero((column_T < count_B[:, None]).ravel())[0]
         return gather_BT, scatter_G, position_BT
 
     def _group(self, run: range, shape: tuple[int, int], gather: Tensor, scatter: Tensor, position: Tensor) -> Group:
         rows = slice(run.start, run.stop)
-        count_B, start_B = self._count_R[rows], self._start_R[rows]
-        begin = int(self._offset_R[run.start])
+        count_B, start_B = self.count_R[rows], self.start_R[rows]
+        begin = int(self.offset_R[run.start])
         num_tokens = int(count_B.sum())
         return Group(
             begin=begin,
             end=begin + num_tokens,
-            first_slot=int(self._slot_R[run.start]),
+            first_slot=int(self.slot_R[run.start]),
             num_rows=shape[0],
             width=shape[1],
             num_keys=int((start_B + count_B)[count_B > 0].max()),
@@ -187,7 +211,7 @@ def _trimmed(run: range, count_R: IntArray) -> range:
     return range(run.start, stop)
 
 
-def _send(arrays: Sequence[IntArray], device: torch.device) -> list[Tensor]:
+def send(arrays: Sequence[IntArray], device: torch.device) -> list[Tensor]:
     """Host arrays to the device as views of one tensor: one transfer instead of many."""
     flat = torch.from_numpy(np.concatenate(arrays)).to(device, non_blocking=True)
     return list(torch.split(flat, [len(array) for array in arrays]))

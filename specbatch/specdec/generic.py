@@ -46,7 +46,7 @@ class GenericDecoder:
     def run(self, feed: Feed, keep_N: IntArray | None) -> Tensor:
         """See ``feed.Decoder``."""
         logits = []
-        for group in feed.groups:
+        for group in feed.padded.groups:
             if keep_N is None:
                 kept = np.arange(group.end - group.begin)
             else:

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from specbatch.specdec import families
 from specbatch.specdec.attention import visibility_mask
-from specbatch.specdec.feed import Feed, Group, IntArray
+from specbatch.specdec.feed import Feed, Group, IntArray, Padded
 from specbatch.specdec.lean_memory import LeanMemory
 from specbatch.specdec.packing import Product
 from specbatch.specdec.threads import single_threaded
@@ -98,9 +98,12 @@ class LeanDecoder:
         self.num_kv_heads = int(config.num_key_value_heads)
         self.head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         self.rotary = model.model.rotary_emb
-        self.cache = LeanMemory(
-            len(self.layers), num_slots, max_positions, (self.num_kv_heads, self.head_dim), self.dtype, self.device
-        )
+        self.cache = self.make_memory(num_slots, max_positions)
+
+    def make_memory(self, num_slots: int, max_positions: int) -> Any:
+        """Keys and values of so many rows."""
+        heads = (self.num_kv_heads, self.head_dim)
+        return LeanMemory(len(self.layers), num_slots, max_positions, heads, self.dtype, self.device)
 
     @property
     def device(self) -> torch.device:
@@ -128,17 +131,18 @@ class LeanDecoder:
     @torch.inference_mode()
     def run(self, feed: Feed, keep_N: IntArray | None) -> Tensor:
         """See ``feed.Decoder``."""
-        flat_M = feed.slot_M * self.cache.max_positions + feed.position_M
-        masks = self._masks(feed)
+        padded = feed.padded
+        flat_M = padded.slot_M * self.cache.max_positions + padded.position_M
+        masks = self._masks(padded)
         x_ME = functional.embedding(feed.token_M, self.embedding)
-        cos_M1D, sin_M1D = self._rotary(x_ME, feed.position_M.clamp(max=self.context_length - 1))
+        cos_M1D, sin_M1D = self._rotary(x_ME, padded.position_M.clamp(max=self.context_length - 1))
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
             query_MQD, key_MHD, value_MHD = self._project(layer, x_ME, cos_M1D, sin_M1D)
             self.cache.write(number, flat_M, key_MHD, value_MHD)
             attended = [
                 self._attend(layer, group, mask, query_MQD[group.begin : group.end], number)
-                for group, mask in zip(feed.groups, masks[layer.window], strict=True)
+                for group, mask in zip(padded.groups, masks[layer.window], strict=True)
             ]
             out_ME = attended[0] if len(attended) == 1 else torch.cat(attended)
             if number == last and keep_N is not None:
@@ -171,11 +175,11 @@ class LeanDecoder:
         sin_MD = torch.cat((-sin_1MD[0, :, :half], sin_1MD[0, :, half:]), dim=-1)
         return cos_1MD[0].unsqueeze(1), sin_MD.unsqueeze(1)
 
-    def _masks(self, feed: Feed) -> dict[int | None, list[Tensor]]:
+    def _masks(self, padded: Padded) -> dict[int | None, list[Tensor]]:
         """Masks [B, 1, T, P] of every group, by the windows that layers have."""
         windows = {layer.window for layer in self.layers}
         return {
-            window: [visibility_mask(group.position_BT, group.num_keys, self.dtype, window) for group in feed.groups]
+            window: [visibility_mask(group.position_BT, group.num_keys, self.dtype, window) for group in padded.groups]
             for window in windows
         }
 

@@ -1,8 +1,8 @@
 """Which pages of key-value memory hold which row: pure bookkeeping on the host.
 
-Memory is cut into pages of a few positions when the engine is made, and nothing is allocated afterwards. A slot holds as
-many pages as its row has come to need, so a long row costs its neighbours nothing and less than one page of each row is
-unused. Slots whose rows begin alike hold the same pages: whole ones by reference, the last one copied where the rows
+Memory is cut into pages of a few positions when the engine is made, and nothing is allocated afterwards. A slot holds
+as many pages as its row has come to need, so a long row costs its neighbours nothing and less than one page of each row
+is unused. Slots whose rows begin alike hold the same pages: whole ones by reference, the last one copied where the rows
 part. A page is free when no slot holds it.
 
 Both models of a pair have the same positions of the same rows, so one table serves them: page i of the target's pool

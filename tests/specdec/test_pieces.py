@@ -37,7 +37,7 @@ def test_a_layout_holds_every_token_once_at_its_place(shapes: list[tuple[int, in
     assert list(zip(layout.slot_M.tolist(), layout.position_M.tolist(), strict=True)) == tokens
     feed = layout.feed(torch.arange(len(tokens)))
     seen = []
-    for group in feed.groups:
+    for group in feed.padded.groups:
         assert group.end > group.begin == len(seen)
         assert group.width <= GROUP_WIDTH or group.num_rows == 1
         padded = feed.token_M[group.begin : group.end][group.gather_BT].flatten()[group.scatter_G].tolist()

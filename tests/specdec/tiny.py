@@ -9,12 +9,15 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from specbatch.specdec import attention
+from specbatch.specdec.batch import pages_of
 from specbatch.specdec.controller import FixedPolicy, Policy
 from specbatch.specdec.engine import Engine
 from specbatch.specdec.families import max_context
 from specbatch.specdec.feed import Decoder
 from specbatch.specdec.generic import GenericDecoder
 from specbatch.specdec.lean import LeanDecoder
+from specbatch.specdec.lean_paged import PagedLeanDecoder
+from specbatch.specdec.paged_memory import Pages
 from specbatch.specdec.runner import ModelRunner, attention_name, experts_name
 
 VOCAB = 61
@@ -157,10 +160,16 @@ def runner(model: Any, num_slots: int, max_positions: int = 16) -> ModelRunner:
     )
 
 
-def decoder(model: Any, num_slots: int, path: str = "generic") -> Decoder:
-    """One model behind the face of both paths; the lean one takes a copy, because it takes the weights over."""
+def decoder(
+    model: Any, num_slots: int, path: str = "generic", pages: Pages | None = None, num_pages: int = 200
+) -> Decoder:
+    """One model behind the face of all paths; the lean ones take a copy, because they take the weights over."""
     if path == "generic":
         return GenericDecoder(runner(model, num_slots))
+    if path == "paged":
+        pages = Pages(num_pages, num_slots, CONTEXT + 1, torch.device("cpu")) if pages is None else pages
+        known = {"context_length": context_of(model), "vocab_size": VOCAB}
+        return PagedLeanDecoder(copy.deepcopy(model), pages=pages, **known)
     sizes = {"num_slots": num_slots, "max_positions": 16, "context_length": context_of(model), "vocab_size": VOCAB}
     return LeanDecoder(copy.deepcopy(model), **sizes)
 
@@ -175,11 +184,13 @@ def engine(
     context: int = CONTEXT,
     path: str = "generic",
     has_suffix: bool = False,
+    num_pages: int = 200,
     **settings: Any,
 ) -> Engine:
+    first = decoder(target, batch, path, num_pages=num_pages)
     return Engine(
-        decoder(target, batch, path),
-        decoder(draft, batch, path) if draft is not None else None,
+        first,
+        decoder(draft, batch, path, pages_of(first)) if draft is not None else None,
         NumberTokenizer(),  # type: ignore[arg-type]
         eos_ids=eos,
         policy=FixedPolicy(k, has_draft=draft is not None, has_suffix=has_suffix) if isinstance(k, int) else k,
