@@ -18,6 +18,7 @@ from specbatch.specdec.generic import GenericDecoder
 from specbatch.specdec.lean import LeanDecoder
 from specbatch.specdec.lean_paged import PagedLeanDecoder
 from specbatch.specdec.paged_memory import Pages
+from specbatch.specdec.paging import PAGE_SIZE
 from specbatch.specdec.runner import ModelRunner, attention_name, experts_name
 
 VOCAB = 61
@@ -184,9 +185,10 @@ def engine(
     context: int = CONTEXT,
     path: str = "generic",
     has_suffix: bool = False,
-    num_pages: int = 200,
+    max_kv_tokens: int | None = None,
     **settings: Any,
 ) -> Engine:
+    num_pages = 200 if max_kv_tokens is None else 1 + max_kv_tokens // PAGE_SIZE
     first = decoder(target, batch, path, num_pages=num_pages)
     return Engine(
         first,
@@ -196,6 +198,7 @@ def engine(
         policy=FixedPolicy(k, has_draft=draft is not None, has_suffix=has_suffix) if isinstance(k, int) else k,
         max_batch_size=batch,
         max_sequence_tokens=context,
+        max_kv_tokens=max_kv_tokens,
         has_suffix=has_suffix,
         **settings,
     )
