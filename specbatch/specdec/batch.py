@@ -49,8 +49,11 @@ class PhaseClock:
         try:
             yield
         finally:
-            elapsed = time.perf_counter() - started
-            self.seconds = replace(self.seconds, **{phase: getattr(self.seconds, phase) + elapsed})
+            self.add(phase, time.perf_counter() - started)
+
+    def add(self, phase: str, seconds: float) -> None:
+        """Add time that was measured elsewhere."""
+        self.seconds = replace(self.seconds, **{phase: getattr(self.seconds, phase) + seconds})
 
 
 class Batch:

@@ -6,20 +6,20 @@ Shape letters: B rows, K drafts, N scored positions, V vocabulary.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from specbatch.specdec.accept import IntArray
+from specbatch.specdec.ahead import Ahead
 from specbatch.specdec.batch import Batch
-from specbatch.specdec.controller import OWN_MATCH, RoundMeasure, RoundPlan, RoundView
+from specbatch.specdec.controller import RoundMeasure, RoundPlan
 from specbatch.specdec.coupling import propose_token
 from specbatch.specdec.drafters.suffix import Proposal
 from specbatch.specdec.feed import Decoder
-from specbatch.specdec.output import SequenceOutput
 from specbatch.specdec.prefill import Chunk, feed_draft, follow_chunk
+from specbatch.specdec.round_parts import RoundResult, kind_of_match, view
 from specbatch.specdec.rounds import is_plain_sample
 from specbatch.specdec.sampling import draw_draft, transformed_logits
 from specbatch.specdec.settling import Proposals, settle_and_commit
@@ -28,25 +28,15 @@ _STEADY_LACK = 2
 """Tokens that the draft's cache lacks behind a round: one where a draft was refused, two where all were accepted."""
 
 
-@dataclass(frozen=True, slots=True)
-class RoundResult:
-    """What a round did: rows that ended, tokens committed, whether it was plain, whether prompts rode along.
-
-    ``draft_length_B`` and ``num_accepted_B`` are of the rows that were decoding before it.
-    """
-
-    finished: list[SequenceOutput]
-    num_tokens: int
-    is_plain: bool
-    is_mixed: bool
-    draft_length_B: IntArray
-    num_accepted_B: IntArray
-
-
 def may_ride(batch: Batch, round_number: int) -> bool:
     """Whether prompts may share the round's forward: some row decodes, and the round measures nothing else."""
     is_measured = batch.policy.max_draft_length > 0 and _is_drawn(batch, round_number)
     return bool(batch.slots.is_begun_S[: batch.slots.num_active].any()) and not is_measured
+
+
+def is_plain_round(batch: Batch, round_number: int) -> bool:
+    """Whether the round has no drafts: they are switched off, or it is one of those that measure plain decoding."""
+    return not batch.policy.max_draft_length or _is_drawn(batch, round_number)
 
 
 def _is_drawn(batch: Batch, round_number: int) -> bool:
@@ -54,26 +44,30 @@ def _is_drawn(batch: Batch, round_number: int) -> bool:
     return batch.policy.samples_plain_rounds and is_plain_sample(round_number)
 
 
-def decode_round(batch: Batch, round_number: int, num_waiting: int, chunk: Chunk | None) -> RoundResult | None:
-    """Move every row that decodes on by at least one token; None if there is none.
+def decode_round(
+    batch: Batch, round_number: int, num_waiting: int, chunk: Chunk | None, ahead: Ahead | None = None
+) -> RoundResult | None:
+    """Move every row that decodes on by at least one token; None if there is none, or while the round is under way.
 
     Args:
-        chunk: prompt tokens of pending rows that ride along.
+        chunk: prompt tokens of pending rows that ride along. ahead: decodes rounds of fixed shape, where it can.
     """
     row_B = batch.slots.rows(begun=True)
     if not len(row_B):
         return None
     started, before = time.perf_counter(), batch.clock.seconds
     num_riding = 0 if chunk is None else chunk.num_tokens
-    is_plain = not batch.policy.max_draft_length or _is_drawn(batch, round_number)
+    is_plain = is_plain_round(batch, round_number)
     looked_up = None if is_plain else look_up(batch, row_B)
     if is_plain:
         plan = _plain_plan(len(row_B))
     else:
         plan = batch.policy.plan(view(batch, row_B, looked_up, num_waiting, num_riding))
     num_caught_up = catch_up(batch, row_B, plan)
-    proposals = propose(batch, row_B, plan, looked_up)
     catch_up_seconds = (batch.clock.seconds - before).prefill
+    if ahead is not None and chunk is None and ahead.captured.can_launch(row_B, plan):
+        return ahead.decode(row_B, plan, looked_up, is_plain, (num_caught_up, catch_up_seconds))
+    proposals = propose(batch, row_B, plan, looked_up)
     logits_NV = score(batch, row_B, proposals, chunk)
     if chunk is None:
         settled = settle_and_commit(batch, row_B, proposals, logits_NV)
@@ -107,6 +101,7 @@ def decode_round(batch: Batch, round_number: int, num_waiting: int, chunk: Chunk
         num_tokens=int(settled.verdict.num_committed_B.sum()),
         is_plain=is_plain,
         is_mixed=num_riding > 0,
+        seconds=time.perf_counter() - started,
         draft_length_B=verdict.num_proposed_B,
         num_accepted_B=verdict.num_accepted_B,
     )
@@ -118,36 +113,6 @@ def look_up(batch: Batch, row_B: IntArray) -> Proposal | None:
         return None
     with batch.clock.timed("propose"):
         return batch.suffix.propose(row_B, batch.policy.max_draft_length)
-
-
-def view(batch: Batch, row_B: IntArray, looked_up: Proposal | None, num_waiting: int, num_riding: int) -> RoundView:
-    """The round as the policy sees it. A row has no use for drafts beyond the tokens that it may still say."""
-    slots = batch.slots
-    none_B = np.zeros(len(row_B), dtype=np.int64)
-    length_B = slots.length_S[row_B]
-    room_B = np.maximum(slots.end_S[row_B] - length_B - 1, 0)
-    draft_room_B = none_B
-    if batch.draft is not None:
-        draft_room_B = np.clip(batch.draft.context_length - length_B, 0, room_B)
-    return RoundView(
-        room_B=room_B,
-        draft_room_B=draft_room_B,
-        lacking_B=length_B - slots.draft_kv_S[row_B],
-        reached_BK=slots.reached_SK[row_B],
-        accepted_BK=slots.agreed_SK[row_B],
-        match_B=kind_of_match(looked_up, len(row_B)),
-        suffix_length_B=none_B if looked_up is None else looked_up.length_B,
-        num_waiting=num_waiting,
-        num_riding=num_riding,
-    )
-
-
-def kind_of_match(looked_up: Proposal | None, num_rows: int) -> IntArray:
-    """Lengths of the matches as the policy tells them apart, int64 [B]."""
-    if looked_up is None:
-        return np.zeros(num_rows, dtype=np.int64)
-    kind_B: IntArray = looked_up.match_B + OWN_MATCH * looked_up.is_own_B
-    return kind_B
 
 
 def catch_up(batch: Batch, row_B: IntArray, plan: RoundPlan) -> int:

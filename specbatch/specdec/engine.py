@@ -5,7 +5,6 @@ A step admits rows into free slots, feeds pending prompts one chunk, and moves e
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Collection, Hashable, Sequence
 from pathlib import Path
@@ -18,15 +17,18 @@ from specbatch.schemas.messages import MemoryReport, RoundBlock
 from specbatch.schemas.sampling import SamplingParams
 from specbatch.schemas.stats import PhaseSeconds
 from specbatch.specdec import admission, loading, overload, paged_admission
+from specbatch.specdec.ahead import Ahead
 from specbatch.specdec.batch import Batch
+from specbatch.specdec.captured import CapturedRounds
 from specbatch.specdec.controller import Policy
-from specbatch.specdec.decoding import decode_round, may_ride
+from specbatch.specdec.decoding import decode_round, is_plain_round, may_ride
 from specbatch.specdec.drafters.suffix import SuffixIndex
 from specbatch.specdec.feed import Decoder
 from specbatch.specdec.intake import Intake
 from specbatch.specdec.output import SequenceOutput
 from specbatch.specdec.prefill import plan_chunk, read_chunk
 from specbatch.specdec.profile import profile
+from specbatch.specdec.round_parts import RoundResult
 from specbatch.specdec.rounds import RoundLog
 from specbatch.specdec.selftest import SelfTest
 from specbatch.specdec.slots import Request
@@ -50,6 +52,8 @@ class Engine:
         coupling: ``seed`` gives the target's own keyed draws, ``distribution`` only its law.
         grown_batch_size: rows in flight once the draft has been given up.
         has_suffix: index all text for drafts. has_profile: measure the models now, for the policy to begin with.
+        rounds: ``ahead`` captures rounds where keys and values are in pages, and launches them before the last one is
+            settled; ``captured`` settles each first; ``loop`` decodes every round by the plain loop, their oracle.
     """
 
     note: str | None = None
@@ -69,6 +73,7 @@ class Engine:
         grown_batch_size: int | None = None,
         has_suffix: bool = False,
         has_profile: bool = False,
+        rounds: Literal["ahead", "captured", "loop"] = "ahead",
     ) -> None:
         if policy.uses_model and draft is None:
             raise SpecbatchError(ErrorCode.JOB_CONFIG, "speculation needs a draft model; give one or use 'off'")
@@ -89,6 +94,7 @@ class Engine:
             max_kv_tokens=max_kv_tokens,
             has_ratio_test=coupling == "distribution",
         )
+        self._ahead = _make_ahead(self._batch, max_batch_size, rounds)
         self._selftest = SelfTest(target)
         self._rounds = RoundLog()
         self._round_number = 0
@@ -196,13 +202,16 @@ class Engine:
             SpecbatchError: JOB_DEVICE; a row's logits were not finite and the device fails its self-test.
         """
         batch = self._batch
-        if self._queue or batch.slots.num_active:
+        if (self._queue or batch.slots.num_active) and not self._is_flying:
             self._prepare()
         try:
             self._step()
         except (RuntimeError, MemoryError) as error:
             if not overload.is_out_of_memory(error):
                 raise
+            if self._ahead is not None:
+                self._ahead.forget()
+                self._ahead.captured.clear()
             self._finished += overload.relieve(batch, self._queue)
             self.max_batch_size = batch.slots.num_slots
         if batch.slots.num_active == 0:
@@ -278,6 +287,9 @@ class Engine:
     def _step(self) -> None:
         """What has ended is kept at once, so that nothing is lost if a later part runs out of memory."""
         batch = self._batch
+        if self._ahead is not None and self._ahead.is_flying:
+            self._follow(self._ahead)
+            return
         if batch.pages is None:
             self._finished += admission.admit(batch, self._queue, self.max_batch_size)
             self._finished += admission.make_room(batch, self._queue)
@@ -288,16 +300,39 @@ class Engine:
         if chunk is not None and not may_ride(batch, self._round_number):
             self._finished += self._selftest.trusted(read_chunk(batch, chunk))
             chunk = None
-        started = time.perf_counter()
-        result = decode_round(batch, self._round_number, len(self._queue), chunk)
-        if result is not None:
-            self._rounds.add(
-                is_plain=result.is_plain,
-                is_mixed=result.is_mixed,
-                seconds=time.perf_counter() - started,
-                num_tokens=result.num_tokens,
-                draft_length_B=result.draft_length_B,
-                num_accepted_B=result.num_accepted_B,
-            )
-            self._round_number += 1
-            self._finished += self._selftest.trusted(result.finished)
+        result = decode_round(batch, self._round_number, len(self._queue), chunk, self._ahead)
+        self._round_number += result is not None or self._is_flying
+        self._book(result)
+
+    def _follow(self, ahead: Ahead) -> None:
+        """Settle the round under way, and let the next one begin before where that is possible."""
+        batch = self._batch
+        assert batch.pages is not None
+        is_plain = is_plain_round(batch, self._round_number)
+        has_room = paged_admission.has_room_ahead(batch, batch.pages)
+        self._book(ahead.follow(is_plain, len(self._queue), has_room=has_room))
+        self._round_number += ahead.is_flying
+
+    def _book(self, result: RoundResult | None) -> None:
+        if result is None:
+            return
+        self._rounds.add(
+            is_plain=result.is_plain,
+            is_mixed=result.is_mixed,
+            seconds=result.seconds,
+            num_tokens=result.num_tokens,
+            draft_length_B=result.draft_length_B,
+            num_accepted_B=result.num_accepted_B,
+        )
+        self._finished += self._selftest.trusted(result.finished)
+
+    @property
+    def _is_flying(self) -> bool:
+        return self._ahead is not None and self._ahead.is_flying
+
+
+def _make_ahead(batch: Batch, max_rows: int, rounds: Literal["ahead", "captured", "loop"]) -> Ahead | None:
+    """Rounds of fixed shape, where the models allow them."""
+    if rounds == "loop" or batch.pages is None or not CapturedRounds.fits(batch):
+        return None
+    return Ahead(batch, CapturedRounds(batch, max_rows), may_fly=rounds == "ahead")

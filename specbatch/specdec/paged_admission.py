@@ -77,6 +77,14 @@ def make_room(batch: Batch, pages: Pages, queue: deque[Request]) -> list[Sequenc
     return refused
 
 
+def has_room_ahead(batch: Batch, pages: Pages) -> bool:
+    """Pages for the round behind the one under way, where they can be had without taking any from a row."""
+    slots = batch.slots
+    rows = [slot for slot in range(slots.num_active) if slots.requests[slot] is not None]
+    needed = [_needed(batch, int(slots.length_S[slot]), slots.request(slot).num_tokens) for slot in rows]
+    return all(_grow(batch, pages, slot, positions) for slot, positions in zip(rows, needed, strict=True))
+
+
 def _needed(batch: Batch, num_known: int, num_tokens: int) -> int:
     """Positions that a row of so many tokens may write before it is asked again."""
     ahead = ROUNDS_AHEAD * (batch.policy.max_draft_length + 1)

@@ -42,6 +42,11 @@ class Proposals:
         empty = torch.empty((num_rows, 0), dtype=torch.int64, device=device)
         return Proposals(empty, np.zeros(num_rows, dtype=np.int64), np.zeros(num_rows, dtype=np.bool_))
 
+    def of(self, is_chosen_B: BoolArray) -> Proposals:
+        """Those of some rows, on the host only: without the drafts themselves."""
+        none = Proposals.none(int(is_chosen_B.sum()), torch.device("cpu"))
+        return Proposals(none.draft_BK, self.draft_length_B[is_chosen_B], self.is_model_B[is_chosen_B])
+
     def among(self, row_B: IntArray, all_B: IntArray) -> Proposals:
         """The same among more rows, which decode plainly; ``all_B`` holds ``row_B``, both ascend."""
         place_B = np.searchsorted(all_B, row_B)
@@ -65,8 +70,11 @@ class Settled:
 
 
 @dataclass(frozen=True, slots=True)
-class _Draws:
-    """The round on the host, padded. ``target_BT`` and ``logprob_BT`` change where near ties are decided again."""
+class Draws:
+    """The draws of a round on the host, padded.
+
+    ``target_BT`` and ``logprob_BT`` change where near ties are decided again.
+    """
 
     target_BT: IntArray
     draft_BK: IntArray
@@ -75,6 +83,18 @@ class _Draws:
     is_finite_BT: BoolArray
     logprob_BT: NDArray[np.float32] | None
     num_matched_B: IntArray | None
+
+    def of(self, is_chosen_B: BoolArray) -> Draws:
+        """Those of some rows."""
+        return Draws(
+            target_BT=self.target_BT[is_chosen_B],
+            draft_BK=self.draft_BK[is_chosen_B],
+            margin_BT=self.margin_BT[is_chosen_B],
+            is_open_BT=self.is_open_BT[is_chosen_B],
+            is_finite_BT=self.is_finite_BT[is_chosen_B],
+            logprob_BT=None if self.logprob_BT is None else self.logprob_BT[is_chosen_B],
+            num_matched_B=None if self.num_matched_B is None else self.num_matched_B[is_chosen_B],
+        )
 
 
 def settle_and_commit(batch: Batch, row_B: IntArray, proposals: Proposals, logits_NV: Tensor) -> Settled:
@@ -85,12 +105,18 @@ def settle_and_commit(batch: Batch, row_B: IntArray, proposals: Proposals, logit
     """
     with batch.clock.timed("accept"):
         draws = _draw(batch, row_B, proposals, logits_NV)
+    return settle_draws(batch, row_B, proposals, draws)
+
+
+def settle_draws(batch: Batch, row_B: IntArray, proposals: Proposals, draws: Draws) -> Settled:
+    """The same behind draws that the host has already."""
+    with batch.clock.timed("accept"):
         verdict = _settle(batch, row_B, proposals, draws)
     with batch.clock.timed("host"):
         return Settled(_commit(batch, row_B, proposals, draws, verdict), verdict)
 
 
-def _draw(batch: Batch, row_B: IntArray, proposals: Proposals, logits_NV: Tensor) -> _Draws:
+def _draw(batch: Batch, row_B: IntArray, proposals: Proposals, logits_NV: Tensor) -> Draws:
     """The target's draws, or the ratio test's verdict, brought to the host in one copy."""
     slots, draft_length_B = batch.slots, proposals.draft_length_B
     B, K = proposals.draft_BK.shape
@@ -117,11 +143,11 @@ def _draw(batch: Batch, row_B: IntArray, proposals: Proposals, logits_NV: Tensor
         parts += [] if draw.logprob_N is None else [draw.logprob_N]
     host = torch.cat([part.flatten().to(torch.float64) for part in (proposals.draft_BK, *parts)]).cpu().numpy()
     sizes = np.cumsum([part.numel() for part in (proposals.draft_BK, *parts)])
-    draft, *fields = np.split(host, sizes[:-1])
+    draft, *rest = np.split(host, sizes[:-1])
     draft_BK = draft.astype(np.int64).reshape(B, K)
     if batch.has_ratio_test:
-        target, matched, finite, *logprob = fields
-        return _Draws(
+        target, matched, finite, *logprob = rest
+        return Draws(
             target_BT=target.astype(np.int64).reshape(B, K + 1),
             draft_BK=draft_BK,
             margin_BT=np.full((B, K + 1), np.inf),
@@ -130,8 +156,8 @@ def _draw(batch: Batch, row_B: IntArray, proposals: Proposals, logits_NV: Tensor
             logprob_BT=logprob[0].astype(np.float32).reshape(B, K + 1) if logprob else None,
             num_matched_B=matched.astype(np.int64),
         )
-    token, margin, stable, finite, *logprob = fields
-    return _Draws(
+    token, margin, stable, finite, *logprob = rest
+    return Draws(
         target_BT=token.astype(np.int64)[pad_BT],
         draft_BK=draft_BK,
         margin_BT=margin[pad_BT],
@@ -177,7 +203,7 @@ def _windows(batch: Batch, proposals: Proposals, row_N: IntArray, offset_N: IntA
     return torch.where(is_before_NK, proposals.draft_BK[batch.tensor(row_N)], -1)
 
 
-def _settle(batch: Batch, row_B: IntArray, proposals: Proposals, draws: _Draws) -> Commit:
+def _settle(batch: Batch, row_B: IntArray, proposals: Proposals, draws: Draws) -> Commit:
     """Judge; where a token that would be committed is a near tie, canonical evaluation decides it first.
 
     Positions are settled in order, because what follows a changed token was drawn behind another prefix.
@@ -196,7 +222,7 @@ def _settle(batch: Batch, row_B: IntArray, proposals: Proposals, draws: _Draws) 
                 draws.logprob_BT[row, j] = logprob
 
 
-def _judge(batch: Batch, row_B: IntArray, proposals: Proposals, draws: _Draws) -> Commit:
+def _judge(batch: Batch, row_B: IntArray, proposals: Proposals, draws: Draws) -> Commit:
     """What would be committed of the draws as they stand: up to the earliest terminator."""
     slots, target_BT, draft_length_B = batch.slots, draws.target_BT, proposals.draft_length_B
     matched_B = draws.num_matched_B
@@ -218,9 +244,7 @@ def _judge(batch: Batch, row_B: IntArray, proposals: Proposals, draws: _Draws) -
     return verdict
 
 
-def _commit(
-    batch: Batch, row_B: IntArray, proposals: Proposals, draws: _Draws, verdict: Commit
-) -> list[SequenceOutput]:
+def _commit(batch: Batch, row_B: IntArray, proposals: Proposals, draws: Draws, verdict: Commit) -> list[SequenceOutput]:
     slots, draft_length_B = batch.slots, proposals.draft_length_B
     is_committed_BT = _is_committed(draws.target_BT, verdict)
     margin_BT = np.where(is_committed_BT, draws.margin_BT, np.inf)

@@ -16,7 +16,7 @@ from specbatch.specdec import packing, reference
 from specbatch.specdec.controller import AdaptivePolicy, RoundMeasure, RoundPlan, RoundView
 
 
-@pytest.fixture(scope="module", params=["generic", "lean", "paged"])
+@pytest.fixture(scope="module", params=["generic", "lean", "paged", "captured", "ahead"])
 def path(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

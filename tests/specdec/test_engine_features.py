@@ -17,7 +17,7 @@ from specbatch.schemas.sampling import SamplingParams
 from specbatch.specdec.paging import PAGE_SIZE
 from specbatch.specdec.prefix import MIN_SHARED_TOKENS
 
-PATHS = ["generic", "lean", "paged"]
+PATHS = ["generic", "lean", "paged", "captured", "ahead"]
 
 
 def demanding_rows(seed: int, num_rows: int) -> Rows:
@@ -121,7 +121,11 @@ def test_samples_share_one_prefill(target: Any, path: str) -> None:
     assert len(outputs) == 5
     assert len({output.token_ids for output in outputs}) > 1
     num_decoded = sum(output.stats.num_plain_steps - 1 for output in outputs)
-    assert fed.num_tokens == len(prompt) + 4 + num_decoded, "one prompt, and its last token once more for each sample"
+    num_read = len(prompt) + 4
+    if path in ("captured", "ahead"):  # their rounds are not forwards that could be counted here
+        assert num_read <= fed.num_tokens <= num_read + num_decoded
+    else:
+        assert fed.num_tokens == num_read + num_decoded, "one prompt, and its last token once more for each sample"
     alone = engine(target, path=path).generate([prompt], SamplingParams(max_new_tokens=4, temperature=1.0, seed=8))
     assert outputs[0].token_ids == alone[0].token_ids
 
@@ -153,7 +157,9 @@ def test_rows_make_room_and_come_back_without_changing_a_token(
         ([n, 5, 9], SamplingParams(max_new_tokens=50, temperature=n % 2, seed=n, logprobs=True)) for n in range(7)
     ]
     long_rows = [*growing, *rows]
-    memory = 4 * STEP if path != "paged" else 5 * PAGE_SIZE  # pages are not lost to short rows beside long ones
+    memory = (
+        4 * STEP if path in ("generic", "lean") else 5 * PAGE_SIZE
+    )  # pages are not lost to short rows beside long ones
     subject = engine(target, draft, k=k, batch=4, path=path, max_kv_tokens=memory)
     preempted = Counter[Any]()
     preempt = subject._batch.preempt

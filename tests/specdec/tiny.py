@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
@@ -161,13 +161,17 @@ def runner(model: Any, num_slots: int, max_positions: int = 16) -> ModelRunner:
     )
 
 
+ROUNDS: dict[str, Literal["ahead", "captured", "loop"]] = {"paged": "loop", "captured": "captured", "ahead": "ahead"}
+"""Ways to decode over pages: by the plain loop, in rounds of fixed shape, and those launched ahead."""
+
+
 def decoder(
     model: Any, num_slots: int, path: str = "generic", pages: Pages | None = None, num_pages: int = 200
 ) -> Decoder:
     """One model behind the face of all paths; the lean ones take a copy, because they take the weights over."""
     if path == "generic":
         return GenericDecoder(runner(model, num_slots))
-    if path == "paged":
+    if path in ROUNDS:
         pages = Pages(num_pages, num_slots, CONTEXT + 1, torch.device("cpu")) if pages is None else pages
         known = {"context_length": context_of(model), "vocab_size": VOCAB}
         return PagedLeanDecoder(copy.deepcopy(model), pages=pages, **known)
@@ -190,7 +194,7 @@ def engine(
 ) -> Engine:
     num_pages = 200 if max_kv_tokens is None else 1 + max_kv_tokens // PAGE_SIZE
     first = decoder(target, batch, path, num_pages=num_pages)
-    return Engine(
+    subject = Engine(
         first,
         decoder(draft, batch, path, pages_of(first)) if draft is not None else None,
         NumberTokenizer(),  # type: ignore[arg-type]
@@ -200,5 +204,9 @@ def engine(
         max_sequence_tokens=context,
         max_kv_tokens=max_kv_tokens,
         has_suffix=has_suffix,
+        rounds=ROUNDS.get(path, "loop"),
         **settings,
     )
+    if path == "ahead":
+        subject._batch.epsilon = 0.0  # as in half precision; in float64 no near tie is to be met by chance
+    return subject

@@ -1,0 +1,190 @@
+"""Captured rounds in the engine's loop: launched ahead where the host has nothing to say, settled when they land.
+
+While the device runs a round, the host settles the one before: commits, detokenizes, retires. That is possible where no
+decision of the host can change what a row says next: no near ties to settle, no drafts looked up in text that the host
+has not seen yet, nobody to admit. A row that the host ends in the meantime (a stop string) is ignored when the round
+lands; rows that end by a stop id or by their limit the device has left out itself.
+
+Shape letters: B rows.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from specbatch.specdec.accept import BoolArray, IntArray
+from specbatch.specdec.batch import Batch
+from specbatch.specdec.captured import CapturedRounds, Flight, Landed
+from specbatch.specdec.controller import RoundMeasure, RoundPlan
+from specbatch.specdec.drafters.suffix import Proposal
+from specbatch.specdec.round_parts import RoundResult, kind_of_match, view
+from specbatch.specdec.settling import settle_draws
+
+
+@dataclass(frozen=True, slots=True)
+class Airborne:
+    """A round under way, and what its measure will need."""
+
+    flight: Flight
+    looked_up: Proposal | None
+    is_plain: bool
+    num_caught_up: int
+    catch_up_seconds: float
+    launched: float
+
+
+class Ahead:
+    """The captured rounds of one engine, of which at most one is under way between two steps.
+
+    Args:
+        may_fly: False lands every round at once.
+    """
+
+    def __init__(self, batch: Batch, captured: CapturedRounds, *, may_fly: bool = True) -> None:
+        self._batch = batch
+        self.captured = captured
+        self._may_fly = may_fly
+        self._airborne: Airborne | None = None
+        self._last_landed = 0.0
+
+    @property
+    def is_flying(self) -> bool:
+        """Whether a round is under way."""
+        return self._airborne is not None
+
+    def decode(
+        self, row_B: IntArray, plan: RoundPlan, looked_up: Proposal | None, is_plain: bool, caught_up: tuple[int, float]
+    ) -> RoundResult | None:
+        """A round behind one that has landed; None where it stays under way.
+
+        Args:
+            caught_up: tokens that the draft had to read first, and seconds.
+        """
+        airborne = self._launch(row_B, plan, looked_up, is_plain, caught_up, None)
+        if self._may_fly and self._batch.epsilon == 0:
+            self._airborne = airborne
+            return None
+        return self._settle(airborne)
+
+    def follow(self, is_plain: bool, num_waiting: int, *, has_room: bool) -> RoundResult:
+        """Land the round under way, the next one launched before if that is possible.
+
+        Args:
+            is_plain: the next round is decoded plainly. has_room: all rows have pages for two rounds more.
+        """
+        landing, self._airborne = self._airborne, None
+        assert landing is not None
+        plan = self._plan_behind(landing, is_plain, num_waiting) if has_room else None
+        if plan is not None:
+            row_B = landing.flight.row_B
+            self._airborne = self._launch(row_B, plan, None, is_plain, (0, 0.0), landing.flight)
+        result = self._settle(landing)
+        if self._airborne is not None and not self._is_there(self._airborne.flight).any():
+            self._airborne = None  # every row has ended: what is under way is of no use
+        return result
+
+    def forget(self) -> None:
+        """Leave the round under way to itself; the rows stand where they stood before it."""
+        self._airborne = None
+
+    def _plan_behind(self, landing: Airborne, is_plain: bool, num_waiting: int) -> RoundPlan | None:
+        """The plan of a round whose rows the host sees as they were one round before; None where it must not be made.
+
+        The device clips drafts to the room that a row really has.
+        """
+        batch, flight = self._batch, landing.flight
+        slots = batch.slots
+        row_B = slots.rows(begun=True)
+        is_same = np.array_equal(row_B, flight.row_B) and bool(self._is_there(flight).all())
+        may_admit = num_waiting > 0 and slots.num_rows < slots.num_slots
+        if not is_same or may_admit or slots.num_rows > len(row_B) or (batch.policy.uses_suffix and not is_plain):
+            return None
+        if is_plain or not batch.policy.max_draft_length:
+            none_B = np.zeros(len(row_B), dtype=np.int64)
+            return RoundPlan(none_B, none_B > 0)
+        plan = batch.policy.plan(view(batch, row_B, None, num_waiting, 0))
+        # Only a draft that took part in the round before lacks no more than the first step feeds.
+        uses_model_B = plan.is_model_B & (plan.draft_length_B > 0)
+        has_used_B = flight.plan.is_model_B & (flight.plan.draft_length_B > 0)
+        return None if (uses_model_B & ~has_used_B).any() else plan
+
+    def _launch(
+        self,
+        row_B: IntArray,
+        plan: RoundPlan,
+        looked_up: Proposal | None,
+        is_plain: bool,
+        caught_up: tuple[int, float],
+        follows: Flight | None,
+    ) -> Airborne:
+        launched = time.perf_counter()
+        flight = self.captured.launch(row_B, plan, looked_up, follows)
+        return Airborne(flight, looked_up, is_plain, *caught_up, launched)
+
+    def _settle(self, airborne: Airborne) -> RoundResult:
+        """Wait for a round, commit what it brought, and keep the books."""
+        batch, flight = self._batch, airborne.flight
+        landed = self.captured.land(flight)
+        now = time.perf_counter()
+        began = max(airborne.launched, self._last_landed)
+        self._last_landed = now
+        is_there_B = self._is_there(flight)
+        row_B = flight.row_B[is_there_B]
+        proposals, draws = landed.proposals.of(is_there_B), landed.draws.of(is_there_B)
+        propose_seconds, score_seconds = _device_seconds(landed, now - began)
+        batch.clock.add("propose", propose_seconds)
+        batch.clock.add("score", score_seconds)
+        settled = settle_draws(batch, row_B, proposals, draws)
+        verdict, elapsed = settled.verdict, time.perf_counter() - began
+        plan = flight.plan
+        is_model_B = proposals.is_model_B
+        num_model_rows = int(is_model_B.sum())
+        batch.policy.observe(
+            RoundMeasure(
+                num_rows=len(row_B),
+                num_scored=len(row_B) + int(proposals.draft_length_B.sum()),
+                # The steps that were launched; rows that turned out to have no room make fewer of use.
+                num_draft_steps=int(plan.draft_length_B[plan.is_model_B].max(initial=0)) if num_model_rows else 0,
+                num_model_rows=num_model_rows,
+                propose_seconds=propose_seconds,
+                score_seconds=score_seconds,
+                other_seconds=max(elapsed - propose_seconds - score_seconds, 0.0),
+                catch_up_seconds=airborne.catch_up_seconds,
+                num_catch_up_tokens=airborne.num_caught_up,
+                draft_length_B=verdict.num_proposed_B,
+                matched_B=verdict.num_accepted_B,
+                is_model_B=is_model_B,
+                match_B=kind_of_match(airborne.looked_up, len(flight.row_B))[is_there_B],
+            )
+        )
+        return RoundResult(
+            finished=settled.finished,
+            num_tokens=int(verdict.num_committed_B.sum()),
+            is_plain=airborne.is_plain,
+            is_mixed=False,
+            seconds=elapsed + airborne.catch_up_seconds,
+            draft_length_B=verdict.num_proposed_B,
+            num_accepted_B=verdict.num_accepted_B,
+        )
+
+    def _is_there(self, flight: Flight) -> BoolArray:
+        """Rows of a round that still stand where they stood when it was launched."""
+        slots = self._batch.slots
+        is_there_B: BoolArray = np.array(
+            [
+                slots.requests[slot] is not None and slots.opened[slot] == opened
+                for slot, opened in zip(flight.row_B.tolist(), flight.opened_B.tolist(), strict=True)
+            ],
+            dtype=np.bool_,
+        )
+        return is_there_B
+
+
+def _device_seconds(landed: Landed, elapsed: float) -> tuple[float, float]:
+    """Seconds of the two models; where the device keeps no time, all of it counts as scoring."""
+    if landed.propose_seconds is None or landed.score_seconds is None:
+        return 0.0, elapsed
+    return landed.propose_seconds, landed.score_seconds
