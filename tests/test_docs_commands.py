@@ -21,12 +21,14 @@ ASSETS = ROOT / "specbatch" / "assets" / "code-pair"
 EXAMPLES = ROOT / "examples"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *EXAMPLES.rglob("*.md")])
 RUN = {"bash", "python"}
-DECODING = ("submit", "resume", "retry-failed", "repair", "preview", "calibrate")
+DECODING = ("submit", "resume", "retry-failed", "repair", "preview", "calibrate", "schedule run")
 MANY_COMMANDS = 40
-MANY_JOBS = frozenset(
-    {"data.md", "draft.md", "exactness.md", "nightly.md", "outputs.md", "report.md", "troubleshooting.md"}
-)
-"""Pages whose jobs take most of a minute each, and say nothing that other tests do not run too."""
+MANY_DECODING = 3
+"""From so many commands that decode a page is left to ``make test-all``.
+
+Each starts a Ray and loads the models, some ten seconds, and ``make test`` is short of time. What such a page shows may
+break unseen until then: the price of the time, no proof that other tests would notice.
+"""
 
 
 def commands(page: Path) -> list[Block]:
@@ -34,18 +36,23 @@ def commands(page: Path) -> list[Block]:
     return [block for block in blocks(page) if block.file or (block.language in RUN and block.not_run is None)]
 
 
-def _decodes(page: Path) -> bool:
+def num_decoding(page: Path) -> int:
+    """How many of a page's commands decode rows, each with a Ray of its own."""
     text = "".join(block.text for block in commands(page))
-    return any(f"specbatch {name} " in text for name in DECODING)
+    return sum(text.count(f"specbatch {name} ") for name in DECODING)
+
+
+def marks_of(num_decoding: int) -> list[pytest.MarkDecorator]:
+    """The marks of a page with so many commands that decode."""
+    marks = [pytest.mark.ray, pytest.mark.slow] if num_decoding else []
+    return [*marks, pytest.mark.long] if num_decoding >= MANY_DECODING else marks
 
 
 def _cases() -> list[object]:
     cases = []
     for page in PAGES:
         if any(block.language in RUN for block in commands(page)):
-            marks = [pytest.mark.ray, pytest.mark.slow] if _decodes(page) else []
-            marks += [pytest.mark.long] if page.name in MANY_JOBS else []
-            cases.append(pytest.param(page, id=str(page.relative_to(ROOT)), marks=marks))
+            cases.append(pytest.param(page, id=str(page.relative_to(ROOT)), marks=marks_of(num_decoding(page))))
     return cases
 
 
@@ -97,6 +104,17 @@ def test_most_commands_are_run() -> None:
     """The search above must see the documents."""
     num_run = sum(block.text.count("specbatch ") for page in PAGES for block in commands(page) if block.language in RUN)
     assert num_run >= MANY_COMMANDS
+
+
+def test_a_page_with_many_commands_that_decode_is_a_long_one(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```bash\nspecbatch submit a --output b\nspecbatch schedule run --once\nspecbatch plan a\n```\n")
+    assert num_decoding(page) == 2
+    assert [[mark.name for mark in marks_of(number)] for number in (0, 2, 3)] == [
+        [],
+        ["ray", "slow"],
+        ["ray", "slow", "long"],
+    ]
 
 
 def test_a_block_is_read_with_what_is_said_above_it(tmp_path: Path) -> None:
