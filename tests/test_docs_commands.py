@@ -48,6 +48,17 @@ def marks_of(num_decoding: int) -> list[pytest.MarkDecorator]:
     return [*marks, pytest.mark.long] if num_decoding >= MANY_DECODING else marks
 
 
+def process_of(block: Block) -> list[str]:
+    """The command line that runs a block.
+
+    Bash would turn into a last command that is alone, as no user's shell does: ``--install-completion`` looks for the
+    shell among its ancestors. So something comes after it, which keeps the exit code.
+    """
+    if block.language == "python":
+        return [sys.executable, "-c", block.text]
+    return ["bash", "-euo", "pipefail", "-c", f"{block.text}\nexit $?\n"]
+
+
 def _cases() -> list[object]:
     cases = []
     for page in PAGES:
@@ -82,11 +93,27 @@ def test_commands_of(page: Path, folder: Path, tmp_path: Path) -> None:
         if block.file:
             (folder / block.file).write_text(block.text)
             continue
-        shell = ["bash", "-euo", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
         done = subprocess.run(
-            [*shell, block.text], cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
+            process_of(block), cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
         )
         assert done.returncode == block.exit_code, f"line {block.line}: {block.text}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize(
+    ("text", "exit_code"),
+    [
+        ("sh -c 'test $PPID -eq $0' $$", 0),  # bash is there, and is its parent
+        ("sh -c 'exit 3'", 3),
+        ("false; true", 1),
+        ("false && true", 1),
+        ("false | true", 1),
+        ("cat <<END\na\nEND", 0),
+        ("true  # to the end", 0),
+    ],
+)
+def test_a_shell_stays_above_the_last_command_and_gives_its_exit_code(text: str, exit_code: int) -> None:
+    block = Block("bash", f"{text}\n", 1)
+    assert subprocess.run(process_of(block), capture_output=True, timeout=20, check=False).returncode == exit_code
 
 
 def test_commands_stand_where_they_are_run_or_say_why_not() -> None:
