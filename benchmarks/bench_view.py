@@ -9,13 +9,15 @@ job loses: it loses nothing where a core is free. Drawings are written to a pipe
 Part b: a job whose engine does nothing (``noop_engine``), once with the live view on a pseudo-terminal and once with
 ``--format quiet``, taking turns: rows per second from the first ready worker to the last part, and processor seconds of
 the coordinator's process, which say something on a busy machine too. An engine that does nothing is the worst case: of
-rows that are really decoded, a view takes the same seconds from far fewer.
+rows that are really decoded, a view takes the same seconds from far fewer. Single jobs differ by a quarter, so that
+only the medians of some rounds say anything, and their ratio no more than about their spread.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.metadata
 import json
 import os
 import pty
@@ -205,11 +207,43 @@ def measure_job(rows: int, workers: int, rounds: int) -> dict[str, dict[str, lis
     return found
 
 
+def job_lines(rows: int, jobs: dict[str, dict[str, list[float]]]) -> list[str]:
+    """The table of part b: every job, the medians, and what of the median is left with the view."""
+    medians = {
+        kind: {name: statistics.median(values) for name, values in found.items()} for kind, found in jobs.items()
+    }
+    lines = [
+        f"Whole jobs of {rows:,} rows whose engine does nothing; processor seconds are of the coordinator's process:",
+        "",
+        "| view | rows per second, median | each | processor seconds, median | each |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for kind, found in jobs.items():
+        rates = ", ".join(f"{rate:,.0f}" for rate in found["rows_per_second"])
+        seconds = ", ".join(f"{each:.2f}" for each in found["processor_seconds"])
+        middle = medians[kind]
+        lines.append(
+            f"| {kind} | {middle['rows_per_second']:,.0f} | {rates} | {middle['processor_seconds']:.2f} | {seconds} |"
+        )
+    ratios = {name: medians["live"][name] / value for name, value in medians["quiet"].items()}
+    return [
+        *lines,
+        "",
+        f"Live to quiet, by the medians: {ratios['rows_per_second']:.2f} of the rows per second, "
+        f"{ratios['processor_seconds']:.2f} of the processor seconds.",
+    ]
+
+
 def render(document: dict[str, Any]) -> str:
     """The tables."""
+    hardware, loads = document["hardware"], document["load_average"]
+    versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     lines = [
-        f"Cost of watching, {document['hardware']['cores']} cores, {document['date']}. Processor time in the "
-        "coordinator's process, at most as often as it is done.",
+        f"Hardware: {hardware['cpu']}, {hardware['cores']} threads. Date: {document['date']}. Versions: {versions}. "
+        f"Load average before: {loads['before']:.1f}; after, of these jobs themselves too: {loads['after']:.1f}. "
+        f"Command: `{document['command']}`.",
+        "",
+        "Cost of watching: processor time in the coordinator's process, at most as often as it is done.",
         "",
         "| workers | piece | ms | a second | % of a core |",
         "| --- | --- | --- | --- | --- |",
@@ -224,18 +258,7 @@ def render(document: dict[str, Any]) -> str:
     verdict = "met" if max(document["shares"].values()) < MOST_SHARE else "**not met**"
     lines += ["", f"At most {100 * MOST_SHARE:.0f} % of a core: {verdict}."]
     if document["jobs"]:
-        lines += [
-            "",
-            f"Whole jobs of {document['rows']:,} rows whose engine does nothing:",
-            "",
-            "| view | rows per second | processor seconds of the coordinator's process |",
-            "| --- | --- | --- |",
-        ]
-        lines += [
-            f"| {kind} | {', '.join(f'{rate:,.0f}' for rate in times['rows_per_second'])} "
-            f"| {', '.join(f'{seconds:.2f}' for seconds in times['processor_seconds'])} |"
-            for kind, times in document["jobs"].items()
-        ]
+        lines += ["", *job_lines(document["rows"], document["jobs"])]
     return "\n".join(lines)
 
 
@@ -245,19 +268,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", default="1,8,40", help="numbers of workers for part a")
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--rows", type=int, default=300_000, help="rows of the jobs of part b; 0 leaves it out")
-    parser.add_argument("--rounds", type=int, default=2, help="jobs of each kind in part b")
+    parser.add_argument("--rounds", type=int, default=4, help="jobs of each kind in part b")
     parser.add_argument("--out", type=Path, help="JSON file; the tables are written beside it")
     options = parser.parse_args(arguments)
     counts = [int(text) for text in options.workers.split(",")]
+    load_before = os.getloadavg()[0]
     pieces = {count: measure_pieces(count, options.repeats) for count in counts}
+    jobs = measure_job(options.rows, count_cores(), options.rounds) if options.rows else {}
     document = {
         "benchmark": "view",
         "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python benchmarks/bench_view.py", *(sys.argv[1:] if arguments is None else arguments)]),
         "hardware": describe_hardware(),
+        "versions": {name: importlib.metadata.version(name) for name in ("specbatch", "ray", "pyarrow", "rich")},
+        "load_average": {"before": load_before, "after": os.getloadavg()[0]},
         "pieces": pieces,
         "shares": {count: sum(piece["share"] for piece in found.values()) for count, found in pieces.items()},
         "rows": options.rows,
-        "jobs": measure_job(options.rows, count_cores(), options.rounds) if options.rows else {},
+        "jobs": jobs,
     }
     stem = f"view_{document['hardware']['cores']}-cores_{document['date']}"
     out = options.out or ROOT / "benchmarks" / "results" / f"{stem}.json"
