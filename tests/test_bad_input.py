@@ -553,7 +553,6 @@ def test_bad_rows_become_error_rows_and_every_row_is_kept_as_it_was(
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.long
 def test_too_many_bad_rows_end_the_job_and_keep_its_parts(
     tmp_path: Path, run_job: Callable[..., tuple[int, str, str]]
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from outputs import LocalOutput, read_rows
 from whole_jobs import NUM_ROWS, Place, check_kept, finish, kill, read_parts, wait_for_parts, wait_until
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 FIXED = ["--speculation", "3", "--logprobs"]
 LOGPROB_TOLERANCE = 1e-4
