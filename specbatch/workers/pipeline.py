@@ -5,8 +5,10 @@ Everything here is guarded by one condition; nothing in it takes longer than a l
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -45,7 +47,7 @@ class Pipeline:
         self.changed = threading.Condition()
         self.is_stopping = False
         self.death: BaseException | None = None
-        self._is_writing = False
+        self._has_writer = False
         self._num_rows_ahead = 1
         self._load_seconds = 0.0
         self._is_draining = False
@@ -110,9 +112,9 @@ class Pipeline:
             Exception: what killed the worker, once everything else has been taken.
         """
         with self.changed:
-            self.changed.wait_for(lambda: self._has_news or self._is_dead, timeout_seconds)
-            if self.death is not None and self._is_dead and not self._has_news:
-                raise self.death
+            self.changed.wait_for(lambda: self._has_news or self._end is not None, timeout_seconds)
+            if not self._has_news and (end := self._end) is not None:
+                raise end
 
     def take_news(self) -> WorkerPoll:
         """All news since the last time, and the totals as they stand, without the rows of dropped shards."""
@@ -143,9 +145,9 @@ class Pipeline:
         return {"num_errors": errors.total(), "errors_by_code": tuple(sorted(errors.items()))}
 
     @property
-    def _is_dead(self) -> bool:
-        """Whether a thread died, and nothing of what was finished before is still to be told."""
-        return self.death is not None and not self._is_writing
+    def _end(self) -> BaseException | None:
+        """What killed a thread, once there is no writer that may still tell of parts; None before."""
+        return None if self._has_writer else self.death
 
     @property
     def _has_news(self) -> bool:
@@ -191,9 +193,11 @@ class Pipeline:
             return shard, rows
 
     def put_finished(self, finished: FinishedShard) -> None:
-        """Pass a shard to the writer; waits while the writer is behind."""
+        """Pass a shard to the writer; waits while there is none yet, or it is behind."""
         with self.changed:
-            self.changed.wait_for(lambda: len(self._unwritten) < _MAX_UNWRITTEN or self.is_stopping)
+            self.changed.wait_for(
+                lambda: (self._has_writer and len(self._unwritten) < _MAX_UNWRITTEN) or self.is_stopping
+            )
             if not finished.assignment.is_dropped:
                 self._unwritten.append(finished)
                 self.changed.notify_all()
@@ -214,16 +218,18 @@ class Pipeline:
 
     # ---- writer ----------------------------------------------------------------------------------------------------
 
-    def writer_begins(self) -> None:
-        """From now on somebody takes what is finished."""
+    @contextlib.contextmanager
+    def writer(self) -> Iterator[None]:
+        """The calling thread is the writer for the length of this block; until its end a death is not told."""
         with self.changed:
-            self._is_writing = True
-
-    def writer_ends(self) -> None:
-        """Nothing more will be written."""
-        with self.changed:
-            self._is_writing = False
+            self._has_writer = True
             self.changed.notify_all()
+        try:
+            yield
+        finally:
+            with self.changed:
+                self._has_writer = False
+                self.changed.notify_all()
 
     def next_finished(self) -> FinishedShard | None:
         """The next shard to write; when stopping, those that are left still come."""

@@ -159,7 +159,6 @@ class Worker:
     def _decode(self) -> None:
         engine = self._load()
         self._start("reader", lambda: self._read(engine.tokenizer.encode, engine.context_length))
-        self._pipeline.writer_begins()
         self._start("writer", self._write)
         while self._wait_for_rows(engine):
             self._heartbeat.beat()
@@ -277,11 +276,9 @@ class Worker:
     # ---- writer ----------------------------------------------------------------------------------------------------
 
     def _write(self) -> None:
-        try:
+        with self._pipeline.writer():
             while self._write_next():
                 pass
-        finally:
-            self._pipeline.writer_ends()
 
     def _write_next(self) -> bool:
         """Write one shard, whose rows go with this call's frame; False to end."""
@@ -309,5 +306,5 @@ class Worker:
                 self._pipeline.stop(error)
 
         thread = threading.Thread(target=guarded, name=f"specbatch-{name}", daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)  # one that did not start cannot be joined

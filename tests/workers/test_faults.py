@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,49 @@ def test_fault_6_an_error_of_the_loop_is_told_once_what_was_finished_is_told(
         return write(finished)
 
     monkeypatch.setattr(worker._writer, "write", write_late)
+    worker.ready()
+    for shard in shards:
+        worker.assign(Lease(shard, 1))
+    news = poll_until(worker, 2)
+    assert sorted(receipt.shard for receipt in news.receipts) == [0, 1]
+    with pytest.raises(RuntimeError, match="failpoint row_submit:before"):
+        worker.poll(10)
+    worker.stop()
+
+
+@pytest.mark.parametrize("name", ["reader", "writer"])
+def test_a_thread_that_cannot_start_ends_the_worker(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a limit of the system is reached; nobody waits for the parts of a writer that there never was."""
+    start = threading.Thread.start
+
+    def start_most(thread: threading.Thread) -> None:
+        if thread.name == f"specbatch-{name}":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_most)
+    worker = Worker(make_config(tmp_path / "out"), FakeEngine)
+    worker.ready()
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        worker.poll(20)
+    assert time.monotonic() - started < 10
+    worker.stop()
+
+
+def test_nothing_is_passed_to_a_writer_that_is_not_there_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that dies meanwhile would be told before its parts."""
+    monkeypatch.setenv("SPECBATCH_FAILPOINT", "row_submit:before:1:error")
+    monkeypatch.setenv("SPECBATCH_FAILPOINT_ROW", "25")
+    shards = cut([write_dataset(tmp_path / "in.parquet", PROMPTS)], 10)
+    worker = Worker(make_config(tmp_path / "out", batch_size=2), FakeEngine)
+    write = worker._write
+
+    def begin_late() -> None:
+        time.sleep(0.5)
+        write()
+
+    monkeypatch.setattr(worker, "_write", begin_late)
     worker.ready()
     for shard in shards:
         worker.assign(Lease(shard, 1))
