@@ -67,7 +67,8 @@ class Source:
         say: takes single lines for the user while it goes on.
 
     Attributes:
-        full_schema: of all columns of the results; without any where the job had no rows.
+        has_parts: whether there is any; else nobody knows the dataset's columns, and the schemas lack them.
+        full_schema: of all columns of the results.
         schema: of the chosen ones.
 
     Raises:
@@ -79,6 +80,7 @@ class Source:
         self.store: Store = open_store(output)
         self.prefix = result_prefix(self.fields)
         self._only = selection.only
+        self.has_parts = bool(self.manifest.commit.parts)
         self.full_schema: pa.Schema = results_schema(self.store, self.manifest)
         schema = results_schema(self.store, self.manifest, selection.columns)
         names = list(schema.names)
@@ -88,7 +90,7 @@ class Source:
         if selection.drop_bookkeeping:
             dropped = {self.prefix + name for name in BOOKKEEPING_COLUMNS}
             names = [name for name in names if name not in dropped]
-        if self.full_schema.names and not names:
+        if not names:
             raise SpecbatchError(ErrorCode.JOB_CONFIG, "no column is left to export; choose others with --columns")
         self.schema: pa.Schema = pa.schema([schema.field(name) for name in names], metadata=schema.metadata)
         self.meter = Meter(self.manifest.commit.counts.results, say)

@@ -192,9 +192,9 @@ class _Partitions:
         self._source, self._folder, self._options = source, folder, options
         self._max_bytes, self._columns, self._done = max_bytes, list(columns), done
         names = [name for name in source.schema.names if name not in columns]
-        for name in columns if source.full_schema.names else ():
+        for name in columns if source.has_parts else ():
             _check_type(name, source.full_schema)
-        if len(set(columns)) < len(columns) or (source.full_schema.names and not names):
+        if len(set(columns)) < len(columns) or not names:
             raise SpecbatchError(
                 ErrorCode.JOB_CONFIG, "--partition-by: name each column once, and leave one that is none of them"
             )

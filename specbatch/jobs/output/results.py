@@ -13,7 +13,9 @@ import pyarrow as pa
 from specbatch.jobs.output.amended import amendment_key, read_amendments
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.manifest import Manifest
+from specbatch.schemas.rows import ResultForm
 from specbatch.storage.footer import NotParquet, open_parquet, read_footer
+from specbatch.storage.parts import result_schema
 from specbatch.storage.store import NotFound, Store
 
 Pair = tuple[int, int]
@@ -44,12 +46,15 @@ def read_results(store: Store, manifest: Manifest, columns: Sequence[str] | None
 def results_schema(store: Store, manifest: Manifest, columns: Sequence[str] | None = None) -> pa.Schema:
     """The columns of a job's results, by its first part.
 
+    A job of no rows has no part, and nothing in its output says what columns its dataset had: of all columns it has
+    those that every result has, and one that is asked for by another name is of the type null.
+
     Raises:
         SpecbatchError: as ``read_results``.
     """
     keys = _keys(manifest)
     if not keys:
-        return pa.schema([])
+        return _schema_without_parts(manifest.identity.fields, columns)
     with _PartReader(store, keys[0]) as part:
         return _chosen(part.schema, columns)
 
@@ -225,6 +230,15 @@ def _chosen(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
                 + did_you_mean(name, schema.names, f"their columns are {', '.join(schema.names)}"),
             )
     return pa.schema([schema.field(name) for name in columns], metadata=schema.metadata)
+
+
+def _schema_without_parts(fields: Mapping[str, Any], columns: Sequence[str] | None) -> pa.Schema:
+    with_logprobs = bool(fields.get("generation", {}).get("logprobs"))
+    form = ResultForm(prefix=result_prefix(fields), with_logprobs=with_logprobs)
+    schema = result_schema(pa.schema([]), form)
+    if columns is None:
+        return schema
+    return pa.schema([schema.field(name) if name in schema.names else pa.field(name, pa.null()) for name in columns])
 
 
 def _pair_names(prefix: str) -> tuple[str, str]:

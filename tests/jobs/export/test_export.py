@@ -194,12 +194,19 @@ def test_columns_of_partitions_are_checked_though_no_row_is_chosen(tmp_path: Pat
 
 
 def test_a_job_without_rows(tmp_path: Path) -> None:
-    """What ``--allow-empty`` makes of an empty dataset: no part, so that nobody knows the columns."""
-    out = build(tmp_path / "out", num_rows=0)
-    assert load(out.root).num_rows == 0
+    """What ``--allow-empty`` makes of an empty dataset: no part, so that nobody knows the dataset's columns."""
+    asked: dict[str, Any] = {"output": {"prefix": "gen_"}, "num_samples": 2, "logprobs": True}
+    out = build(tmp_path / "out", num_rows=0, form=ResultForm("gen_", with_logprobs=True), **asked)
+    full = build(tmp_path / "full", form=ResultForm("gen_", with_logprobs=True), **asked)
+    expected = pa.schema([field for field in load(full.root).schema if field.name.startswith("gen_")])
+    assert "gen_logprobs" in expected.names
+    assert load(out.root).equals(expected.empty_table())
     for number, form in enumerate((["--parquet"], ["--jsonl"], ["--openai"], ["--partition-by", "x", "--parquet"])):
         run(str(out.root), *form, str(tmp_path / str(number)))
-    assert pq.read_table(tmp_path / "0").num_rows == 0
+    assert pq.read_table(tmp_path / "0").equals(expected.empty_table())
+    run(str(out.root), "--parquet", str(tmp_path / "some"), "--columns", "prompt", "--columns", "gen_completion")
+    chosen = pa.schema([("prompt", pa.null()), ("gen_completion", pa.string())])
+    assert pq.read_schema(tmp_path / "some").equals(chosen), "a night without rows is exported like any other"
     assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes() == b""
 
 
