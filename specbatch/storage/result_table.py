@@ -47,7 +47,7 @@ def result_fields(with_logprobs: bool) -> tuple[pa.Field, ...]:
 
 
 @lru_cache(maxsize=_MAX_SCHEMAS)
-def dictionary_columns(schema: pa.Schema, prefix: str) -> list[str]:
+def dictionary_columns(schema: pa.Schema, prefix: str) -> tuple[str, ...]:
     """Parquet's paths of the columns that get a dictionary: the input's, and those results that repeat.
 
     Args:
@@ -58,7 +58,8 @@ def dictionary_columns(schema: pa.Schema, prefix: str) -> list[str]:
     pq.write_table(schema.empty_table(), empty)
     paths = pq.ParquetFile(empty).schema
     plain = {prefix + name for name in _HARDLY_REPEATED} | {f"{prefix}{LOGPROBS_COLUMN}.list.element"}
-    return [paths.column(index).path for index in range(len(paths)) if paths.column(index).path not in plain]
+    every = [paths.column(index).path for index in range(len(paths))]
+    return tuple(path for path in every if path not in plain)
 
 
 def row_places(results: Sequence[RowResult]) -> list[int]:

@@ -16,6 +16,7 @@ from specbatch.schemas.manifest import PART_FORMAT
 from specbatch.schemas.rows import RESULT_COLUMNS, ResultForm, RowResult, result_columns
 from specbatch.schemas.stats import PartStats, PhaseSeconds, SpecCounters, length_histogram
 from specbatch.storage.parts import PartMeta, part_stats, read_part_meta, result_schema, write_part
+from specbatch.storage.result_table import dictionary_columns
 
 PLAN = "0123456789abcdef"
 
@@ -358,6 +359,29 @@ def test_a_prefix_renames_every_column_that_is_added(tmp_path: Path) -> None:
     assert tuple(table.schema.names) == ("prompt", "row_id", "s", *result_columns("x.", with_logprobs=True))
     assert table.column("x.row_id").to_pylist() == [7, 8, 9]
     assert table.column("row_id").to_pylist() == [100, 200, 300]
+
+
+@pytest.mark.parametrize("prefix", ["", "x_"])
+def test_results_that_hardly_repeat_have_no_dictionary(tmp_path: Path, prefix: str) -> None:
+    """All of the input's columns have one, nested ones too, and those whose plain names are those of results."""
+    nested = pa.array(
+        [[{"logprobs": [0.5], "row_id": 1}], None, []],
+        pa.list_(pa.struct([("logprobs", pa.list_(pa.float32())), ("row_id", pa.int64())])),
+    )
+    columns = {"prompt": ["a", None, "c"], "nested": nested, "map": ODD_COLUMNS["map"]}
+    rows = pa.table(columns | ({"completion": ["p", "q", "q"], "logprobs": nested} if prefix else {}))
+    results = tuple(row if row.error_code else dataclasses.replace(row, logprobs=(-0.5,) * 5) for row in RESULTS)
+    form = ResultForm(prefix=prefix, with_logprobs=True)
+    write_part(tmp_path / "part", rows, results, meta_for(results), form=form)
+    group = pq.read_metadata(tmp_path / "part").row_group(0)
+    chunks = [group.column(index) for index in range(group.num_columns)]
+    unique = {"row_id", "completion", "row_seed", "min_margin", "logprobs.list.element"}
+    assert {chunk.path_in_schema for chunk in chunks if "RLE_DICTIONARY" not in chunk.encodings} == {
+        prefix + path for path in unique
+    }
+    schema = pq.read_schema(tmp_path / "part")
+    assert dictionary_columns(schema, prefix) is dictionary_columns(schema, prefix), "nobody may change what all get"
+    assert isinstance(dictionary_columns(schema, prefix), tuple)
 
 
 def test_a_part_whose_footer_names_another_prefix_is_not_sound(tmp_path: Path) -> None:
