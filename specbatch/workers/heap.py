@@ -1,7 +1,7 @@
 """Python's cyclic collector in a worker process: out of the way while models load, and of what they left behind.
 
 Loading makes some hundred thousand objects that live as long as the process. The collector would walk them again and
-again: a second of start-up, and later a fifth of what a row costs besides decoding (docs/decisions/0027).
+again: one to three seconds of start-up, and a part of what a row costs besides decoding (docs/decisions/0027).
 """
 
 from __future__ import annotations
