@@ -73,6 +73,8 @@ class PlanDocument(BaseModel):
 
     Attributes:
         state: ``new``, ``complete``, or how far the job is.
+        unwritable: why nothing can be written to the output, as a look from here finds; null where nothing speaks
+            against it, for a complete job, and on S3.
         execution: how it would run here; free to change on resume.
         memory: the ledger with and without the draft; null where the memory cannot be seen from here.
         scan: lengths and errors of prompts, from a sample or from all; null under ``--scan none``.
@@ -82,6 +84,7 @@ class PlanDocument(BaseModel):
     format: Literal["specbatch/plan-summary/1"]
     output: str
     state: str
+    unwritable: str | None
     identity: ShortIdentity
     settings: dict[str, Setting]
     execution: dict[str, Any]

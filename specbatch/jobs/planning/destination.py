@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import posixpath
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -100,6 +101,21 @@ def check_output(output: str, datasets: Sequence[str]) -> str:
             ``JOB_STORE_LOST``, ``JOB_STORE_DENIED``.
     """
     return _check_on_s3(output, datasets) if is_s3(output) else _check_local(output, datasets)
+
+
+def why_unwritable(output: str) -> str | None:
+    """Why nothing can be written to a local output, from a look at the folder that is there already.
+
+    None where the look finds nothing against it, which is no promise: it writes nothing. None for S3 too, whose rights
+    only a write would show.
+    """
+    if is_s3(output):
+        return None
+    path = local_path(output, "output")
+    there = next(place for place in (path, *path.parents) if os.access(place, os.F_OK))
+    if not there.is_dir():
+        return f"{there} is no folder"
+    return None if os.access(there, os.W_OK | os.X_OK) else f"{there} is not writable"
 
 
 def _check_local(output: str, datasets: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from specbatch.jobs.display import formatting as fmt
 from specbatch.jobs.output.ledger import Ledger, check_same_job
+from specbatch.jobs.planning.destination import why_unwritable
 from specbatch.jobs.planning.memory_text import memory_document, memory_lines
 from specbatch.jobs.planning.prepare import PreparedJob
 from specbatch.jobs.planning.scan_text import forecast_lines, scan_lines
@@ -39,17 +40,17 @@ def render_plan(prepared: PreparedJob, format: str, found: Scan | None = None) -
     Raises:
         SpecbatchError: the output holds something else, or a job of other settings.
     """
-    state = _output_state(prepared)
+    state, obstacle = _output_state(prepared)
     expected = forecast_job(prepared, found)
     if format == "json":
-        return _json(_plan_document(prepared, state, found, expected))
+        return _json(_plan_document(prepared, state, obstacle, found, expected))
     execution = prepared.execution
     num_rows = sum(shard.num_rows for shard in prepared.shards)
     draft = execution.draft
     num_samples = prepared.spec.generation.num_samples
     samples = f", {num_samples} samples each" if num_samples > 1 else ""
     summary = {
-        "output": f"{fmt.clean(prepared.output)} ({state})",
+        "output": f"{fmt.clean(prepared.output)} ({state}{_obstacle_text(obstacle)})",
         "input": f"{fmt.plural(len(prepared.inputs), 'file')}, {fmt.plural(num_rows, 'row')}{samples}",
         "plan": _shards_text(prepared.shards),
         "target": _model_text(prepared.target.name, prepared.target.parameters),
@@ -97,24 +98,32 @@ def _shards_text(shards: Sequence[Shard]) -> str:
     return f"{fmt.plural(len(shards), 'shard')} of {rows} rows, one part each"
 
 
-def _output_state(prepared: PreparedJob) -> str:
-    """``new``, ``complete``, or how far the job is."""
+def _output_state(prepared: PreparedJob) -> tuple[str, str | None]:
+    """``new``, ``complete``, or how far the job is; and why its output cannot be written where it still must be."""
     ledger = Ledger(open_store(prepared.output))
     stored = ledger.find_job()
     if stored is None:
-        return "new"
+        return "new", why_unwritable(prepared.output)
     check_same_job(stored, prepared.identity, prepared.output)
     if ledger.find_manifest() is not None:
-        return "complete"
-    return f"{len(ledger.find_parts(stored))} of {len(stored.shards)} parts are there"
+        return "complete", None
+    state = f"{len(ledger.find_parts(stored))} of {len(stored.shards)} parts are there"
+    return state, why_unwritable(prepared.output)
 
 
-def _plan_document(prepared: PreparedJob, state: str, found: Scan | None, expected: Forecast | None) -> dict[str, Any]:
+def _obstacle_text(obstacle: str | None) -> str:
+    return "" if obstacle is None else f"; cannot be written: {fmt.clean(obstacle)}"
+
+
+def _plan_document(
+    prepared: PreparedJob, state: str, obstacle: str | None, found: Scan | None, expected: Forecast | None
+) -> dict[str, Any]:
     used = prepared.execution.profile
     return {
         "format": PLAN_FORMAT,
         "output": prepared.output,
         "state": state,
+        "unwritable": obstacle,
         "identity": {"S": prepared.identity.S, "P": prepared.identity.P},
         "settings": _settings_document(prepared.settings),
         "execution": prepared.execution_document(),
