@@ -9,8 +9,8 @@ job loses: it loses nothing where a core is free. Drawings are written to a pipe
 Part b: a job whose engine does nothing (``noop_engine``), once with the live view on a pseudo-terminal and once with
 ``--format quiet``, taking turns: rows per second from the first ready worker to the last part, and processor seconds of
 the coordinator's process, which say something on a busy machine too. An engine that does nothing is the worst case: of
-rows that are really decoded, a view takes the same seconds from far fewer. Single jobs differ by a quarter, so that
-only the medians of some rounds say anything, and their ratio no more than about their spread.
+rows that are really decoded, a view takes the same seconds from far fewer. Single jobs differ by a third and
+more where others use the machine, so that only medians of some rounds say anything, and their ratio within the spread.
 """
 
 from __future__ import annotations
