@@ -17,7 +17,7 @@ import numpy as np
 
 from specbatch.specdec.accept import BoolArray, IntArray
 from specbatch.specdec.batch import Batch
-from specbatch.specdec.captured import CapturedRounds, Flight, Landed
+from specbatch.specdec.captured import CapturedRounds, Flight, Landed, bucket_of
 from specbatch.specdec.controller import RoundMeasure, RoundPlan
 from specbatch.specdec.drafters.suffix import Proposal
 from specbatch.specdec.round_parts import RoundResult, kind_of_match, view
@@ -69,18 +69,18 @@ class Ahead:
             return None
         return self._settle(airborne)
 
-    def follow(self, is_plain: bool, num_waiting: int, *, has_room: bool) -> RoundResult:
+    def follow(self, is_plain: bool, num_waiting: int, *, may_admit: bool, has_room: bool) -> RoundResult:
         """Land the round under way, the next one launched before if that is possible.
 
         Args:
-            is_plain: the next round is decoded plainly. has_room: all rows have pages for two rounds more.
+            is_plain: the next round is decoded plainly. may_admit: rows that wait could come in first.
+            has_room: all rows have pages for two rounds more.
         """
         landing, self._airborne = self._airborne, None
         assert landing is not None
-        plan = self._plan_behind(landing, is_plain, num_waiting) if has_room else None
+        plan = self._plan_behind(landing, is_plain, num_waiting, may_admit=may_admit) if has_room else None
         if plan is not None:
-            row_B = landing.flight.row_B
-            self._airborne = self._launch(row_B, plan, None, is_plain, (0, 0.0), landing.flight)
+            self._airborne = self._launch(landing.flight.row_B, plan, None, is_plain, (0, 0.0), landing.flight)
         result = self._settle(landing)
         if self._airborne is not None and not self._is_there(self._airborne.flight).any():
             self._airborne = None  # every row has ended: what is under way is of no use
@@ -90,26 +90,26 @@ class Ahead:
         """Leave the round under way to itself; the rows stand where they stood before it."""
         self._airborne = None
 
-    def _plan_behind(self, landing: Airborne, is_plain: bool, num_waiting: int) -> RoundPlan | None:
+    def _plan_behind(self, landing: Airborne, is_plain: bool, num_waiting: int, *, may_admit: bool) -> RoundPlan | None:
         """The plan of a round whose rows the host sees as they were one round before; None where it must not be made.
 
         The device clips drafts to the room that a row really has.
         """
         batch, flight = self._batch, landing.flight
         slots = batch.slots
-        row_B = slots.rows(begun=True)
-        is_same = np.array_equal(row_B, flight.row_B) and bool(self._is_there(flight).all())
-        may_admit = num_waiting > 0 and slots.num_rows < slots.num_slots
-        if not is_same or may_admit or slots.num_rows > len(row_B) or (batch.policy.uses_suffix and not is_plain):
+        is_there_B = self._is_there(flight)
+        row_B = flight.row_B[is_there_B]
+        is_shrunk = not len(row_B) or bucket_of(len(row_B)) < bucket_of(len(flight.row_B))
+        if is_shrunk or slots.num_rows > len(row_B) or may_admit or (batch.policy.uses_suffix and not is_plain):
             return None
-        if is_plain or not batch.policy.max_draft_length:
-            none_B = np.zeros(len(row_B), dtype=np.int64)
-            return RoundPlan(none_B, none_B > 0)
-        plan = batch.policy.plan(view(batch, row_B, None, num_waiting, 0))
+        draft_length_B, is_model_B = np.zeros((2, len(is_there_B)), dtype=np.int64)
+        if batch.policy.max_draft_length and not is_plain:
+            plan = batch.policy.plan(view(batch, row_B, None, num_waiting, 0))
+            draft_length_B[is_there_B], is_model_B[is_there_B] = plan.draft_length_B, plan.is_model_B
         # Only a draft that took part in the round before lacks no more than the first step feeds.
-        uses_model_B = plan.is_model_B & (plan.draft_length_B > 0)
+        uses_model_B = (is_model_B > 0) & (draft_length_B > 0)
         has_used_B = flight.plan.is_model_B & (flight.plan.draft_length_B > 0)
-        return None if (uses_model_B & ~has_used_B).any() else plan
+        return None if (uses_model_B & ~has_used_B).any() else RoundPlan(draft_length_B, is_model_B > 0)
 
     def _launch(
         self,
@@ -121,7 +121,8 @@ class Ahead:
         follows: Flight | None,
     ) -> Airborne:
         launched = time.perf_counter()
-        flight = self.captured.launch(row_B, plan, looked_up, follows)
+        is_wanted_B = None if follows is None else self._is_there(follows)
+        flight = self.captured.launch(row_B, plan, looked_up, follows, is_wanted_B)
         return Airborne(flight, looked_up, is_plain, *caught_up, launched)
 
     def _settle(self, airborne: Airborne) -> RoundResult:

@@ -6,9 +6,7 @@ of them.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,8 +14,8 @@ import torch
 from torch import Tensor
 
 from specbatch.schemas.errors import ErrorCode
-from specbatch.schemas.stats import PhaseSeconds
 from specbatch.specdec.accept import IntArray
+from specbatch.specdec.clock import PhaseClock
 from specbatch.specdec.controller import Policy
 from specbatch.specdec.drafters.suffix import SuffixIndex
 from specbatch.specdec.feed import GROUP_WIDTH, Decoder, Feed, Layout
@@ -34,26 +32,6 @@ NEAR_TIE_EPSILON = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.
 POSITIONS_STEP = 256
 SLACK_POSITIONS = 3 * GROUP_WIDTH
 """Drafts stand beyond a row's committed tokens, up to one group's width; what padding writes stands beyond those."""
-
-
-class PhaseClock:
-    """Wall seconds by phase."""
-
-    def __init__(self) -> None:
-        self.seconds = PhaseSeconds()
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Add the time spent inside to a phase."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(phase, time.perf_counter() - started)
-
-    def add(self, phase: str, seconds: float) -> None:
-        """Add time that was measured elsewhere."""
-        self.seconds = replace(self.seconds, **{phase: getattr(self.seconds, phase) + seconds})
 
 
 class Batch:
@@ -89,7 +67,7 @@ class Batch:
         self.has_ratio_test = has_ratio_test
         # The law of a draw does not hang on a near tie, and nobody promises the text there.
         self.epsilon = 0.0 if has_ratio_test else NEAR_TIE_EPSILON[target.dtype]
-        self.clock = PhaseClock()
+        self.clock = PhaseClock(target.device)
         self.pages = pages_of(target)
         if self.pages is not None:
             self.pages.release_all()

@@ -27,6 +27,7 @@ from specbatch.specdec.drafters.suffix import Proposal
 from specbatch.specdec.graphs import GraphBook
 from specbatch.specdec.lean_paged import PagedLeanDecoder
 from specbatch.specdec.paged_memory import Pages
+from specbatch.specdec.sampling_tensors import SamplingTensors
 from specbatch.specdec.settling import Draws, Proposals
 from specbatch.specdec.static_round import FIRST_PLANNED, Field, StaticRound
 from specbatch.specdec.static_sampling import StaticSampling, kind_of
@@ -49,14 +50,15 @@ class Flight:
 
     Attributes:
         row_B, opened_B: its slots, and when the rows in them came, which tells a row from a later one in its slot.
-        plan: what was asked for. host: where the draws will be. events: begin, between the models, end, and copied.
+        plan: what was asked for. sampling: of the rows. host: where the draws will be.
+        events: begin, between the models, end, and copied; None off a device.
     """
 
     row_B: IntArray
     opened_B: IntArray
     plan: RoundPlan
     num_drafts: int
-    has_logprobs: bool
+    sampling: SamplingTensors
     host: Tensor
     events: tuple[Any, ...] | None
 
@@ -106,10 +108,19 @@ class CapturedRounds:
             and (lacking_B[uses_model_B] <= _STEADY_LACK).all()
         )
 
-    def launch(self, row_B: IntArray, plan: RoundPlan, looked_up: Proposal | None, follows: Flight | None) -> Flight:
+    def launch(
+        self,
+        row_B: IntArray,
+        plan: RoundPlan,
+        looked_up: Proposal | None,
+        follows: Flight | None = None,
+        is_wanted_B: BoolArray | None = None,
+    ) -> Flight:
         """Launch a round.
 
         Args:
+            row_B: slots, ascending; of a round that follows, those of the round before.
+            is_wanted_B: rows that the host has not ended meanwhile; None for all.
             looked_up: drafts of the suffix index, for rows whose plan does not ask the draft model.
             follows: the round before, not yet landed, of the same rows; None where the host knows how they stand.
         """
@@ -119,10 +130,11 @@ class CapturedRounds:
         self._reserve(bucket)
         self._watch_addresses()
         self._pages.refresh()
-        self._upload(row_B, plan, looked_up, is_whole=follows is None, num_rows=bucket)
-        sampling = batch.sampling(row_B)
+        wanted_B = np.ones(B, dtype=np.bool_) if is_wanted_B is None else is_wanted_B
+        self._upload(row_B, plan, looked_up, wanted_B, is_whole=follows is None, num_rows=bucket)
+        sampling = batch.sampling(row_B) if follows is None else follows.sampling
         self._sampling = self._sampling or StaticSampling(self._max_rows, sampling)
-        max_keys = self._max_keys(row_B, K)
+        max_keys = self._max_keys(row_B[wanted_B], K)
         static = StaticRound(
             field_BC=self._field_BC[:bucket],
             next_BC=self._next_BC[:bucket],
@@ -145,8 +157,8 @@ class CapturedRounds:
         _record(events, 2)
         host = self._bring(result[:B])
         _record(events, 3)
-        opened_B = np.array([batch.slots.opened[int(slot)] for slot in row_B])
-        return Flight(row_B, opened_B, plan, K, sampling.wants_logprobs, host, events)
+        opened_B = np.array([batch.slots.opened[int(slot)] for slot in row_B]) if follows is None else follows.opened_B
+        return Flight(row_B, opened_B, plan, K, sampling, host, events)
 
     def land(self, flight: Flight) -> Landed:
         """Wait for a round and take its draws."""
@@ -173,7 +185,7 @@ class CapturedRounds:
             margin_BT=padded(margin),
             is_open_BT=(padded(stable) == 0) & (self._batch.epsilon > 0),
             is_finite_BT=padded(finite) != 0,
-            logprob_BT=padded(logprob).astype(np.float32) if flight.has_logprobs else None,
+            logprob_BT=padded(logprob).astype(np.float32) if flight.sampling.wants_logprobs else None,
             num_matched_B=None,
         )
         is_model_B: BoolArray = flight.plan.is_model_B & (draft_length_B > 0)
@@ -209,13 +221,21 @@ class CapturedRounds:
             self._addresses = addresses
 
     def _upload(
-        self, row_B: IntArray, plan: RoundPlan, looked_up: Proposal | None, *, is_whole: bool, num_rows: int
+        self,
+        row_B: IntArray,
+        plan: RoundPlan,
+        looked_up: Proposal | None,
+        is_wanted_B: BoolArray,
+        *,
+        is_whole: bool,
+        num_rows: int,
     ) -> None:
         """Bring what the device does not know to it, in one copy."""
         slots, B, K = self._batch.slots, len(row_B), int(plan.draft_length_B.max(initial=0))
         field_BC: IntArray = np.zeros((num_rows, Field.DRAFTS + K), dtype=np.int64)
         field_BC[:B, Field.DRAFT_LENGTH] = plan.draft_length_B
         field_BC[:B, Field.IS_MODEL] = plan.is_model_B
+        field_BC[:B, Field.IS_WANTED] = is_wanted_B
         if looked_up is not None:
             field_BC[:B, Field.DRAFTS :] = looked_up.token_BK[:, :K]
         if not is_whole:
@@ -245,9 +265,9 @@ class CapturedRounds:
         return host.to(self._batch.device, non_blocking=True)
 
     def _bring(self, result: Tensor) -> Tensor:
-        """Begin the copy of the draws to the host; a copy in any case, because the next round writes there."""
+        """Begin the copy of the draws to the host; the next run of the graph writes them anew."""
         if result.device.type != "cuda":
-            return result.clone()
+            return result
         host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
         return host.copy_(result, non_blocking=True)
 

@@ -16,22 +16,16 @@ from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.messages import MemoryReport, RoundBlock
 from specbatch.schemas.sampling import SamplingParams
 from specbatch.schemas.stats import PhaseSeconds
-from specbatch.specdec import admission, loading, overload, paged_admission
-from specbatch.specdec.ahead import Ahead
+from specbatch.specdec import loading, overload
 from specbatch.specdec.batch import Batch
-from specbatch.specdec.captured import CapturedRounds
 from specbatch.specdec.controller import Policy
-from specbatch.specdec.decoding import decode_round, is_plain_round, may_ride
 from specbatch.specdec.drafters.suffix import SuffixIndex
 from specbatch.specdec.feed import Decoder
 from specbatch.specdec.intake import Intake
 from specbatch.specdec.output import SequenceOutput
-from specbatch.specdec.prefill import plan_chunk, read_chunk
 from specbatch.specdec.profile import profile
-from specbatch.specdec.round_parts import RoundResult
-from specbatch.specdec.rounds import RoundLog
-from specbatch.specdec.selftest import SelfTest
 from specbatch.specdec.slots import Request
+from specbatch.specdec.stepping import Rounds, Stepper
 from specbatch.specdec.tokenizer import Tokenizer
 
 Coupling = Literal["seed", "distribution"]
@@ -52,8 +46,7 @@ class Engine:
         coupling: ``seed`` gives the target's own keyed draws, ``distribution`` only its law.
         grown_batch_size: rows in flight once the draft has been given up.
         has_suffix: index all text for drafts. has_profile: measure the models now, for the policy to begin with.
-        rounds: ``ahead`` captures rounds where keys and values are in pages, and launches them before the last one is
-            settled; ``captured`` settles each first; ``loop`` decodes every round by the plain loop, their oracle.
+        rounds: how rounds are decoded over pages.
     """
 
     note: str | None = None
@@ -73,17 +66,14 @@ class Engine:
         grown_batch_size: int | None = None,
         has_suffix: bool = False,
         has_profile: bool = False,
-        rounds: Literal["ahead", "captured", "loop"] = "ahead",
+        rounds: Rounds = "ahead",
     ) -> None:
         if policy.uses_model and draft is None:
             raise SpecbatchError(ErrorCode.JOB_CONFIG, "speculation needs a draft model; give one or use 'off'")
         self.tokenizer = tokenizer
-        self.max_batch_size = max_batch_size
         self.context_length = max_sequence_tokens
         self._intake = Intake(tokenizer, eos_ids, max_sequence_tokens)
-        self._grown_batch_size = grown_batch_size or max_batch_size
         self._queue: deque[Request] = deque()
-        self._finished: list[SequenceOutput] = []
         self._batch = Batch(
             target,
             draft,
@@ -94,10 +84,13 @@ class Engine:
             max_kv_tokens=max_kv_tokens,
             has_ratio_test=coupling == "distribution",
         )
-        self._ahead = _make_ahead(self._batch, max_batch_size, rounds)
-        self._selftest = SelfTest(target)
-        self._rounds = RoundLog()
-        self._round_number = 0
+        self._stepper = Stepper(
+            self._batch,
+            self._queue,
+            max_rows=max_batch_size,
+            grown_max_rows=grown_batch_size or max_batch_size,
+            rounds=rounds,
+        )
         if has_profile:
             policy.learn_times(*profile(self._batch, max_batch_size))
 
@@ -201,23 +194,12 @@ class Engine:
         Raises:
             SpecbatchError: JOB_DEVICE; a row's logits were not finite and the device fails its self-test.
         """
-        batch = self._batch
-        if (self._queue or batch.slots.num_active) and not self._is_flying:
-            self._prepare()
-        try:
-            self._step()
-        except (RuntimeError, MemoryError) as error:
-            if not overload.is_out_of_memory(error):
-                raise
-            if self._ahead is not None:
-                self._ahead.forget()
-                self._ahead.captured.clear()
-            self._finished += overload.relieve(batch, self._queue)
-            self.max_batch_size = batch.slots.num_slots
-        if batch.slots.num_active == 0:
-            self._rounds.flush()
-        finished, self._finished = self._finished, []
-        return finished
+        return self._stepper.step()
+
+    @property
+    def max_batch_size(self) -> int:
+        """Rows that may be in flight: what was asked for, less where memory ran out, more without a draft."""
+        return self._stepper.max_rows
 
     @property
     def seconds(self) -> PhaseSeconds:
@@ -249,11 +231,13 @@ class Engine:
 
     def take_blocks(self) -> tuple[RoundBlock, ...]:
         """Sums over rounds since the last call."""
-        return self._rounds.take()
+        return self._stepper.log.take()
 
     def cancel(self, keys: Collection[Hashable]) -> None:
         """Forget some sequences, queued or in flight; ``step`` returns none of them any more."""
-        self._queue = deque(request for request in self._queue if request.key not in keys)
+        kept = [request for request in self._queue if request.key not in keys]
+        self._queue.clear()
+        self._queue.extend(kept)
         overload.drop_rows(self._batch, keys)
 
     @torch.inference_mode()
@@ -263,7 +247,7 @@ class Engine:
         Raises:
             SpecbatchError: JOB_DEVICE; the answer is not the one that was given when the engine was made.
         """
-        self._selftest.check()
+        self._stepper.selftest.check()
 
     def cancel_all(self) -> None:
         """Drop every queued and active sequence."""
@@ -273,66 +257,3 @@ class Engine:
     def memory(self) -> MemoryReport:
         """Bytes held by both models and both caches, and by the whole process."""
         return loading.memory_report(self._batch.target, self._batch.draft)
-
-    def _prepare(self) -> None:
-        """What is done between rounds: giving up a draft that does not pay."""
-        batch = self._batch
-        if batch.draft is not None and batch.policy.is_draft_given_up:
-            batch.drop_draft()
-            if self._grown_batch_size > self.max_batch_size:
-                self.max_batch_size = self._grown_batch_size
-                batch.compact()
-                batch.resize(self.max_batch_size, batch.slots.max_positions)
-
-    def _step(self) -> None:
-        """What has ended is kept at once, so that nothing is lost if a later part runs out of memory."""
-        batch = self._batch
-        if self._ahead is not None and self._ahead.is_flying:
-            self._follow(self._ahead)
-            return
-        if batch.pages is None:
-            self._finished += admission.admit(batch, self._queue, self.max_batch_size)
-            self._finished += admission.make_room(batch, self._queue)
-        else:
-            self._finished += paged_admission.admit(batch, batch.pages, self._queue, self.max_batch_size)
-            self._finished += paged_admission.make_room(batch, batch.pages, self._queue)
-        chunk = plan_chunk(batch)
-        if chunk is not None and not may_ride(batch, self._round_number):
-            self._finished += self._selftest.trusted(read_chunk(batch, chunk))
-            chunk = None
-        result = decode_round(batch, self._round_number, len(self._queue), chunk, self._ahead)
-        self._round_number += result is not None or self._is_flying
-        self._book(result)
-
-    def _follow(self, ahead: Ahead) -> None:
-        """Settle the round under way, and let the next one begin before where that is possible."""
-        batch = self._batch
-        assert batch.pages is not None
-        is_plain = is_plain_round(batch, self._round_number)
-        has_room = paged_admission.has_room_ahead(batch, batch.pages)
-        self._book(ahead.follow(is_plain, len(self._queue), has_room=has_room))
-        self._round_number += ahead.is_flying
-
-    def _book(self, result: RoundResult | None) -> None:
-        if result is None:
-            return
-        self._rounds.add(
-            is_plain=result.is_plain,
-            is_mixed=result.is_mixed,
-            seconds=result.seconds,
-            num_tokens=result.num_tokens,
-            draft_length_B=result.draft_length_B,
-            num_accepted_B=result.num_accepted_B,
-        )
-        self._finished += self._selftest.trusted(result.finished)
-
-    @property
-    def _is_flying(self) -> bool:
-        return self._ahead is not None and self._ahead.is_flying
-
-
-def _make_ahead(batch: Batch, max_rows: int, rounds: Literal["ahead", "captured", "loop"]) -> Ahead | None:
-    """Rounds of fixed shape, where the models allow them."""
-    if rounds == "loop" or batch.pages is None or not CapturedRounds.fits(batch):
-        return None
-    return Ahead(batch, CapturedRounds(batch, max_rows), may_fly=rounds == "ahead")

@@ -15,8 +15,11 @@ from specbatch.specdec.feed import Decoder
 from specbatch.specdec.generic import GenericDecoder
 from specbatch.specdec.host import host_available_bytes, resident_bytes
 from specbatch.specdec.lean import LeanDecoder
+from specbatch.specdec.lean_paged import PagedLeanDecoder
 from specbatch.specdec.memory import MemoryPlan, plan_memory
 from specbatch.specdec.packing import can_pack, pack_linears
+from specbatch.specdec.paged_memory import Pages
+from specbatch.specdec.paging import PAGE_SIZE
 from specbatch.specdec.runner import ModelRunner, load_model
 from specbatch.specdec.tokenizer import Tokenizer
 
@@ -76,10 +79,19 @@ def load_pair(
         draft_folder = None
     tokenizer = Tokenizer.from_folder(target_folder.path)
     context = models.context_length(target_folder)
+    # The target's context alone decides lengths: a draft with a shorter one stops proposing there, no more.
+    longest = min(context, max_sequence_tokens or context)
+    pages = make_pages(plan.kv_token_budget, plan.batch_size, longest, where) if uses_pages(where) else None
 
     def decoder(folder: models.ModelFolder) -> Decoder:
         return load_decoder(
-            folder, getattr(torch, dtype_name), where, plan.batch_size, tokenizer.vocab_size, model_path=model_path
+            folder,
+            getattr(torch, dtype_name),
+            where,
+            plan.batch_size,
+            tokenizer.vocab_size,
+            model_path=model_path,
+            pages=pages,
         )
 
     return Pair(
@@ -90,8 +102,7 @@ def load_pair(
         policy=make_policy(speculation, has_draft=draft_folder is not None, uses_suffix=True),
         max_batch_size=plan.batch_size,
         grown_batch_size=_grown(plan, max_batch_size),
-        # The target's context alone decides lengths: a draft with a shorter one stops proposing there, no more.
-        max_sequence_tokens=min(context, max_sequence_tokens or context),
+        max_sequence_tokens=longest,
         max_kv_tokens=plan.kv_token_budget,
     )
 
@@ -104,8 +115,13 @@ def load_decoder(
     vocab_size: int,
     *,
     model_path: Literal["auto", "generic"] = "auto",
+    pages: Pages | None = None,
 ) -> Decoder:
-    """One model by the lean path where its family has one, else by the generic path."""
+    """One model by the lean path where its family has one, else by the generic path.
+
+    Args:
+        pages: the page table of the pair, for keys and values in pages; None keeps them in slots.
+    """
     model = load_model(folder.path, dtype, device)
     sizes = {
         "num_slots": num_slots,
@@ -114,10 +130,26 @@ def load_decoder(
         "vocab_size": vocab_size,
     }
     if model_path == "auto" and families.model_path(folder.config) == "lean":
+        if pages is not None:
+            return PagedLeanDecoder(
+                model, pages=pages, context_length=sizes["context_length"], vocab_size=sizes["vocab_size"]
+            )
         return LeanDecoder(model, **sizes)
     if can_pack(device, dtype):
         pack_linears(model)
     return GenericDecoder(ModelRunner(model, **sizes))
+
+
+def uses_pages(device: torch.device) -> bool:
+    """Pages where attention reads them in place, by a kernel; a CPU reads rows best where they lie in one piece."""
+    return device.type == "cuda"
+
+
+def make_pages(num_tokens: int, num_slots: int, max_sequence_tokens: int, device: torch.device) -> Pages:
+    """A page table for so many positions in all, but not more than the slots could ever fill."""
+    row_pages = -(-max_sequence_tokens // PAGE_SIZE)
+    num_pages = min(num_tokens // PAGE_SIZE, num_slots * row_pages)
+    return Pages(num_pages + 1, num_slots, max_sequence_tokens, device)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -23,14 +23,31 @@ from specbatch.specdec.slots import Request
 ROUNDS_AHEAD = 2
 """Rounds that a row's pages last for: the one that is decided, and one that may be under way before it is known."""
 
+GATHERED = 8
+"""Rows come in when this share of the slots is free, one eighth."""
 
-def admit(batch: Batch, pages: Pages, queue: deque[Request], max_rows: int) -> list[SequenceOutput]:
+
+def is_time_to_admit(batch: Batch, max_rows: int) -> bool:
+    """Whether so many slots are free that it is worth while to interrupt the rounds of fixed shape.
+
+    Prompts are read in rounds of the plain loop, which cost more launches: a few rows come in together, while at most
+    an eighth of the slots waits.
+    """
+    return max_rows - batch.slots.num_rows >= max(max_rows // GATHERED, 1)
+
+
+def admit(
+    batch: Batch, pages: Pages, queue: deque[Request], max_rows: int, *, gathers: bool = False
+) -> list[SequenceOutput]:
     """Fill slots from the queue, in order; returns the rows that can never run.
 
     Args:
-        max_rows: rows that may be in flight.
+        max_rows: rows that may be in flight. gathers: wait until ``is_time_to_admit``.
     """
-    slots, refused = batch.slots, []
+    slots = batch.slots
+    refused: list[SequenceOutput] = []
+    if gathers and not is_time_to_admit(batch, max_rows):
+        return refused
     if slots.num_slots < max_rows:
         batch.resize(max_rows, slots.max_positions)
     while queue and slots.num_rows < max_rows:

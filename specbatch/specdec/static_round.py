@@ -40,7 +40,8 @@ class Field(IntEnum):
     LAST = 7  # the last committed token
     DRAFT_LENGTH = 8  # drafts that the plan gives it; the rest is where the row stands
     IS_MODEL = 9
-    DRAFTS = 10
+    IS_WANTED = 10  # the host has not ended the row
+    DRAFTS = 11
 
 
 FIRST_PLANNED = Field.DRAFT_LENGTH
@@ -109,7 +110,7 @@ class StaticRound:
         """
         fields, K = self.field_BC, num_drafts
         B, T = len(fields), K + 1
-        length_B, is_live_B = fields[:, Field.LENGTH], fields[:, Field.IS_LIVE]
+        length_B, is_live_B = fields[:, Field.LENGTH], self._is_live()
         draft_length_B = self.counted_drafts(draft)
         draft_BK = fields[:, Field.DRAFTS : Field.DRAFTS + K]
         token_BT = torch.cat((fields[:, Field.LAST, None], draft_BK), dim=1)
@@ -134,7 +135,11 @@ class StaticRound:
         if draft is not None:
             has_context_B = (draft.context_length - length_B).clamp(min=0)
             room_B = torch.where(fields[:, Field.IS_MODEL] > 0, torch.minimum(room_B, has_context_B), room_B)
-        return torch.minimum(fields[:, Field.DRAFT_LENGTH], room_B).clamp(min=0) * fields[:, Field.IS_LIVE]
+        return torch.minimum(fields[:, Field.DRAFT_LENGTH], room_B).clamp(min=0) * self._is_live()
+
+    def _is_live(self) -> Tensor:
+        """int64 [B], 1 for rows that go on."""
+        return self.field_BC[:, Field.IS_LIVE] * self.field_BC[:, Field.IS_WANTED]
 
     def _forward(
         self, decoder: PagedDecoder, token_BT: Tensor, start_B: Tensor, count_B: Tensor, index_N: Tensor | None
@@ -162,7 +167,7 @@ class StaticRound:
         """Accept and commit, up to a stop id or the token limit; returns the number of tokens committed."""
         fields, following = self.field_BC, self.next_BC
         K = draft_BK.shape[1]
-        length_B, is_live_B = fields[:, Field.LENGTH], fields[:, Field.IS_LIVE] > 0
+        length_B, is_live_B = fields[:, Field.LENGTH], self._is_live() > 0
         is_draft_BK = torch.arange(K, device=fields.device) < draft_length_B.unsqueeze(1)
         num_matched_B = ((draft_BK == drawn_BT[:, :K]) & is_draft_BK).to(torch.int64).cumprod(dim=1).sum(dim=1)
         remaining_B = fields[:, Field.END] - length_B

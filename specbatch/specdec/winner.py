@@ -84,6 +84,11 @@ class Winner:
         self.is_stable_N.index_copy_(0, place_M, other.is_stable_N)
 
 
+def is_on_host(values: Tensor) -> bool:
+    """Whether to look at a tensor costs nothing; on a device nothing may wait, and no shape depend on what is seen."""
+    return values.device.type == "cpu"
+
+
 def near_tie_epsilon(positions: Positions, sampling: SamplingTensors, epsilon: float) -> Tensor:
     if sampling.has_penalties:
         return sampling.gain_B[positions.row_N] * epsilon
@@ -129,7 +134,7 @@ def _noisy_scores(scene: Scene) -> Tensor:
     temperature_N1 = scene.temperature_N.to(logits_NV.dtype).unsqueeze(-1)
     make = noise.gumbel_fast if scene.is_exact else noise.gumbel_float32
     score_NV = torch.empty_like(logits_NV)
-    num_rows = max(_CHUNK_ELEMENTS // V, 1) if logits_NV.device.type == "cpu" else N
+    num_rows = max(_CHUNK_ELEMENTS // V, 1) if is_on_host(logits_NV) else N
     for start in range(0, N, num_rows):
         part = slice(start, start + num_rows)
         noise_NV = make(noise.hash_tokens(scene.key_N[part], token_V))
@@ -191,7 +196,7 @@ def _kept_sets(scene: Scene, sampling: SamplingTensors) -> Iterator[tuple[Tensor
     """
     V, place_M = scene.logits_NV.shape[1], None
     widths = [V]
-    if scene.logits_NV.device.type == "cpu":
+    if is_on_host(scene.logits_NV):
         widths = [*(width for width in _PREFIX_WIDTHS if sampling.max_top_k < width < V), V]
         if sampling.has_untruncated:
             place_M = scene.is_truncated_N.nonzero().squeeze(-1)
@@ -208,7 +213,7 @@ def _kept_sets(scene: Scene, sampling: SamplingTensors) -> Iterator[tuple[Tensor
 
 def draw_among_kept(scene: Scene, sampling: SamplingTensors) -> Winner:
     """The draw where truncation leaves few tokens: only they get noise."""
-    is_mixed = sampling.has_untruncated and scene.logits_NV.device.type == "cpu"
+    is_mixed = sampling.has_untruncated and is_on_host(scene.logits_NV)
     winner = draw_among_all(scene) if is_mixed else None
     for place_M, part, kept in _kept_sets(scene, sampling):
         found = _draw_of_prefix(part, kept)
@@ -246,7 +251,7 @@ def _draw_of_prefix(scene: Scene, kept: KeptSet) -> Winner:
         nominal_NW = torch.where(kept.value_NW < kept.border_N.unsqueeze(-1), -torch.inf, score_NW)
         token_N = kept.token_NW.gather(-1, nominal_NW.max(dim=-1, keepdim=True).indices).squeeze(-1)
         winner = replace(winner, token_N=token_N, is_stable_N=is_stable_N)
-    if scene.logits_NV.device.type != "cpu":
+    if not is_on_host(scene.logits_NV):
         # Rows at temperature 0 are among these, and more tokens than there are candidates may tie for their best.
         V = scene.logits_NV.shape[1]
         is_best_NW = (kept.value_NW == kept.value_NW[:, :1]) & (scene.temperature_N == 0).unsqueeze(-1)

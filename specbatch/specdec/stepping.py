@@ -1,0 +1,134 @@
+"""One step of the engine: rows come in, prompts are read, a round is decoded or landed, what has ended goes out.
+
+What has ended is kept at once, so that nothing is lost if a later part of the step runs out of memory.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Literal
+
+from specbatch.specdec import admission, overload, paged_admission
+from specbatch.specdec.ahead import Ahead
+from specbatch.specdec.batch import Batch
+from specbatch.specdec.captured import CapturedRounds
+from specbatch.specdec.decoding import decode_round, is_plain_round, may_ride
+from specbatch.specdec.output import SequenceOutput
+from specbatch.specdec.prefill import plan_chunk, read_chunk
+from specbatch.specdec.round_parts import RoundResult
+from specbatch.specdec.rounds import RoundLog
+from specbatch.specdec.selftest import SelfTest
+from specbatch.specdec.slots import Request
+
+Rounds = Literal["ahead", "captured", "loop"]
+"""How rounds are decoded where keys and values are in pages: of fixed shape and launched before the last one is
+settled, each settled first, or by the plain loop, which is the oracle of both and what decodes over slots."""
+
+
+class Stepper:
+    """What happens between two calls of the engine's ``step``.
+
+    Args:
+        max_rows: rows that may be in flight. grown_max_rows: the same once the draft has been given up.
+    """
+
+    def __init__(
+        self, batch: Batch, queue: deque[Request], *, max_rows: int, grown_max_rows: int, rounds: Rounds
+    ) -> None:
+        self._batch = batch
+        self._queue = queue
+        self.max_rows = max_rows
+        self._grown_max_rows = grown_max_rows
+        self.log = RoundLog()
+        self.selftest = SelfTest(batch.target)
+        self._finished: list[SequenceOutput] = []
+        self._round_number = 0
+        self._ahead: Ahead | None = None
+        if rounds != "loop" and batch.pages is not None and CapturedRounds.fits(batch):
+            self._ahead = Ahead(batch, CapturedRounds(batch, max_rows), may_fly=rounds == "ahead")
+
+    def step(self) -> list[SequenceOutput]:
+        """One step; returns the rows that ended.
+
+        Raises:
+            SpecbatchError: JOB_DEVICE; a row's logits were not finite and the device fails its self-test.
+        """
+        try:
+            self._step()
+        except (RuntimeError, MemoryError) as error:
+            if not overload.is_out_of_memory(error):
+                raise
+            if self._ahead is not None:
+                self._ahead.forget()
+                self._ahead.captured.clear()
+            self._finished += overload.relieve(self._batch, self._queue)
+            self.max_rows = self._batch.slots.num_slots
+        if self._batch.slots.num_active == 0:
+            self.log.flush()
+        finished, self._finished = self._finished, []
+        return finished
+
+    @property
+    def is_flying(self) -> bool:
+        """Whether a round is under way that has not been settled."""
+        return self._ahead is not None and self._ahead.is_flying
+
+    def _step(self) -> None:
+        batch = self._batch
+        if self._ahead is not None and self._ahead.is_flying:
+            self._follow(self._ahead)
+            return
+        if self._queue or batch.slots.num_active:
+            self._give_up_draft()
+        self._admit()
+        chunk = plan_chunk(batch)
+        if chunk is not None and not may_ride(batch, self._round_number):
+            self._finished += self.selftest.trusted(read_chunk(batch, chunk))
+            chunk = None
+        result = decode_round(batch, self._round_number, len(self._queue), chunk, self._ahead)
+        self._round_number += result is not None or self.is_flying
+        self._book(result)
+
+    def _give_up_draft(self) -> None:
+        """Drop a draft that does not pay; its memory makes the batch larger."""
+        batch = self._batch
+        if batch.draft is None or not batch.policy.is_draft_given_up:
+            return
+        batch.drop_draft()
+        if self._grown_max_rows > self.max_rows:
+            self.max_rows = self._grown_max_rows
+            batch.compact()
+            batch.resize(self.max_rows, batch.slots.max_positions)
+
+    def _admit(self) -> None:
+        batch, queue = self._batch, self._queue
+        if batch.pages is None:
+            self._finished += admission.admit(batch, queue, self.max_rows)
+            self._finished += admission.make_room(batch, queue)
+            return
+        gathers = self._ahead is not None
+        self._finished += paged_admission.admit(batch, batch.pages, queue, self.max_rows, gathers=gathers)
+        self._finished += paged_admission.make_room(batch, batch.pages, queue)
+
+    def _follow(self, ahead: Ahead) -> None:
+        """Settle the round under way, and let the next one begin before where that is possible."""
+        batch = self._batch
+        assert batch.pages is not None
+        is_plain = is_plain_round(batch, self._round_number)
+        has_room = paged_admission.has_room_ahead(batch, batch.pages)
+        may_admit = bool(self._queue) and paged_admission.is_time_to_admit(batch, self.max_rows)
+        self._book(ahead.follow(is_plain, len(self._queue), may_admit=may_admit, has_room=has_room))
+        self._round_number += ahead.is_flying
+
+    def _book(self, result: RoundResult | None) -> None:
+        if result is None:
+            return
+        self.log.add(
+            is_plain=result.is_plain,
+            is_mixed=result.is_mixed,
+            seconds=result.seconds,
+            num_tokens=result.num_tokens,
+            draft_length_B=result.draft_length_B,
+            num_accepted_B=result.num_accepted_B,
+        )
+        self._finished += self.selftest.trusted(result.finished)

@@ -1,0 +1,270 @@
+"""Rounds of fixed shape: equal to the plain loop, fit to be captured, and right when launched ahead."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import VOCAB, decoder, engine
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from twin import Rows, full_twin, run, tokens
+
+from specbatch.schemas.sampling import SamplingParams
+from specbatch.specdec import lean_paged, winner
+from specbatch.specdec.accept import accept, commit
+from specbatch.specdec.ahead import Ahead, Airborne
+from specbatch.specdec.captured import CapturedRounds, bucket_of
+from specbatch.specdec.graphs import GraphBook
+from specbatch.specdec.sampling_tensors import SamplingTensors
+from specbatch.specdec.static_round import FIRST_PLANNED, Field, StaticRound
+
+PLAIN = SamplingParams(max_new_tokens=4)
+
+
+@given(st.integers(1, 300))
+def test_a_bucket_holds_its_rows_and_wastes_less_than_half(num_rows: int) -> None:
+    bucket = bucket_of(num_rows)
+    assert num_rows <= bucket < 2 * num_rows or bucket == num_rows == 1
+    assert bucket_of(bucket) == bucket
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(0, 4))
+@settings(deadline=None)
+def test_the_device_accepts_and_commits_as_the_host_does(seed: int, num_rows: int, num_drafts: int) -> None:
+    """Random rounds with few different tokens, so that drafts match, stop ids hit and limits bind at every offset."""
+    generator = np.random.default_rng(seed)
+    B, K = num_rows, num_drafts
+    draft_BK, drawn_BT = generator.integers(0, 3, (B, K)), generator.integers(0, 3, (B, K + 1))
+    stop_BX = np.where(generator.random((B, 2)) < 0.5, -1, generator.integers(0, 6, (B, 2)))
+    length_B = generator.integers(5, 20, B)
+    remaining_B = generator.integers(1, K + 4, B)
+    draft_length_B = np.minimum(generator.integers(0, K + 1, B), remaining_B - 1)
+    draft_kv_B = length_B - generator.integers(1, 3, B)
+    is_model_B = generator.integers(0, 2, B)
+    previous_B, last_B = generator.integers(10, 20, (2, B))
+
+    field_BC = np.zeros((B, Field.DRAFTS + K), dtype=np.int64)
+    known = {
+        Field.LENGTH: length_B,
+        Field.DRAFT_KV: draft_kv_B,
+        Field.END: length_B + remaining_B,
+        Field.IS_LIVE: 1,
+        Field.PREVIOUS: previous_B,
+        Field.LAST: last_B,
+        Field.DRAFT_LENGTH: draft_length_B,
+        Field.IS_MODEL: is_model_B,
+        Field.IS_WANTED: 1,
+    }
+    for field, values in known.items():
+        field_BC[:, field] = values
+    field_BC[:, Field.DRAFTS :] = draft_BK
+    next_BC = torch.zeros((B, FIRST_PLANNED), dtype=torch.int64)
+    static = StaticRound(
+        torch.from_numpy(field_BC),
+        next_BC,
+        torch.from_numpy(stop_BX),
+        SamplingTensors.from_params([PLAIN] * B, [()] * B, torch.device("cpu"), VOCAB),
+        torch.zeros((1, 1), dtype=torch.int32),
+        page_size=32,
+        max_keys=32,
+        epsilon=0.0,
+    )
+    counted_B = static.counted_drafts(None)
+    committed_B = static._advance(counted_B, torch.from_numpy(draft_BK), torch.from_numpy(drawn_BT)).numpy()
+
+    assert counted_B.tolist() == draft_length_B.tolist()
+    matched_B = accept(draft_BK, draft_length_B, drawn_BT)
+    verdict = commit(drawn_BT, matched_B, draft_length_B, remaining_B, stop_BX)
+    assert committed_B.tolist() == verdict.num_committed_B.tolist()
+    said = [[previous_B[b], last_B[b], *drawn_BT[b, : committed_B[b]]] for b in range(B)]
+    following = {field: next_BC[:, field].tolist() for field in Field if field < FIRST_PLANNED}
+    assert following[Field.LENGTH] == (length_B + committed_B).tolist()
+    assert following[Field.PREVIOUS] == [row[-2] for row in said]
+    assert following[Field.LAST] == [row[-1] for row in said]
+    assert following[Field.IS_LIVE] == (~verdict.has_ended_B).astype(int).tolist()
+    kept_B = length_B + np.minimum(draft_length_B - 1, verdict.num_accepted_B)
+    expected_B = np.where((is_model_B > 0) & (draft_length_B > 0), kept_B, draft_kv_B)
+    assert following[Field.DRAFT_KV] == expected_B.tolist()
+
+
+# ---- what capturing asks of the work -------------------------------------------------------------------------------
+
+
+class NoLooking(TorchDispatchMode):
+    """Refuses what would wait for a device, or make a shape from what is in a tensor."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique", "item", "equal")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.split("::")[1]
+        assert name.split(".")[0] not in self.FORBIDDEN, f"{name} looks into a tensor"
+        if name.startswith(("index.", "index_put")) or name in ("index", "index_put", "index_put_"):
+            masks = [index for index in args[1] if index is not None and index.dtype == torch.bool]
+            assert not masks, "a mask of bools makes a shape of its contents"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    """Draws as a device makes them; returns a context in which nothing may look into a tensor but attention's twin."""
+    monkeypatch.setattr(winner, "is_on_host", lambda values: False)
+    attend = lean_paged.attend
+
+    def unwatched(*args: Any, **kwargs: Any) -> Tensor:
+        with torch.utils._python_dispatch._disable_current_modes():
+            return attend(*args, **kwargs)
+
+    monkeypatch.setattr(lean_paged, "attend", unwatched)
+
+    @contextmanager
+    def watched() -> Iterator[None]:
+        with NoLooking():
+            yield
+
+    return watched
+
+
+@pytest.mark.parametrize("k", [0, 3])
+def test_nothing_in_a_round_waits_for_the_device_and_all_may_run_again(
+    target: Any, draft: Any, rows: Rows, monkeypatch: pytest.MonkeyPatch, as_on_a_device: Any, k: int
+) -> None:
+    """What is captured runs three times before the first replay: twice to warm up, once under capture."""
+    num_runs = 0
+
+    def run_thrice(book: GraphBook, key: Any, work: Callable[[], Tensor | None]) -> Tensor | None:
+        nonlocal num_runs
+        num_runs += 1
+        for _ in range(2):
+            with as_on_a_device():
+                work()
+        return work()
+
+    monkeypatch.setattr(GraphBook, "run", run_thrice)
+    outputs = run(rows, target, draft, k=k, batch=3, path="captured")
+    assert tokens(outputs) == [(t.token_ids, t.finish_reason) for t in full_twin(target, rows, path="lean")]
+    assert num_runs > 0
+
+
+def test_the_watch_sees_a_look_into_a_tensor() -> None:
+    values = torch.arange(3)
+    for look in (lambda: values[values > 1], lambda: int(values[0]), lambda: values.nonzero()):
+        with pytest.raises(AssertionError), NoLooking():
+            look()
+
+
+# ---- rounds that are launched before the last one is settled -------------------------------------------------------
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each round was launched behind one that had not landed."""
+    seen: list[bool] = []
+    launch = CapturedRounds.launch
+
+    def noted(self: CapturedRounds, row_B: Any, plan: Any, looked_up: Any, follows: Any, wanted: Any) -> Any:
+        seen.append(follows is not None)
+        return launch(self, row_B, plan, looked_up, follows, wanted)
+
+    monkeypatch.setattr(CapturedRounds, "launch", noted)
+    return seen
+
+
+@pytest.mark.parametrize("k", [0, 2, 5])
+def test_most_rounds_are_launched_ahead_and_their_counters_are_those_of_the_loop(
+    target: Any, draft: Any, launches: list[bool], k: int
+) -> None:
+    rows: Rows = [([n, 7], SamplingParams(max_new_tokens=40, temperature=0.8, seed=n)) for n in range(3)]
+    ahead = run(rows, target, draft, k=k, batch=3, path="ahead")
+    assert sum(launches) > 0.7 * len(launches)
+    loop = run(rows, target, draft, k=k, batch=3, path="paged")
+    assert [(o.token_ids, o.stats) for o in ahead] == [(o.token_ids, o.stats) for o in loop]
+
+
+def test_a_stop_string_ends_a_row_whose_next_round_is_under_way(
+    target: Any, draft: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = SamplingParams(max_new_tokens=30)
+    prompts = [[7, 3, 9], [4, 4], [1, 2, 3]]
+    expected = full_twin(target, [(prompt, free) for prompt in prompts], path="lean")
+    stop = f" {expected[0].token_ids[8]} "
+    rows: Rows = [(prompts[0], SamplingParams(max_new_tokens=30, stop=(stop,))), *((p, free) for p in prompts[1:])]
+    ignored = []
+    settle = Ahead._settle
+
+    def watched(self: Ahead, airborne: Airborne) -> Any:
+        ignored.append(int((~self._is_there(airborne.flight)).sum()))
+        return settle(self, airborne)
+
+    monkeypatch.setattr(Ahead, "_settle", watched)
+    outputs = run(rows, target, draft, k=2, batch=3, path="ahead")
+    twins = full_twin(target, rows, path="lean")
+    assert [(o.token_ids, o.text) for o in outputs] == [(t.token_ids, t.text) for t in twins]
+    assert sum(ignored) == 1
+
+
+def test_rows_may_be_cancelled_while_a_round_is_under_way(target: Any, draft: Any) -> None:
+    subject = engine(target, draft, k=3, batch=4, path="ahead")
+    rows: Rows = [([n, 5], SamplingParams(max_new_tokens=25, temperature=0.7, seed=n)) for n in range(4)]
+    for number, (ids, params) in enumerate(rows):
+        subject.submit(number, ids, params)
+    outputs = [output for _ in range(4) for output in subject.step()]
+    assert subject._stepper.is_flying
+    subject.cancel([1, 2])
+    subject.submit(9, [9, 9], PLAIN)
+    while subject.num_active or subject.num_queued:
+        outputs += subject.step()
+    expected = full_twin(target, [rows[0], rows[3], ([9, 9], PLAIN)], path="lean")
+    by_key = {output.key: output.token_ids for output in outputs}
+    assert by_key == {0: expected[0].token_ids, 3: expected[1].token_ids, 9: expected[2].token_ids}
+
+
+def test_what_does_not_fit_a_fixed_shape_goes_through_the_loop(target: Any, launches: list[bool]) -> None:
+    params = SamplingParams(max_new_tokens=9, repetition_penalty=1.3)
+    (output,) = run([([1, 2], params)], target, path="ahead")
+    assert not launches
+    assert output.token_ids == full_twin(target, [([1, 2], params)], path="lean")[0].token_ids
+
+
+def test_a_random_history_of_rows_equals_the_twin(target: Any, draft: Any) -> None:
+    """Rows come and go while rounds are under way; some are long, some say one token, some end in stop ids."""
+    generator = random.Random(8)
+    rows: Rows = [
+        (
+            [generator.randrange(VOCAB) for _ in range(generator.randint(1, 30))],
+            SamplingParams(
+                max_new_tokens=generator.choice((1, 2, 5, 30)),
+                temperature=generator.choice((0.0, 0.9)),
+                top_p=generator.choice((1.0, 0.8)),
+                seed=generator.getrandbits(63),
+                stop_token_ids=tuple(generator.sample(range(VOCAB), 2)),
+                logprobs=generator.random() < 0.3,
+            ),
+        )
+        for _ in range(40)
+    ]
+    subject = engine(target, draft, k=3, batch=6, path="ahead")
+    outputs, waiting = [], list(enumerate(rows))
+    while waiting or subject.num_active or subject.num_queued:
+        for _ in range(generator.choice((0, 0, 1, 4))):
+            if waiting:
+                number, (ids, params) = waiting.pop(0)
+                subject.submit(number, ids, params)
+        outputs += subject.step()
+    outputs.sort(key=lambda output: int(str(output.key)))
+    assert tokens(outputs) == [(t.token_ids, t.finish_reason) for t in full_twin(target, rows, path="lean")]
+
+
+def test_a_draft_in_slots_beside_a_target_in_pages_is_decoded_by_the_loop(target: Any, draft: Any) -> None:
+    subject = engine(target, target, k=2, path="ahead")
+    subject._batch.draft = decoder(draft, 4)
+    (output,) = subject.generate([[1, 2, 3]], SamplingParams(max_new_tokens=12))
+    (expected,) = full_twin(target, [([1, 2, 3], SamplingParams(max_new_tokens=12))], path="lean")
+    assert output.token_ids == expected.token_ids
