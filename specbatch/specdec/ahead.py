@@ -1,9 +1,10 @@
 """Captured rounds in the engine's loop: launched ahead where the host has nothing to say, settled when they land.
 
-While the device runs a round, the host settles the one before: commits, detokenizes, retires. That is possible where no
-decision of the host can change what a row says next: no near ties to settle, no drafts looked up in text that the host
-has not seen yet, nobody to admit. A row that the host ends in the meantime (a stop string) is ignored when the round
-lands; rows that end by a stop id or by their limit the device has left out itself.
+While the device runs a round, the host settles the one before: commits, detokenizes, retires. That is possible where
+the host has nothing to say first: no drafts looked up in text that it has not seen yet, nobody to admit. A row that the
+host ends in the meantime (a stop string) is ignored when the round lands; rows that end by a stop id or by their limit
+the device has left out itself. Where the host decides a token otherwise than the device (a near tie), the round under
+way has gone wrong for that row: it is left to itself, and the next one begins from where the host says.
 
 Shape letters: B rows.
 """
@@ -36,6 +37,14 @@ class Airborne:
     launched: float
 
 
+@dataclass(frozen=True, slots=True)
+class Surprised:
+    """Rows that the host has settled otherwise than the device, and the lengths that the device believes in."""
+
+    row_B: IntArray
+    device_length_B: IntArray
+
+
 class Ahead:
     """The captured rounds of one engine, of which at most one is under way between two steps.
 
@@ -64,10 +73,10 @@ class Ahead:
             caught_up: tokens that the draft had to read first, and seconds.
         """
         airborne = self._launch(row_B, plan, looked_up, is_plain, caught_up, None)
-        if self._may_fly and self._batch.epsilon == 0:
+        if self._may_fly:
             self._airborne = airborne
             return None
-        return self._settle(airborne)
+        return self._settle(airborne)[0]
 
     def follow(self, is_plain: bool, num_waiting: int, *, may_admit: bool, has_room: bool) -> RoundResult:
         """Land the round under way, the next one launched before if that is possible.
@@ -81,8 +90,11 @@ class Ahead:
         plan = self._plan_behind(landing, is_plain, num_waiting, may_admit=may_admit) if has_room else None
         if plan is not None:
             self._airborne = self._launch(landing.flight.row_B, plan, None, is_plain, (0, 0.0), landing.flight)
-        result = self._settle(landing)
-        if self._airborne is not None and not self._is_there(self._airborne.flight).any():
+        result, surprised = self._settle(landing)
+        if self._airborne is not None and len(surprised.row_B):
+            self._airborne = None
+            self._undo(surprised)
+        elif self._airborne is not None and not self._is_there(self._airborne.flight).any():
             self._airborne = None  # every row has ended: what is under way is of no use
         return result
 
@@ -125,8 +137,27 @@ class Ahead:
         flight = self.captured.launch(row_B, plan, looked_up, follows, is_wanted_B)
         return Airborne(flight, looked_up, is_plain, *caught_up, launched)
 
-    def _settle(self, airborne: Airborne) -> RoundResult:
-        """Wait for a round, commit what it brought, and keep the books."""
+    def _undo(self, surprised: Surprised) -> None:
+        """The round under way writes behind where the device believed rows to stand; what is known there is read again.
+
+        A row whose token the host has decided may have got on further than the device thought.
+        """
+        batch, row_B, length_B = self._batch, surprised.row_B, surprised.device_length_B
+        slots = batch.slots
+        slots.draft_kv_S[row_B] = np.minimum(slots.draft_kv_S[row_B], length_B - 1)
+        is_further_B = slots.length_S[row_B] > length_B
+        if is_further_B.any():
+            row_B, start_B = row_B[is_further_B], length_B[is_further_B] - 1
+            with batch.clock.timed("score"):
+                layout = batch.layout(row_B, start_B, slots.length_S[row_B] - 1 - start_B)
+                batch.target.run(batch.feed(layout), np.zeros(0, dtype=np.int64))
+
+    def _settle(self, airborne: Airborne) -> tuple[RoundResult, Surprised]:
+        """Wait for a round, commit what it brought, and keep the books.
+
+        Returns:
+            the result, and the rows that go on otherwise than the device believes.
+        """
         batch, flight = self._batch, airborne.flight
         landed = self.captured.land(flight)
         now = time.perf_counter()
@@ -135,10 +166,15 @@ class Ahead:
         is_there_B = self._is_there(flight)
         row_B = flight.row_B[is_there_B]
         proposals, draws = landed.proposals.of(is_there_B), landed.draws.of(is_there_B)
+        num_committed_B = landed.num_committed_B[is_there_B]
         propose_seconds, score_seconds = _device_seconds(landed, now - began)
         batch.clock.add("propose", propose_seconds)
         batch.clock.add("score", score_seconds)
+        drawn_BT, device_length_B = draws.target_BT.copy(), batch.slots.length_S[row_B] + num_committed_B
         settled = settle_draws(batch, row_B, proposals, draws)
+        is_other_B = (settled.verdict.num_committed_B != num_committed_B) | (drawn_BT != draws.target_BT).any(axis=1)
+        is_other_B &= self._is_there(flight)[is_there_B]
+        surprised = Surprised(row_B[is_other_B], device_length_B[is_other_B])
         verdict, elapsed = settled.verdict, time.perf_counter() - began
         plan = flight.plan
         is_model_B = proposals.is_model_B
@@ -161,7 +197,7 @@ class Ahead:
                 match_B=kind_of_match(airborne.looked_up, len(flight.row_B))[is_there_B],
             )
         )
-        return RoundResult(
+        result = RoundResult(
             finished=settled.finished,
             num_tokens=int(verdict.num_committed_B.sum()),
             is_plain=airborne.is_plain,
@@ -170,6 +206,7 @@ class Ahead:
             draft_length_B=verdict.num_proposed_B,
             num_accepted_B=verdict.num_accepted_B,
         )
+        return result, surprised
 
     def _is_there(self, flight: Flight) -> BoolArray:
         """Rows of a round that still stand where they stood when it was launched."""

@@ -259,7 +259,7 @@ class Batch:
             prefix[None],
             np.array([[len(prefix), len(request.prompt_ids)]]),
         )
-        draw = draw_target(logits_V[None], positions, sampling, 0.0)
+        draw = draw_target(logits_V[None], positions, sampling, 0.0, is_final=True)
         slots.near_ties_S[slot] += 1
         return int(draw.token_N), 0.0 if draw.logprob_N is None else float(draw.logprob_N)
 

@@ -28,7 +28,7 @@ from specbatch.specdec.graphs import GraphBook
 from specbatch.specdec.lean_paged import PagedLeanDecoder
 from specbatch.specdec.paged_memory import Pages
 from specbatch.specdec.sampling_tensors import SamplingTensors
-from specbatch.specdec.settling import Draws, Proposals
+from specbatch.specdec.settling import Draws, Proposals, is_open
 from specbatch.specdec.static_round import FIRST_PLANNED, Field, StaticRound
 from specbatch.specdec.static_sampling import StaticSampling, kind_of
 
@@ -171,7 +171,7 @@ class CapturedRounds:
         T = K + 1
         values = flight.host.numpy()
         sizes = np.cumsum([1, 1, K, T, T, T, T])
-        count, committed, draft, token, margin, stable, finite, logprob = np.split(values, sizes, axis=1)
+        count, committed, draft, token, margin, certainty, finite, logprob = np.split(values, sizes, axis=1)
         draft_length_B: IntArray = count[:, 0].astype(np.int64)
         # Behind a row's own drafts the last one counts once more, as where rows are padded.
         last_BT = np.minimum(np.arange(T), draft_length_B[:, None])
@@ -183,7 +183,7 @@ class CapturedRounds:
             target_BT=padded(token).astype(np.int64),
             draft_BK=draft.astype(np.int64),
             margin_BT=padded(margin),
-            is_open_BT=(padded(stable) == 0) & (self._batch.epsilon > 0),
+            is_open_BT=is_open(padded(certainty), self._batch.epsilon),
             is_finite_BT=padded(finite) != 0,
             logprob_BT=padded(logprob).astype(np.float32) if flight.sampling.wants_logprobs else None,
             num_matched_B=None,

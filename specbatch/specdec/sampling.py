@@ -53,6 +53,7 @@ class Draw:
         token_N: int64 drawn ids; provisional where the draw is not stable.
         margin_N: float64 lead over the runner-up among all tokens that may be kept, in logits.
         is_stable_N: bool; False where a perturbation of ``epsilon`` could change the draw.
+        is_known_N: bool; False where a device left the draw to a final one; None where it left none.
         is_finite_N: bool; False where the logits hold NaN or infinity that reaches the winner.
         logprob_N: float64 log-probability of the drawn token under the raw logits; None if no row asks for it.
     """
@@ -62,24 +63,35 @@ class Draw:
     is_stable_N: Tensor
     is_finite_N: Tensor
     logprob_N: Tensor | None
+    is_known_N: Tensor | None = None
+
+    @property
+    def certainty(self) -> Tensor:
+        """float64: 1 where the draw is stable, 0 where it is not, -1 where it is not known."""
+        stable_N = self.is_stable_N.to(torch.float64)
+        return stable_N if self.is_known_N is None else torch.where(self.is_known_N, stable_N, -1.0)
 
 
-def draw_target(logits_NV: Tensor, positions: Positions, sampling: SamplingTensors, epsilon: float) -> Draw:
+def draw_target(
+    logits_NV: Tensor, positions: Positions, sampling: SamplingTensors, epsilon: float, *, is_final: bool = False
+) -> Draw:
     """The target's own draw at every position, with the test for near ties.
 
     Args:
         logits_NV: raw logits of the target, cut to the real vocabulary; any float dtype.
         epsilon: perturbation in logits that a stable draw withstands; 0 calls every draw stable that leads at all.
+        is_final: leave no draw unknown, whatever it costs.
     """
     is_exact = logits_NV.dtype == torch.float64 or (epsilon == 0 and logits_NV.dtype == torch.float32)
     raw_NV = logits_NV.to(torch.float64 if is_exact else torch.float32)
-    winner = _winner(raw_NV, positions, sampling, epsilon)
+    winner = _winner(raw_NV, positions, sampling, epsilon, is_final=is_final)
     return Draw(
         token_N=winner.token_N,
         margin_N=winner.margin_N,
         is_stable_N=winner.is_stable_N,
         is_finite_N=torch.isfinite(winner.best_N),
         logprob_N=_logprob(raw_NV, winner.token_N) if sampling.wants_logprobs else None,
+        is_known_N=winner.is_known_N,
     )
 
 
@@ -116,7 +128,9 @@ def transformed_logits(logits_NV: Tensor, positions: Positions, sampling: Sampli
     return scaled_NV.masked_fill((temperature_N1 == 0) & ~is_best_NV, -torch.inf)
 
 
-def _winner(raw_NV: Tensor, positions: Positions, sampling: SamplingTensors, epsilon: float) -> Winner:
+def _winner(
+    raw_NV: Tensor, positions: Positions, sampling: SamplingTensors, epsilon: float, *, is_final: bool = False
+) -> Winner:
     changed_NV = changed_logits(raw_NV, positions, sampling)
     if not sampling.is_random:
         # A copy, where it is not one already: the winner is struck out to find the runner-up.
@@ -125,7 +139,7 @@ def _winner(raw_NV: Tensor, positions: Positions, sampling: SamplingTensors, eps
         epsilon_N = near_tie_epsilon(positions, sampling, epsilon) if epsilon > 0 else None
         return first_of(score_NV, epsilon_N, RELATIVE_ROUNDING if has_rounding else 0.0)[0]
     scene = make_scene(changed_NV, positions, sampling, epsilon)
-    return draw_among_kept(scene, sampling) if sampling.has_truncation else draw_among_all(scene)
+    return draw_among_kept(scene, sampling, is_final=is_final) if sampling.has_truncation else draw_among_all(scene)
 
 
 def _logprob(raw_NV: Tensor, token_N: Tensor) -> Tensor:

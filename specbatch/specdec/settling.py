@@ -139,7 +139,7 @@ def _draw(batch: Batch, row_B: IntArray, proposals: Proposals, logits_NV: Tensor
         parts = _ratio_test(batch, proposals, positions, sampling, logits_NV, index_B, pad_BT)
     else:
         draw = draw_target(logits_NV, positions, sampling, batch.epsilon)
-        parts = [draw.token_N, draw.margin_N, draw.is_stable_N, draw.is_finite_N]
+        parts = [draw.token_N, draw.margin_N, draw.certainty, draw.is_finite_N]
         parts += [] if draw.logprob_N is None else [draw.logprob_N]
     host = torch.cat([part.flatten().to(torch.float64) for part in (proposals.draft_BK, *parts)]).cpu().numpy()
     sizes = np.cumsum([part.numel() for part in (proposals.draft_BK, *parts)])
@@ -156,16 +156,22 @@ def _draw(batch: Batch, row_B: IntArray, proposals: Proposals, logits_NV: Tensor
             logprob_BT=logprob[0].astype(np.float32).reshape(B, K + 1) if logprob else None,
             num_matched_B=matched.astype(np.int64),
         )
-    token, margin, stable, finite, *logprob = rest
+    token, margin, certainty, finite, *logprob = rest
     return Draws(
         target_BT=token.astype(np.int64)[pad_BT],
         draft_BK=draft_BK,
         margin_BT=margin[pad_BT],
-        is_open_BT=(stable[pad_BT] == 0) & (batch.epsilon > 0),
+        is_open_BT=is_open(certainty[pad_BT], batch.epsilon),
         is_finite_BT=finite[pad_BT] != 0,
         logprob_BT=logprob[0].astype(np.float32)[pad_BT] if logprob else None,
         num_matched_B=None,
     )
+
+
+def is_open(certainty_BT: NDArray[np.float64], epsilon: float) -> BoolArray:
+    """Where canonical evaluation decides: near ties, where they are looked for, and draws that are not known."""
+    is_open_BT: BoolArray = (certainty_BT < 0) | ((certainty_BT == 0) & (epsilon > 0))
+    return is_open_BT
 
 
 def _ratio_test(

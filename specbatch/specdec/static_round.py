@@ -106,7 +106,7 @@ class StaticRound:
 
         Returns:
             float64 [B, 2 + K + 4 T], or 5 T with logprobs: drafts that counted, tokens committed, the drafts, then for
-            every position the draw, its margin, whether it is stable, whether finite, and its logprob.
+            every position the draw, its margin, its certainty, whether it is finite, and its logprob.
         """
         fields, K = self.field_BC, num_drafts
         B, T = len(fields), K + 1
@@ -121,7 +121,7 @@ class StaticRound:
         draw = draw_target(logits_NV, Positions(row_N, index_BT.flatten()), self.sampling, self.epsilon)
         drawn_BT = draw.token_N.view(B, T)
         num_committed_B = self._advance(draft_length_B, draft_BK, drawn_BT)
-        parts = [draw.margin_N, draw.is_stable_N, draw.is_finite_N]
+        parts = [draw.margin_N, draw.certainty, draw.is_finite_N]
         parts += [] if draw.logprob_N is None else [draw.logprob_N]
         columns = [draft_length_B.unsqueeze(1), num_committed_B.unsqueeze(1), draft_BK, drawn_BT]
         columns += [part.view(B, T) for part in parts]

@@ -29,6 +29,9 @@ RELATIVE_ROUNDING = 2.0**-22
 _NOISE_ROUNDING = 2 * noise.GUMBEL_FLOAT32_ERROR + 144 * 2.0**-24
 """The same in temperatures: error of the float32 noise itself, and of its product, which is below 23 temperatures."""
 
+DEVICE_PREFIX = 4096
+"""The sorted prefix on a device. A position whose kept set may reach beyond it is said to be unknown."""
+
 _CHUNK_ELEMENTS = 1 << 17
 """Scores that are made at a time on a CPU: the temporaries stay in its cache."""
 
@@ -69,12 +72,16 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Winner:
-    """int64 token, float64 lead and score, and whether no perturbation can change the token."""
+    """int64 token, float64 lead and score, and whether no perturbation can change the token.
+
+    ``is_known_N`` is False where a longer prefix would have had to be looked at; None where nothing is left open.
+    """
 
     token_N: Tensor
     margin_N: Tensor
     best_N: Tensor
     is_stable_N: Tensor
+    is_known_N: Tensor | None = None
 
     def put_(self, place_M: Tensor, other: Winner) -> None:
         """Overwrite some positions."""
@@ -188,14 +195,16 @@ def first_of(
     return Winner(token_N, margin_N, best_N, is_stable_N), place_N
 
 
-def _kept_sets(scene: Scene, sampling: SamplingTensors) -> Iterator[tuple[Tensor | None, Scene, KeptSet]]:
+def _kept_sets(
+    scene: Scene, sampling: SamplingTensors, *, is_final: bool
+) -> Iterator[tuple[Tensor | None, Scene, KeptSet]]:
     """What truncation keeps: first for all positions (place None), then again for those that need a longer prefix.
 
-    A CPU leaves out the rows that truncate nothing and tries short prefixes; elsewhere everything is sorted at once,
-    because to see whether a prefix was long enough means to wait for the device.
+    A CPU leaves out the rows that truncate nothing and tries short prefixes. A device takes one prefix, because to see
+    whether it was long enough means to wait; the whole vocabulary where the answer must be final.
     """
     V, place_M = scene.logits_NV.shape[1], None
-    widths = [V]
+    widths = [V if is_final or sampling.max_top_k >= DEVICE_PREFIX else min(V, DEVICE_PREFIX)]
     if is_on_host(scene.logits_NV):
         widths = [*(width for width in _PREFIX_WIDTHS if sampling.max_top_k < width < V), V]
         if sampling.has_untruncated:
@@ -204,18 +213,22 @@ def _kept_sets(scene: Scene, sampling: SamplingTensors) -> Iterator[tuple[Tensor
         part = scene if place_M is None else scene.select(place_M)
         kept = keep(part.logits_NV, part.limits, width=width, has_top_p=sampling.has_top_p)
         yield place_M, part, kept
-        if width < V:
+        if width < V and is_on_host(scene.logits_NV):
             late_L = (~kept.is_covered_N).nonzero().squeeze(-1)
             place_M = late_L if place_M is None else place_M[late_L]
             if not len(place_M):
                 return
 
 
-def draw_among_kept(scene: Scene, sampling: SamplingTensors) -> Winner:
-    """The draw where truncation leaves few tokens: only they get noise."""
+def draw_among_kept(scene: Scene, sampling: SamplingTensors, *, is_final: bool) -> Winner:
+    """The draw where truncation leaves few tokens: only they get noise.
+
+    Args:
+        is_final: leave no position unknown.
+    """
     is_mixed = sampling.has_untruncated and is_on_host(scene.logits_NV)
     winner = draw_among_all(scene) if is_mixed else None
-    for place_M, part, kept in _kept_sets(scene, sampling):
+    for place_M, part, kept in _kept_sets(scene, sampling, is_final=is_final):
         found = _draw_of_prefix(part, kept)
         if place_M is None:
             winner = found
@@ -228,7 +241,7 @@ def draw_among_kept(scene: Scene, sampling: SamplingTensors) -> Winner:
 def borders(scene: Scene, sampling: SamplingTensors) -> Tensor:
     """float64 [N] logits at or above which a token is kept."""
     border_N = torch.full_like(scene.temperature_N, -torch.inf)
-    for place_M, _, kept in _kept_sets(scene, sampling):
+    for place_M, _, kept in _kept_sets(scene, sampling, is_final=True):
         border_N = kept.border_N if place_M is None else border_N.index_copy(0, place_M, kept.border_N)
     return border_N
 
@@ -256,5 +269,8 @@ def _draw_of_prefix(scene: Scene, kept: KeptSet) -> Winner:
         V = scene.logits_NV.shape[1]
         is_best_NW = (kept.value_NW == kept.value_NW[:, :1]) & (scene.temperature_N == 0).unsqueeze(-1)
         lowest_N = torch.where(is_best_NW, kept.token_NW, V).amin(dim=-1)
-        winner = replace(winner, token_N=torch.where(lowest_N < V, lowest_N, winner.token_N))
+        is_greedy_N = lowest_N < V
+        # What is greedy needs nothing behind the best; a row that truncates nothing needs all.
+        is_known_N = is_greedy_N | kept.is_covered_N if kept.value_NW.shape[1] < V else None
+        winner = replace(winner, token_N=torch.where(is_greedy_N, lowest_N, winner.token_N), is_known_N=is_known_N)
     return replace(winner, best_N=torch.where(torch.isfinite(kept.value_NW[:, 0]), winner.best_N, torch.nan))

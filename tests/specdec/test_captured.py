@@ -210,6 +210,26 @@ def test_a_stop_string_ends_a_row_whose_next_round_is_under_way(
     assert sum(ignored) == 1
 
 
+@pytest.mark.parametrize("k", [0, 3])
+def test_where_the_host_decides_otherwise_the_round_under_way_is_left(
+    target: Any, draft: Any, monkeypatch: pytest.MonkeyPatch, launches: list[bool], k: int
+) -> None:
+    """The device sees a prefix of three tokens and guesses; what it does not know the host decides."""
+    monkeypatch.setattr(winner, "is_on_host", lambda values: False)
+    monkeypatch.setattr(winner, "DEVICE_PREFIX", 3)
+    rows: Rows = [
+        ([n, 7], SamplingParams(max_new_tokens=25, temperature=0.9, top_p=0.9, min_p=0.01 * n, seed=n, logprobs=True))
+        for n in range(6)
+    ]
+    outputs = run(rows, target, draft, k=k, batch=3, path="ahead")
+    assert sum(output.num_near_ties for output in outputs) > 5
+    assert sum(launches) > 10
+    expected = full_twin(target, rows, path="lean")
+    assert tokens(outputs) == [(t.token_ids, t.finish_reason) for t in expected]
+    for output, twin in zip(outputs, expected, strict=True):
+        np.testing.assert_allclose(output.logprobs, twin.logprobs, atol=1e-5)
+
+
 def test_rows_may_be_cancelled_while_a_round_is_under_way(target: Any, draft: Any) -> None:
     subject = engine(target, draft, k=3, batch=4, path="ahead")
     rows: Rows = [([n, 5], SamplingParams(max_new_tokens=25, temperature=0.7, seed=n)) for n in range(4)]

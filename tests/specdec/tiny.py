@@ -194,7 +194,7 @@ def engine(
 ) -> Engine:
     num_pages = 200 if max_kv_tokens is None else 1 + max_kv_tokens // PAGE_SIZE
     first = decoder(target, batch, path, num_pages=num_pages)
-    subject = Engine(
+    return Engine(
         first,
         decoder(draft, batch, path, pages_of(first)) if draft is not None else None,
         NumberTokenizer(),  # type: ignore[arg-type]
@@ -207,6 +207,3 @@ def engine(
         rounds=ROUNDS.get(path, "loop"),
         **settings,
     )
-    if path == "ahead":
-        subject._batch.epsilon = 0.0  # as in half precision; in float64 no near tie is to be met by chance
-    return subject
