@@ -145,6 +145,8 @@ class CapturedRounds:
             max_keys=max_keys,
             epsilon=batch.epsilon,
         )
+        num_tokens = int((plan.draft_length_B + 1)[wanted_B].sum())
+        num_tokens = min(bucket_of(num_tokens), bucket * (K + 1))
         shape = (bucket, K, max_keys, kind_of(sampling))
         target: Any = batch.target  # ``fits`` has seen what they are
         draft: Any = batch.draft
@@ -152,7 +154,7 @@ class CapturedRounds:
         if (plan.is_model_B & (plan.draft_length_B > 0)).any():
             self._book.run(("propose", *shape), lambda: static.propose(draft, K))
         _record(events, 1)
-        result = self._book.run(("score", *shape), lambda: static.score(target, draft, K))
+        result = self._book.run(("score", num_tokens, *shape), lambda: static.score(target, draft, K, num_tokens))
         assert result is not None
         _record(events, 2)
         host = self._bring(result[:B])
@@ -173,19 +175,13 @@ class CapturedRounds:
         sizes = np.cumsum([1, 1, K, T, T, T, T])
         count, committed, draft, token, margin, certainty, finite, logprob = np.split(values, sizes, axis=1)
         draft_length_B: IntArray = count[:, 0].astype(np.int64)
-        # Behind a row's own drafts the last one counts once more, as where rows are padded.
-        last_BT = np.minimum(np.arange(T), draft_length_B[:, None])
-
-        def padded(field_BT: Any) -> Any:
-            return np.take_along_axis(field_BT, last_BT, axis=1)
-
         draws = Draws(
-            target_BT=padded(token).astype(np.int64),
+            target_BT=token.astype(np.int64),
             draft_BK=draft.astype(np.int64),
-            margin_BT=padded(margin),
-            is_open_BT=is_open(padded(certainty), self._batch.epsilon),
-            is_finite_BT=padded(finite) != 0,
-            logprob_BT=padded(logprob).astype(np.float32) if flight.sampling.wants_logprobs else None,
+            margin_BT=margin,
+            is_open_BT=is_open(certainty, self._batch.epsilon),
+            is_finite_BT=finite != 0,
+            logprob_BT=logprob.astype(np.float32) if flight.sampling.wants_logprobs else None,
             num_matched_B=None,
         )
         is_model_B: BoolArray = flight.plan.is_model_B & (draft_length_B > 0)

@@ -1,14 +1,15 @@
 """One round as a fixed sequence of operations on tensors that never move: what a CUDA graph is captured from.
 
-The loop in ``decoding`` chooses shapes anew in every round. Here a round of up to B rows and K drafts always has the
-same shapes: every row has K + 1 columns, a row with fewer drafts (or none, or no row at all) leaves the rest unused,
-and what those compute is written to the scratch page and never looked at. Nothing waits for the device.
+The loop in ``decoding`` chooses shapes anew in every round. Here a round of up to B rows, K drafts each and M tokens in
+all has the same shapes whoever the rows are: their tokens lie end to end, as in the loop, and what is left of M, or of
+B, is computed like the rest, written to the scratch page, and never looked at. Nothing waits for the device.
 
 A round reads *fields* and writes *next fields*, where the row stands behind it: so the device can begin the following
 round before the host has seen this one. Acceptance and commit are the array functions of ``accept`` once more, in
 torch; the host's own are the oracle and what the books are kept by.
 
-Shape letters: B rows of the bucket, K drafts, T = K + 1, C fields, S slots, W pages of a row, X stop ids, V vocabulary.
+Shape letters: B rows of the bucket, K drafts, T = K + 1, M tokens, C fields, S slots, W pages of a row, X stop ids,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -58,6 +59,25 @@ class PagedDecoder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Flat:
+    """Where the tokens of rows lie in M flat ones: row b has ``count_B[b]`` of them from ``first_B[b]`` on."""
+
+    first_B: Tensor
+    count_B: Tensor
+    row_M: Tensor
+    column_M: Tensor
+    is_used_M: Tensor
+
+    @staticmethod
+    def of(count_B: Tensor, first_B: Tensor, num_tokens: int) -> Flat:
+        """Args: first_B ascends; between a row's last token and the next row's first there may be tokens of no row."""
+        place_M = torch.arange(num_tokens, device=count_B.device)
+        row_M = torch.searchsorted(first_B, place_M, right=True) - 1
+        column_M = place_M - first_B[row_M]
+        return Flat(first_B, count_B, row_M, column_M, column_M < count_B[row_M])
+
+
+@dataclass(frozen=True, slots=True)
 class StaticRound:
     """The tensors that a round of one bucket reads and writes.
 
@@ -96,35 +116,43 @@ class StaticRound:
             else:
                 token_BT, start_B = fields[:, Field.DRAFTS + j - 1, None], length_B - 1 + j
             T = token_BT.shape[1]
-            logits_BV = self._forward(draft, token_BT, start_B, is_fed_B * T, row_B * T + T - 1)
+            flat = Flat.of(is_fed_B * T, row_B * T, B * T)
+            logits_BV = self._forward(draft, token_BT, start_B, flat, row_B * T + T - 1)
             token_B = draw_draft(logits_BV, Positions(row_B, index_B + j), self.sampling)
             drafts_B = fields[:, Field.DRAFTS + j]
             drafts_B.copy_(torch.where(is_fed_B, token_B, drafts_B))
 
-    def score(self, target: PagedDecoder, draft: PagedDecoder | None, num_drafts: int) -> Tensor:
+    def score(self, target: PagedDecoder, draft: PagedDecoder | None, num_drafts: int, num_tokens: int) -> Tensor:
         """The target's draws behind the last token and the drafts of every row, acceptance, and where rows stand then.
+
+        Args:
+            num_tokens: M, at least the tokens of all rows together.
 
         Returns:
             float64 [B, 2 + K + 4 T], or 5 T with logprobs: drafts that counted, tokens committed, the drafts, then for
-            every position the draw, its margin, its certainty, whether it is finite, and its logprob.
+            every position the draw, its margin, its certainty, whether it is finite, and its logprob. What stands
+            behind a row's own drafts repeats its last position.
         """
         fields, K = self.field_BC, num_drafts
-        B, T = len(fields), K + 1
-        length_B, is_live_B = fields[:, Field.LENGTH], self._is_live()
+        length_B = fields[:, Field.LENGTH]
         draft_length_B = self.counted_drafts(draft)
         draft_BK = fields[:, Field.DRAFTS : Field.DRAFTS + K]
         token_BT = torch.cat((fields[:, Field.LAST, None], draft_BK), dim=1)
-        logits_NV = self._forward(target, token_BT, length_B - 1, (draft_length_B + 1) * is_live_B, None)
-        row_N = torch.arange(B, device=fields.device).repeat_interleave(T)
-        column_T = torch.arange(T, device=fields.device)
-        index_BT = (length_B - fields[:, Field.PROMPT_LENGTH]).unsqueeze(1) + column_T
-        draw = draw_target(logits_NV, Positions(row_N, index_BT.flatten()), self.sampling, self.epsilon)
-        drawn_BT = draw.token_N.view(B, T)
+        count_B = (draft_length_B + 1) * self._is_live()
+        flat = Flat.of(count_B, count_B.cumsum(0) - count_B, num_tokens)
+        logits_MV = self._forward(target, token_BT, length_B - 1, flat, None)
+        index_B = length_B - fields[:, Field.PROMPT_LENGTH]
+        positions = Positions(flat.row_M, index_B[flat.row_M] + flat.column_M)
+        draw = draw_target(logits_MV, positions, self.sampling, self.epsilon)
+        column_T = torch.arange(K + 1, device=fields.device)
+        place_BT = flat.first_B.unsqueeze(1) + torch.minimum(column_T, draft_length_B.unsqueeze(1))
+        place_BT = place_BT.clamp(max=num_tokens - 1)
+        drawn_BT = draw.token_N[place_BT]
         num_committed_B = self._advance(draft_length_B, draft_BK, drawn_BT)
         parts = [draw.margin_N, draw.certainty, draw.is_finite_N]
         parts += [] if draw.logprob_N is None else [draw.logprob_N]
         columns = [draft_length_B.unsqueeze(1), num_committed_B.unsqueeze(1), draft_BK, drawn_BT]
-        columns += [part.view(B, T) for part in parts]
+        columns += [part[place_BT] for part in parts]
         return torch.cat([column.to(torch.float64) for column in columns], dim=1)
 
     def counted_drafts(self, draft: PagedDecoder | None) -> Tensor:
@@ -142,26 +170,24 @@ class StaticRound:
         return self.field_BC[:, Field.IS_LIVE] * self.field_BC[:, Field.IS_WANTED]
 
     def _forward(
-        self, decoder: PagedDecoder, token_BT: Tensor, start_B: Tensor, count_B: Tensor, index_N: Tensor | None
+        self, decoder: PagedDecoder, token_BT: Tensor, start_B: Tensor, flat: Flat, index_N: Tensor | None
     ) -> Tensor:
-        """Logits of rows of T columns, of which the first ``count_B`` are fed; the others go to the scratch page."""
-        B, T = token_BT.shape
-        column_T = torch.arange(T, device=start_B.device)
+        """Logits of rows that begin at ``start_B``; tokens of no row go to the scratch page."""
         table_BW = self.table_SW.index_select(0, self.field_BC[:, Field.SLOT])
-        # Rows that are none stand before the beginning, unused columns perhaps behind the end of the table.
-        position_BT = (start_B.unsqueeze(1) + column_T).clamp(0, table_BW.shape[1] * self.page_size - 1)
-        page_BT = table_BW.gather(1, position_BT // self.page_size).to(torch.int64)
-        place_BT = page_BT * self.page_size + position_BT % self.page_size
-        place_BT = torch.where(column_T < count_B.unsqueeze(1), place_BT, position_BT % self.page_size)
+        # Rows that are none stand before the beginning, tokens of no row perhaps behind the end of the table.
+        position_M = (start_B[flat.row_M] + flat.column_M).clamp(0, table_BW.shape[1] * self.page_size - 1)
+        page_M = table_BW[flat.row_M, position_M // self.page_size].to(torch.int64)
+        place_M = torch.where(flat.is_used_M, page_M * self.page_size, 0) + position_M % self.page_size
         spans = Spans(
-            first_R=torch.arange(0, B * T, T, dtype=torch.int32, device=start_B.device),
-            count_R=count_B.to(torch.int32),
+            first_R=flat.first_B.to(torch.int32),
+            count_R=flat.count_B.to(torch.int32),
             start_R=start_B.clamp(min=0).to(torch.int32),
             table_RW=table_BW,
-            max_count=T,
+            max_count=token_BT.shape[1],
             max_keys=self.max_keys,
         )
-        return decoder.forward(token_BT.flatten(), position_BT.flatten(), place_BT.flatten(), spans, index_N)
+        token_M = token_BT[flat.row_M, flat.column_M.clamp(0, token_BT.shape[1] - 1)]
+        return decoder.forward(token_M, position_M, place_M, spans, index_N)
 
     def _advance(self, draft_length_B: Tensor, draft_BK: Tensor, drawn_BT: Tensor) -> Tensor:
         """Accept and commit, up to a stop id or the token limit; returns the number of tokens committed."""
