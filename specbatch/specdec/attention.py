@@ -52,9 +52,9 @@ def grouped_attention(
     B, Q, T, D = query_BQTD.shape
     H, P = key_BHPD.shape[1], key_BHPD.shape[2]
     R = Q // H
-    _refuse_what_is_not_computed(module, kwargs)
+    refuse_what_is_not_computed(module, kwargs)
     if sliding_window is not None and sliding_window < P and getattr(attention_mask, "window", None) != sliding_window:
-        raise _unsupported(module, f"a window of {sliding_window} keys that its mask does not have")
+        raise unsupported(module, f"a window of {sliding_window} keys that its mask does not have")
     if softcap is not None:
         return _capped_attention(query_BQTD, key_BHPD, value_BHPD, attention_mask, scaling, softcap), None
     if attention_mask is None:
@@ -140,18 +140,24 @@ def _capped_attention(
     return out.view(B, Q, T, out.shape[-1]).transpose(1, 2).contiguous()
 
 
-def _refuse_what_is_not_computed(module: nn.Module, kwargs: Mapping[str, Any]) -> None:
+def refuse_what_is_not_computed(module: nn.Module, kwargs: Mapping[str, Any]) -> None:
+    """Look at the arguments that an attention function was given beside those that it computes with.
+
+    Raises:
+        SpecbatchError: JOB_MODEL_UNSUPPORTED for one that would change the result.
+    """
     if not _NOT_COMPUTED.isdisjoint(kwargs):
         for name in sorted(_NOT_COMPUTED & kwargs.keys()):
             if kwargs[name] is not None:
-                raise _unsupported(module, f"{name!r}")
+                raise unsupported(module, f"{name!r}")
     if kwargs.get("dropout"):
-        raise _unsupported(module, "dropout; put the model in eval mode")
+        raise unsupported(module, "dropout; put the model in eval mode")
     if kwargs.get("is_causal") is False or getattr(module, "is_causal", True) is False:
-        raise _unsupported(module, "attention to later tokens")
+        raise unsupported(module, "attention to later tokens")
 
 
-def _unsupported(module: nn.Module, what: str) -> SpecbatchError:
+def unsupported(module: nn.Module, what: str) -> SpecbatchError:
+    """The error of a layer that asks for what is not computed here."""
     return SpecbatchError(
         ErrorCode.JOB_MODEL_UNSUPPORTED, f"a layer of the type {type(module).__name__} asks for {what}"
     )

@@ -5,11 +5,11 @@ The twins are the oracle, and what runs on a CPU. Triton's interpreter runs the 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
+from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.specdec.kernels.spans import Spans
+from specbatch.specdec.kernels.twin import paged_attention_twin
 
 
 def attend(
@@ -23,26 +23,31 @@ def attend(
     softcap: float | None = None,
     is_invariant: bool = False,
 ) -> Tensor:
-    """TEMPORARY twin."""
-    M, Q, D = query_MQD.shape
-    H = key_NSHD.shape[2]
-    out = query_MQD.new_zeros(M, Q, value_NSHD.shape[3])
-    for r in range(len(spans.first_R)):
-        first, count, start = (int(x[r]) for x in (spans.first_R, spans.count_R, spans.start_R))
-        if not count:
-            continue
-        P = start + count
-        pages = spans.table_RW[r, : -(-P // key_NSHD.shape[1])].long()
-        keys = key_NSHD[pages].flatten(0, 1)[:P].transpose(0, 1).to(query_MQD.dtype)
-        values = value_NSHD[pages].flatten(0, 1)[:P].transpose(0, 1).to(query_MQD.dtype)
-        position = torch.arange(start, P, device=query_MQD.device)
-        key = torch.arange(P, device=query_MQD.device)
-        mask = key <= position[:, None]
-        if window is not None:
-            mask &= key > position[:, None] - window
-        query = query_MQD[first : first + count].view(count, H, Q // H, D).permute(1, 2, 0, 3).reshape(H, -1, D)
-        o = functional.scaled_dot_product_attention(
-            query, keys, values, attn_mask=mask.repeat(Q // H, 1), scale=scaling
+    """``paged_attention`` where the tensors are on a GPU, its twin elsewhere.
+
+    The twin computes every segment alone, so that ``is_invariant`` is no question there.
+
+    Raises:
+        SpecbatchError: JOB_VERSION_SKEW on a GPU without Triton.
+    """
+    if not query_MQD.is_cuda:
+        return paged_attention_twin(
+            query_MQD, key_NSHD, value_NSHD, spans, scaling=scaling, window=window, softcap=softcap
         )
-        out[first : first + count] = o.view(H, Q // H, count, -1).permute(2, 0, 1, 3).reshape(count, Q, -1)
-    return out
+    try:
+        from specbatch.specdec.kernels.paged_attention import paged_attention
+    except ModuleNotFoundError as error:
+        raise SpecbatchError(
+            ErrorCode.JOB_VERSION_SKEW,
+            f"the kernels of this GPU need a package that is not installed: {error.name}; install 'triton>=3.5'",
+        ) from error
+    return paged_attention(
+        query_MQD,
+        key_NSHD,
+        value_NSHD,
+        spans,
+        scaling=scaling,
+        window=window,
+        softcap=softcap,
+        is_invariant=is_invariant,
+    )

@@ -1,0 +1,215 @@
+"""Attention of a few queries of many rows over paged keys and values, on a GPU.
+
+What is launched, in a forward of M tokens with GROUP query heads per key-value head:
+
+- Few queries (decoding rounds): a tile of 16 to 64 rows holds the queries of a segment with their heads. One program
+  per segment, key-value head and share p of the row's splits; the partial results go to memory and a second launch
+  folds them. There are as many shares as keep the device busy, and one share needs neither partials nor second launch.
+- Many queries (chunks of prompts): one program per tile and key-value head, which folds in registers.
+- Both in one call: the tiles are counted off over the segments, at most M * GROUP / BLOCK_M + segments of them, so
+  that a segment costs what its tokens cost. A round of 256 rows with one token each beside a chunk of 2,048 tokens,
+  with a GROUP of 4 and 8 key-value heads, is (2304 * 4 / 64 + 257) * 8 = 3,208 programs; 3,072 of them find work.
+
+The number of shares never changes a bit of the result: see ``paged_kernels``. The shape of a tile may, because another
+matrix instruction is used; ``is_invariant`` holds it fixed.
+
+Shape letters: M tokens, Q query heads, H key-value heads, D and V widths of keys and values, N pages of S positions.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from specbatch.specdec.kernels.paged_kernels import (
+    FIND_WIDTH,
+    MERGE_HEADS,
+    MERGE_UNROLL,
+    attend_kernel,
+    merge_kernel,
+)
+from specbatch.specdec.kernels.spans import Spans
+
+SPLIT = 256
+"""Keys of a split. Part of the meaning of "the same bits": another number rounds differently."""
+
+MAX_PARTIAL_BYTES = 256 * 2**20
+"""Partial results that would take more are not made: so many tokens or keys keep a device busy without shares."""
+
+_PROGRAMS_PER_PROCESSOR = 4
+_INVARIANT_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Shape of a launch; all of it follows from host integers.
+
+    Attributes:
+        rows: of a tile. num_tiles: programs per key-value head and share. tiles_per_segment: 0 where the tiles are
+            counted off over the segments. num_programs: shares of a row's splits. num_splits: that a token may have.
+    """
+
+    rows: int
+    num_tiles: int
+    tiles_per_segment: int
+    num_programs: int
+    num_splits: int
+
+
+def paged_attention(
+    query_MQD: Tensor,
+    key_NSHD: Tensor,
+    value_NSHD: Tensor,
+    spans: Spans,
+    *,
+    scaling: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    is_invariant: bool = False,
+    num_programs: int | None = None,
+) -> Tensor:
+    """Attention of every segment's tokens over the keys of their own row.
+
+    Args:
+        query_MQD: float16, bfloat16, float32 or float64; the last dimension is dense.
+        key_NSHD, value_NSHD: pools of one layer, of the same type or float8_e4m3fn; widths up to 256, page size a
+            power of two and at least 16. The tokens' own keys and values are already in there.
+        window: a query at position p sees p - window + 1 .. p.
+        softcap: scores s become softcap * tanh(s / softcap).
+        is_invariant: a query's bits depend on its row alone: not on the batch, nor on how many tokens its segment has.
+        num_programs: shares of a row's splits, where the device's size is not to decide.
+
+    Returns:
+        [M, Q, V] of the queries' type; zeros for tokens in no segment.
+    """
+    M, Q, D = query_MQD.shape
+    page_size, H, V = value_NSHD.shape[1:]
+    out_MQV = query_MQD.new_zeros(M, Q, V)
+    num_segments = spans.count_R.shape[0]
+    if num_segments == 0 or spans.max_count == 0:
+        return out_MQV
+    _check(query_MQD, key_NSHD, value_NSHD)
+    group = Q // H
+    launch = _launch(
+        num_tokens=M,
+        num_segments=num_segments,
+        max_count=spans.max_count,
+        max_keys=spans.max_keys,
+        heads=(H, group),
+        window=window,
+        rows=tile_rows(query_MQD.dtype, M * group, num_segments, spans.max_count * group, is_invariant=is_invariant),
+        partial_bytes=M * Q * (V + 2) * (8 if query_MQD.dtype == torch.float64 else 4),
+        num_processors=_num_processors(query_MQD.device),
+        num_programs=num_programs,
+    )
+    sums = torch.float64 if query_MQD.dtype == torch.float64 else torch.float32
+    num_partials = launch.num_splits if launch.num_programs > 1 else 0
+    sum_MQSV = query_MQD.new_empty(M, Q, num_partials, V, dtype=sums)
+    top_MQS, total_MQS = query_MQD.new_empty(2, M, Q, num_partials, dtype=sums)
+    widths = {"V": V, "BLOCK_V": max(16, triton.next_power_of_2(V))}
+    common = {"Q": Q, "SPLIT": SPLIT, "WINDOW": window or 0, "SUMS": _SUMS[sums]} | widths
+    with torch.cuda.device_of(query_MQD):  # type: ignore[no-untyped-call]
+        attend_kernel[(launch.num_tiles, H, launch.num_programs)](
+            out_MQV, sum_MQSV, top_MQS, total_MQS, query_MQD, key_NSHD, value_NSHD,
+            spans.first_R, spans.count_R, spans.start_R, spans.table_RW,
+            query_MQD.stride(0), query_MQD.stride(1), *key_NSHD.stride()[:3], *value_NSHD.stride()[:3],
+            spans.table_RW.stride(0), num_segments, launch.tiles_per_segment, launch.num_programs, launch.num_splits,
+            GROUP=group, D=D, BLOCK_D=max(16, triton.next_power_of_2(D)), PAGE=page_size,
+            SCALING=float(scaling), SOFTCAP=float(softcap or 0.0), IS_FP8=key_NSHD.dtype.itemsize == 1,
+            WIDTH=FIND_WIDTH, **common, **tile_options(query_MQD.dtype, max(D, V), launch.rows),
+        )  # fmt: skip
+        if launch.num_programs > 1:
+            merge_kernel[(num_segments * spans.max_count, triton.cdiv(Q, MERGE_HEADS))](
+                out_MQV, sum_MQSV, top_MQS, total_MQS, spans.first_R, spans.count_R, spans.start_R,
+                spans.max_count, launch.num_splits, HEADS=MERGE_HEADS, UNROLL=MERGE_UNROLL, num_warps=2,
+                enable_fp_fusion=False, **common,
+            )  # fmt: skip
+    return out_MQV
+
+
+_SUMS = {torch.float32: tl.float32, torch.float64: tl.float64}
+
+
+def tile_rows(dtype: torch.dtype, num_rows: int, num_segments: int, max_rows: int, *, is_invariant: bool) -> int:
+    """Rows of a tile for segments of at most ``max_rows`` rows, ``num_rows`` in all; a row is a query's head.
+
+    Wide types have no matrix instruction that is exact: their tiles are small, always the same, and computed by fma.
+    """
+    if dtype.itemsize > 2:
+        return 16
+    if is_invariant:
+        return _INVARIANT_ROWS
+    if num_rows >= 128 * num_segments:
+        return 128
+    return next((rows for rows in (16, 32) if max_rows <= rows), 64)
+
+
+def tile_options(dtype: torch.dtype, width: int, rows: int) -> dict[str, object]:
+    """Compile options of the tile: they follow from the types and the shape, so that equal shapes give equal bits."""
+    block: dict[str, object]
+    if dtype.itemsize > 2:
+        block = {"BLOCK_N": 32 if dtype == torch.float32 else 16, "num_stages": 2, "PRECISION": "ieee"}
+    else:
+        block = {"BLOCK_N": 64 if width <= 128 else 32, "num_stages": 4 if rows < 64 else 3, "PRECISION": "tf32"}
+    num_warps = 8 if rows > 64 or (rows == 64 and width > 128) else 4
+    # Multiply-adds only where they are written: not where a compiler finds some, in one program and not in the next.
+    return block | {"BLOCK_M": rows, "num_warps": num_warps, "enable_fp_fusion": False}
+
+
+def _launch(
+    *,
+    num_tokens: int,
+    num_segments: int,
+    max_count: int,
+    max_keys: int,
+    heads: tuple[int, int],
+    window: int | None,
+    rows: int,
+    partial_bytes: int,
+    num_processors: int,
+    num_programs: int | None,
+) -> Launch:
+    """Decide the shape of the launch; ``heads`` are key-value heads and their group, ``partial_bytes`` of one split."""
+    H, group = heads
+    tiles_per_segment = -(-max_count * group // rows)
+    num_tiles = num_segments * tiles_per_segment
+    # A segment's last tile is not full, so counting off needs at most one tile more for each.
+    counted = num_tokens * group // rows + num_segments
+    is_counted = counted < num_tiles
+    num_splits = -(-max(max_keys, 1) // SPLIT)
+    if window is not None:  # the splits of a token lie side by side, so that these places are enough
+        num_splits = min(num_splits, (window + SPLIT - 2) // SPLIT + 1)
+    wanted = -(-_PROGRAMS_PER_PROCESSOR * num_processors // (min(counted, num_tiles) * H))
+    if num_splits * partial_bytes > MAX_PARTIAL_BYTES or is_counted:
+        wanted = 1
+    return Launch(
+        rows=rows,
+        num_tiles=counted if is_counted else num_tiles,
+        tiles_per_segment=0 if is_counted else tiles_per_segment,
+        num_programs=num_programs or max(1, min(wanted, num_splits)),
+        num_splits=num_splits,
+    )
+
+
+@functools.cache
+def _num_processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def _check(query_MQD: Tensor, key_NSHD: Tensor, value_NSHD: Tensor) -> None:
+    """State what the callers promise."""
+    page_size, H = key_NSHD.shape[1:3]
+    assert query_MQD.shape[1] % H == 0
+    assert query_MQD.shape[2] == key_NSHD.shape[3]
+    assert key_NSHD.shape[:3] == value_NSHD.shape[:3]
+    assert max(key_NSHD.shape[3], value_NSHD.shape[3]) <= 256
+    assert page_size >= 16
+    assert page_size & (page_size - 1) == 0, "the page size is a power of two"
+    assert query_MQD.stride(2) == key_NSHD.stride(3) == value_NSHD.stride(3) == 1
+    assert key_NSHD.dtype == value_NSHD.dtype
+    assert key_NSHD.dtype in (query_MQD.dtype, torch.float8_e4m3fn)

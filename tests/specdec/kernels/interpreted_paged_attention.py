@@ -1,0 +1,150 @@
+"""The kernel of paged attention in Triton's interpreter. ``test_paged_kernel.py`` runs this file in a process:
+
+TRITON_INTERPRET=1 python -m pytest tests/specdec/kernels/interpreted_paged_attention.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from paged_cases import Case, case
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+from specbatch.specdec.kernels import paged_attention as module
+from specbatch.specdec.kernels.paged_attention import SPLIT, paged_attention
+from specbatch.specdec.kernels.twin import paged_attention_twin
+
+assert os.environ.get("TRITON_INTERPRET") == "1"
+SCALING = 0.3
+TOLERANCES = {torch.float64: 1e-13, torch.float32: 3e-6, torch.float16: 3e-3}
+
+
+@pytest.fixture
+def _rows_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product that rounds a row the same wherever it stands, as matrix instructions do and BLAS does not."""
+
+    def create_dot(_: Any, a: TensorHandle, b: TensorHandle, d: TensorHandle, *__: Any) -> TensorHandle:
+        left, right = (operand.data.astype(d.data.dtype) for operand in (a, b))
+        return TensorHandle(np.add.reduce(left[:, :, None] * right[None], axis=1) + d.data, d.dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+
+
+def run(paged: Case, **options: Any) -> torch.Tensor:
+    return paged_attention(paged.query_MQD, paged.key_NSHD, paged.value_NSHD, paged.spans, scaling=SCALING, **options)
+
+
+def check(paged: Case, *, num_programs: int | None = None, is_invariant: bool = False, **options: Any) -> None:
+    out = run(paged, num_programs=num_programs, is_invariant=is_invariant, **options)
+    expected = paged_attention_twin(
+        paged.query_MQD, paged.key_NSHD, paged.value_NSHD, paged.spans, scaling=SCALING, **options
+    )
+    tolerance = TOLERANCES[out.dtype]
+    torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
+@pytest.mark.parametrize("num_programs", [1, 2])
+def test_ragged_rows(dtype: torch.dtype, num_programs: int) -> None:
+    check(
+        case([1, 0, 5, 2, 1], [SPLIT - 1, 3, SPLIT - 2, 0, 2 * SPLIT + 7], heads=(4, 1), dtype=dtype),
+        num_programs=num_programs,
+    )
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (8, 2), (7, 1)], ids=str)
+@pytest.mark.parametrize("widths", [(64, 64), (80, 80), (128, 16)], ids=str)
+def test_heads_and_widths(heads: tuple[int, int], widths: tuple[int, int]) -> None:
+    check(case([1, 3], [20, 9], heads=heads, widths=widths))
+
+
+@pytest.mark.parametrize("num_programs", [1, 3])
+@pytest.mark.parametrize(
+    "options", [{"window": 1}, {"window": 20}, {"window": SPLIT + 1}, {"softcap": 1.5}, {"window": 9, "softcap": 0.5}],
+    ids=str,
+)  # fmt: skip
+def test_windows_and_caps(options: dict[str, Any], num_programs: int) -> None:
+    check(case([1, 6], [2 * SPLIT + 40, SPLIT - 3], heads=(2, 1)), num_programs=num_programs, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_pools_of_8_bits(dtype: torch.dtype) -> None:
+    check(case([1, 3], [20, 9], dtype=dtype, pool=torch.float8_e4m3fn))
+
+
+@pytest.mark.parametrize("is_invariant", [False, True])
+def test_a_long_chunk_beside_short_segments(is_invariant: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = []
+    decide = module._launch
+    monkeypatch.setattr(module, "_launch", lambda **sizes: launches.append(decide(**sizes)) or launches[-1])
+    check(case([1, 0, 70, 1, 2, 3], [30, 0, 5, SPLIT + 2, 60, 0], dtype=torch.float16), is_invariant=is_invariant)
+    assert launches[0].tiles_per_segment == 0
+    assert launches[0].num_tiles < 6 * -(-70 * 2 // launches[0].rows)
+
+
+def test_more_segments_than_are_counted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIND_WIDTH", 4)
+    check(case([0, 1, 2, 0, 1, 18, 0, 0, 0, 40, 1], list(range(11)), heads=(1, 1), dtype=torch.float32))
+
+
+@pytest.mark.usefixtures("_rows_alike")
+@pytest.mark.parametrize(
+    ("dtype", "window"), [(torch.float16, None), (torch.float16, SPLIT - 40), (torch.float32, None)]
+)
+def test_a_querys_bits_depend_on_its_row_alone(dtype: torch.dtype, window: int | None) -> None:
+    """Among others or alone, in a chunk, a round or by itself, whatever the number of programs."""
+    paged = case([1, 24, 5], [SPLIT + 3, SPLIT - 4, 7], heads=(3, 1), dtype=dtype)
+    together = run(paged, window=window, is_invariant=True)[paged.segment(1)]
+    for num_programs in (1, 2):
+        alone = run(paged.part(1, 0, 24), window=window, is_invariant=True, num_programs=num_programs)
+        assert torch.equal(alone, together), num_programs
+    # Before the end of a split, at its last key, behind it; beside one another; at the end.
+    for skipped, count in ((0, 1), (3, 1), (4, 5), (23, 1)):
+        for num_programs in (1, 2):
+            part = run(paged.part(1, skipped, count), window=window, is_invariant=True, num_programs=num_programs)
+            assert torch.equal(part, together[skipped : skipped + count]), (skipped, count, num_programs)
+
+
+def test_bits_do_not_depend_on_the_hints() -> None:
+    """The host's bounds may be loose, as in a captured graph."""
+    paged = case([1, 2], [SPLIT + 3, 7], dtype=torch.float16)
+    loose = dataclasses.replace(paged, spans=dataclasses.replace(paged.spans, max_count=8, max_keys=9 * SPLIT))
+    for num_programs in (1, 4):
+        expected = run(paged, is_invariant=True, num_programs=num_programs)
+        assert torch.equal(run(loose, is_invariant=True, num_programs=num_programs), expected)
+
+
+def test_what_a_window_has_left_behind_is_not_read() -> None:
+    """Its pages may be another row's by then."""
+    paged = case([2], [SPLIT + 50])
+    window = 20
+    lowest = SPLIT + 50 - window + 1
+    for position in range(lowest):
+        page = int(paged.spans.table_RW[0, position // 16])
+        paged.key_NSHD[page, position % 16] = paged.value_NSHD[page, position % 16] = torch.nan
+    check(paged, window=window)
+    check(paged, window=window, num_programs=2)
+
+
+def test_a_token_in_no_segment_is_zero_and_a_row_that_is_no_number_stays_alone() -> None:
+    paged = case([1, 2], [5, 7])
+    paged.query_MQD[paged.segment(0)] = torch.nan
+    out = run(paged)
+    assert out[paged.segment(0)].isnan().all()
+    assert out[paged.segment(1)].isfinite().all()
+    assert not out[0].any()
+    assert not out[-1].any()
+
+
+def test_no_segment_at_all() -> None:
+    paged = case([1], [5])
+    nothing = paged.spans.count_R[:0]
+    spans = dataclasses.replace(
+        paged.spans, first_R=nothing, count_R=nothing, start_R=nothing, table_RW=paged.spans.table_RW[:0]
+    )
+    assert not run(dataclasses.replace(paged, spans=spans)).any()
