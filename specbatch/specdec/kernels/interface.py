@@ -14,14 +14,22 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from specbatch.specdec.attention import grouped_attention, refuse_what_is_not_computed, unsupported
+from specbatch.specdec.families import FAMILIES
 from specbatch.specdec.kernels import attend
 from specbatch.specdec.kernels.spans import Spans
 
 PAGED_ATTENTION_NAME = "specbatch_paged"
 
-NOT_PAGED = ("falcon", "gptj", "qwen2_moe")
-"""Families without it in transformers 5.23: the code of the first two takes no attention function, that of the third
-does not tell its function the window of a layer."""
+_KEEPS_ARGUMENTS = frozenset({"stablelm"})
+"""Families whose layers, in transformers 5.23, do not hand keyword arguments on to their attention."""
+
+
+def takes_pages(model_type: str) -> bool:
+    """Whether the modules of a supported family can run over pages: falcon's and gptj's take no attention function.
+
+    A model of the kind ``qwen2_moe`` with windows is refused when it runs; its layers do not tell theirs.
+    """
+    return FAMILIES[model_type].attention == "own" and model_type not in _KEEPS_ARGUMENTS
 
 
 def paged_interface(
@@ -54,12 +62,16 @@ def paged_interface(
         SpecbatchError: JOB_MODEL_UNSUPPORTED for an argument that is not computed here.
     """
     if specbatch_spans is None:
+        if key.shape[0] != query_1QMD.shape[0]:
+            raise unsupported(module, "pages and does not say where its tokens stand (specbatch_spans)")
         return grouped_attention(
             module, query_1QMD, key, value, attention_mask, scaling, softcap, sliding_window, **kwargs
         )
     refuse_what_is_not_computed(module, kwargs)
     if attention_mask is not None:
         raise unsupported(module, "a mask over pages")
+    if sliding_window is None and getattr(module, "sliding_window", None) is not None:
+        raise unsupported(module, f"a window of {module.sliding_window} keys that it does not tell its function")
     assert query_1QMD.shape[0] == 1, "the tokens of all rows are one flat row"
     out_MQD = attend(
         query_1QMD[0].transpose(0, 1),

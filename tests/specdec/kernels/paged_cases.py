@@ -37,7 +37,14 @@ class Case:
         spans = Spans(
             int32([0]), int32([count]), int32([start]), self.spans.table_RW[row : row + 1], count, start + count
         )
-        return replace(self, query_MQD=self.query_MQD[first : first + count], spans=spans)
+        device = self.query_MQD.device.type
+        return replace(self, query_MQD=self.query_MQD[first : first + count], spans=spans).to(device)
+
+    def to(self, device: str) -> Case:
+        spans = self.spans
+        moved = (tensor.to(device) for tensor in (spans.first_R, spans.count_R, spans.start_R, spans.table_RW))
+        tensors = {name: getattr(self, name).to(device) for name in ("query_MQD", "key_NSHD", "value_NSHD")}
+        return replace(self, **tensors, spans=Spans(*moved, spans.max_count, spans.max_keys))
 
 
 def case(

@@ -1,4 +1,4 @@
-"""The kernel of paged attention without a GPU: run by Triton's interpreter, and compiled for one."""
+"""The kernel of paged attention: run by Triton's interpreter, compiled for a GPU without one, and run on one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 HERE = Path(__file__).parent
+CHECKS = ("-m", "pytest", "-p", "no:cacheprovider", str(HERE / "paged_kernel_checks.py"))
 
 
 def run(*arguments: str, **environment: str) -> str:
@@ -24,8 +26,13 @@ def run(*arguments: str, **environment: str) -> str:
 
 @pytest.mark.slow
 def test_the_kernel_in_the_interpreter() -> None:
-    file = HERE / "interpreted_paged_attention.py"
-    assert " passed" in run("-m", "pytest", "-p", "no:cacheprovider", str(file), TRITON_INTERPRET="1")
+    assert " passed" in run(*CHECKS, TRITON_INTERPRET="1")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_kernel_on_a_gpu() -> None:
+    assert " passed" in run(*CHECKS, TRITON_INTERPRET="0")
 
 
 @pytest.mark.slow

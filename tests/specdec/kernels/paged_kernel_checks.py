@@ -1,6 +1,8 @@
-"""The kernel of paged attention in Triton's interpreter. ``test_paged_kernel.py`` runs this file in a process:
+"""What the kernel of paged attention must do, in Triton's interpreter or on a GPU.
 
-TRITON_INTERPRET=1 python -m pytest tests/specdec/kernels/interpreted_paged_attention.py
+``test_paged_kernel.py`` runs this file, each way in a process of its own. By hand, with TRITON_INTERPRET=1 or 0:
+
+    TRITON_INTERPRET=1 python -m pytest tests/specdec/kernels/paged_kernel_checks.py
 """
 
 from __future__ import annotations
@@ -12,27 +14,37 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from paged_cases import Case, case
+from paged_cases import Case
+from paged_cases import case as case_on_cpu
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from specbatch.specdec.kernels import paged_attention as module
 from specbatch.specdec.kernels.paged_attention import SPLIT, paged_attention
 from specbatch.specdec.kernels.twin import paged_attention_twin
 
-assert os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+IS_GPU = DEVICE == "cuda"
 SCALING = 0.3
 TOLERANCES = {torch.float64: 1e-13, torch.float32: 3e-6, torch.float16: 3e-3}
+if IS_GPU:  # the interpreter multiplies the bits of bfloat16 as whole numbers
+    TOLERANCES[torch.bfloat16] = 2e-2
 
 
 @pytest.fixture
 def _rows_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A product that rounds a row the same wherever it stands, as matrix instructions do and BLAS does not."""
+    """In the interpreter a product that rounds a row alike wherever it stands; its own, by BLAS, does not."""
+    if IS_GPU:
+        return
 
     def create_dot(_: Any, a: TensorHandle, b: TensorHandle, d: TensorHandle, *__: Any) -> TensorHandle:
         left, right = (operand.data.astype(d.data.dtype) for operand in (a, b))
         return TensorHandle(np.add.reduce(left[:, :, None] * right[None], axis=1) + d.data, d.dtype.scalar)
 
     monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+
+
+def case(*counts_and_starts: list[int], **options: Any) -> Case:
+    return case_on_cpu(*counts_and_starts, **options).to(DEVICE)
 
 
 def run(paged: Case, **options: Any) -> torch.Tensor:
@@ -57,15 +69,16 @@ def test_ragged_rows(dtype: torch.dtype, num_programs: int) -> None:
     )
 
 
-@pytest.mark.parametrize("heads", [(1, 1), (8, 2), (7, 1)], ids=str)
-@pytest.mark.parametrize("widths", [(64, 64), (80, 80), (128, 16)], ids=str)
+@pytest.mark.parametrize(
+    ("heads", "widths"), [((1, 1), (64, 64)), ((8, 2), (80, 80)), ((7, 1), (128, 16)), ((14, 2), (16, 128))], ids=str
+)
 def test_heads_and_widths(heads: tuple[int, int], widths: tuple[int, int]) -> None:
     check(case([1, 3], [20, 9], heads=heads, widths=widths))
 
 
 @pytest.mark.parametrize("num_programs", [1, 3])
 @pytest.mark.parametrize(
-    "options", [{"window": 1}, {"window": 20}, {"window": SPLIT + 1}, {"softcap": 1.5}, {"window": 9, "softcap": 0.5}],
+    "options", [{"window": 1}, {"window": SPLIT + 1}, {"softcap": 1.5}, {"window": 9, "softcap": 0.5}],
     ids=str,
 )  # fmt: skip
 def test_windows_and_caps(options: dict[str, Any], num_programs: int) -> None:
@@ -92,22 +105,33 @@ def test_more_segments_than_are_counted_at_once(monkeypatch: pytest.MonkeyPatch)
     check(case([0, 1, 2, 0, 1, 18, 0, 0, 0, 40, 1], list(range(11)), heads=(1, 1), dtype=torch.float32))
 
 
+_HALF = torch.bfloat16 if IS_GPU else torch.float16
+
+
 @pytest.mark.usefixtures("_rows_alike")
 @pytest.mark.parametrize(
-    ("dtype", "window"), [(torch.float16, None), (torch.float16, SPLIT - 40), (torch.float32, None)]
+    ("dtype", "pool", "width", "window"),
+    [
+        (_HALF, None, 16, None),
+        (_HALF, None, 16, SPLIT - 40),
+        (torch.float32, None, 16, None),
+        *[(_HALF, pool, width, None) for pool in (None, torch.float8_e4m3fn) for width in (64, 128, 256) if IS_GPU],
+    ],
+    ids=str,
 )
-def test_a_querys_bits_depend_on_its_row_alone(dtype: torch.dtype, window: int | None) -> None:
+def test_a_querys_bits_depend_on_its_row_alone(
+    dtype: torch.dtype, pool: torch.dtype | None, width: int, window: int | None
+) -> None:
     """Among others or alone, in a chunk, a round or by itself, whatever the number of programs."""
-    paged = case([1, 24, 5], [SPLIT + 3, SPLIT - 4, 7], heads=(3, 1), dtype=dtype)
+    paged = case([1, 24, 5], [SPLIT + 3, SPLIT - 4, 7], heads=(3, 1), widths=(width, width), dtype=dtype, pool=pool)
     together = run(paged, window=window, is_invariant=True)[paged.segment(1)]
     for num_programs in (1, 2):
         alone = run(paged.part(1, 0, 24), window=window, is_invariant=True, num_programs=num_programs)
         assert torch.equal(alone, together), num_programs
     # Before the end of a split, at its last key, behind it; beside one another; at the end.
     for skipped, count in ((0, 1), (3, 1), (4, 5), (23, 1)):
-        for num_programs in (1, 2):
-            part = run(paged.part(1, skipped, count), window=window, is_invariant=True, num_programs=num_programs)
-            assert torch.equal(part, together[skipped : skipped + count]), (skipped, count, num_programs)
+        part = run(paged.part(1, skipped, count), window=window, is_invariant=True, num_programs=1 + skipped % 2)
+        assert torch.equal(part, together[skipped : skipped + count]), (skipped, count)
 
 
 def test_bits_do_not_depend_on_the_hints() -> None:
@@ -141,6 +165,13 @@ def test_a_token_in_no_segment_is_zero_and_a_row_that_is_no_number_stays_alone()
     assert not out[-1].any()
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
+def test_an_invariant_tile_has_one_shape(dtype: torch.dtype) -> None:
+    """The interpreter rounds all shapes alike, and would not tell."""
+    sizes = [(4, 1, 4), (2048, 1, 2048), (2304, 257, 2048), (160, 32, 5)]
+    assert len({module.tile_rows(dtype, *size, is_invariant=True) for size in sizes}) == 1
+
+
 def test_no_segment_at_all() -> None:
     paged = case([1], [5])
     nothing = paged.spans.count_R[:0]
@@ -148,3 +179,18 @@ def test_no_segment_at_all() -> None:
         paged.spans, first_R=nothing, count_R=nothing, start_R=nothing, table_RW=paged.spans.table_RW[:0]
     )
     assert not run(dataclasses.replace(paged, spans=spans)).any()
+
+
+@pytest.mark.skipif(not IS_GPU, reason="graphs are captured on a GPU")
+@pytest.mark.parametrize("num_programs", [1, 3])
+def test_a_captured_launch_computes_what_its_tensors_hold_by_then(num_programs: int) -> None:
+    paged = case([1, 5, 2], [SPLIT + 3, 3 * SPLIT, 7], dtype=torch.bfloat16)
+    expected = run(paged, num_programs=num_programs)  # compiles as well
+    kept = paged.query_MQD.clone()
+    paged.query_MQD.zero_()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run(paged, num_programs=num_programs)
+    paged.query_MQD.copy_(kept)
+    graph.replay()
+    assert torch.equal(out, expected)
