@@ -102,7 +102,14 @@ def paged_attention(
         max_keys=spans.max_keys,
         heads=(H, group),
         window=window,
-        rows=tile_rows(query_MQD.dtype, M * group, num_segments, spans.max_count * group, is_invariant=is_invariant),
+        rows=tile_rows(
+            query_MQD.dtype,
+            max(D, V),
+            num_rows=M * group,
+            num_segments=num_segments,
+            max_rows=spans.max_count * group,
+            is_invariant=is_invariant,
+        ),
         partial_bytes=M * Q * (V + 2) * (8 if query_MQD.dtype == torch.float64 else 4),
         num_processors=_num_processors(query_MQD.device),
         num_programs=num_programs,
@@ -135,7 +142,9 @@ def paged_attention(
 _SUMS = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
-def tile_rows(dtype: torch.dtype, num_rows: int, num_segments: int, max_rows: int, *, is_invariant: bool) -> int:
+def tile_rows(
+    dtype: torch.dtype, width: int, *, num_rows: int, num_segments: int, max_rows: int, is_invariant: bool
+) -> int:
     """Rows of a tile for segments of at most ``max_rows`` rows, ``num_rows`` in all; a row is a query's head.
 
     Wide types have no matrix instruction that is exact: their tiles are small, always the same, and computed by fma.
@@ -144,7 +153,7 @@ def tile_rows(dtype: torch.dtype, num_rows: int, num_segments: int, max_rows: in
         return 16
     if is_invariant:
         return _INVARIANT_ROWS
-    if num_rows >= 128 * num_segments:
+    if num_rows >= 128 * num_segments and width <= 128:  # the sums of wider values do not fit the registers
         return 128
     return next((rows for rows in (16, 32) if max_rows <= rows), 64)
 

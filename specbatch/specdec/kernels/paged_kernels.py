@@ -51,7 +51,18 @@ def _find_tile(count_R, tile, num_segments, GROUP: tl.constexpr, BLOCK_M: tl.con
 
 
 # What changes from call to call is not specialized on: one binary for all, or equal bits would be a matter of luck.
-@triton.jit(do_not_specialize=["table_stride", "num_segments", "tiles_per_segment", "num_programs", "num_splits"])
+@triton.jit(
+    do_not_specialize=[
+        "query_token_stride",
+        "query_head_stride",
+        "table_stride",
+        "num_segments",
+        "tiles_per_segment",
+        "num_programs",
+        "num_splits",
+    ],
+    do_not_specialize_on_alignment=["query_MQD", "first_R", "count_R", "start_R", "table_RW"],
+)
 def attend_kernel(
     out_MQV,
     sum_MQSV,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -10,6 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
+]
 HERE = Path(__file__).parent
 CHECKS = ("-m", "pytest", "-p", "no:cacheprovider", str(HERE / "paged_kernel_checks.py"))
 
@@ -24,18 +29,15 @@ def run(*arguments: str, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
 def test_the_kernel_in_the_interpreter() -> None:
     assert " passed" in run(*CHECKS, TRITON_INTERPRET="1")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_kernel_on_a_gpu() -> None:
     assert " passed" in run(*CHECKS, TRITON_INTERPRET="0")
 
 
-@pytest.mark.slow
 def test_the_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
     out = run(str(HERE / "compile_paged_attention.py"), TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
     assert out.splitlines()[-1] == "compiled"
