@@ -10,6 +10,7 @@ B rows and T queries of an attention group, P positions, N kept tokens, V vocabu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,10 @@ from specbatch.specdec import families
 from specbatch.specdec.attention import visibility_mask
 from specbatch.specdec.feed import Feed, Group, IntArray, Padded
 from specbatch.specdec.lean_memory import LeanMemory
-from specbatch.specdec.packing import Product
+from specbatch.specdec.packing import Product, RowProduct
 from specbatch.specdec.threads import single_threaded
+
+ProductMaker = Callable[[Tensor, Tensor | None], RowProduct]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,36 +33,42 @@ class LeanLayer:
     """One layer's weights, fused; plain values, because finding things in modules takes as long as a small product."""
 
     input_norm: Tensor
-    qkv: Product
+    qkv: RowProduct
     query_norm: Tensor | None
     key_norm: Tensor | None
-    out: Product
+    out: RowProduct
     mlp_norm: Tensor
-    gate_up: Product
-    down: Product
+    gate_up: RowProduct
+    down: RowProduct
     scaling: float
     window: int | None
 
     @staticmethod
-    def of(layer: Any, window: int | None) -> LeanLayer:
+    def of(layer: Any, window: int | None, make_product: ProductMaker) -> LeanLayer:
         """Take the weights of a module of the Llama family."""
+
+        def fused(*linears: nn.Linear) -> RowProduct:
+            """One product for several over the same input."""
+            bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
+            return make_product(torch.cat([linear.weight for linear in linears]), bias)
+
         attention, mlp = layer.self_attn, layer.mlp
         query_norm, key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
         return LeanLayer(
             input_norm=layer.input_layernorm.weight,
-            qkv=_fused(attention.q_proj, attention.k_proj, attention.v_proj),
+            qkv=fused(attention.q_proj, attention.k_proj, attention.v_proj),
             query_norm=None if query_norm is None else query_norm.weight,
             key_norm=None if key_norm is None else key_norm.weight,
-            out=_fused(attention.o_proj),
+            out=fused(attention.o_proj),
             mlp_norm=layer.post_attention_layernorm.weight,
-            gate_up=_fused(mlp.gate_proj, mlp.up_proj),
-            down=_fused(mlp.down_proj),
+            gate_up=fused(mlp.gate_proj, mlp.up_proj),
+            down=fused(mlp.down_proj),
             scaling=float(attention.scaling),
             window=window,
         )
 
     @property
-    def products(self) -> tuple[Product, ...]:
+    def products(self) -> tuple[RowProduct, ...]:
         """The layer's matrix products."""
         return (self.qkv, self.out, self.gate_up, self.down)
 
@@ -90,15 +99,24 @@ class LeanDecoder:
         is_by_layer = families.FAMILIES[config.model_type].windows == "by_layer"
         kinds = config.layer_types if is_by_layer else ["full_attention"] * config.num_hidden_layers
         self.layers = [
-            LeanLayer.of(layer, windows[kind]) for layer, kind in zip(model.model.layers, kinds, strict=True)
+            LeanLayer.of(layer, windows[kind], self.make_product)
+            for layer, kind in zip(model.model.layers, kinds, strict=True)
         ]
         self.norm, self.epsilon = model.model.norm.weight, float(config.rms_norm_eps)
-        self.head = Product(model.get_output_embeddings().weight[:vocab_size], None)
+        self.head = self.make_product(model.get_output_embeddings().weight[:vocab_size], None)
         self.num_heads = int(config.num_attention_heads)
         self.num_kv_heads = int(config.num_key_value_heads)
         self.head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         self.rotary = model.model.rotary_emb
         self.cache = self.make_memory(num_slots, max_positions)
+
+    def make_product(self, weight_OI: Tensor, bias_O: Tensor | None) -> RowProduct:
+        """A matrix product of this model."""
+        return Product(weight_OI, bias_O)
+
+    def as_stored(self, states: Tensor) -> Tensor:
+        """Keys or values as they come back from memory."""
+        return states
 
     def make_memory(self, num_slots: int, max_positions: int) -> Any:
         """Keys and values of so many rows."""
@@ -124,7 +142,7 @@ class LeanDecoder:
         return int(self.embedding.nbytes + products + sum(norm.nbytes for norm in norms))
 
     @property
-    def products(self) -> tuple[Product, ...]:
+    def products(self) -> tuple[RowProduct, ...]:
         """All matrix products of a forward, in order."""
         return (*(product for layer in self.layers for product in layer.products), self.head)
 
@@ -163,7 +181,8 @@ class LeanDecoder:
             for layer in self.layers:
                 query_MQD, key_MHD, value_MHD = self._project(layer, x_ME, cos_M1D, sin_M1D)
                 mask = visibility_mask(position_T.unsqueeze(0), T, self.dtype, layer.window)
-                keys, values = (states.transpose(0, 1).unsqueeze(0) for states in (key_MHD, value_MHD))
+                stored = (self.as_stored(states) for states in (key_MHD, value_MHD))
+                keys, values = (states.transpose(0, 1).unsqueeze(0) for states in stored)
                 out_ME = self._attention(layer, query_MQD.unsqueeze(0), keys, values, mask)[0]
                 x_ME = self._finish(layer, x_ME, out_ME)
             return self._logits(x_ME[-1:])[0]
@@ -235,9 +254,3 @@ class LeanDecoder:
     def _logits(self, x_NE: Tensor) -> Tensor:
         logits_NV: Tensor = self.head(functional.rms_norm(x_NE, x_NE.shape[-1:], self.norm, self.epsilon))
         return logits_NV
-
-
-def _fused(*linears: nn.Linear) -> Product:
-    """One product for several over the same input."""
-    bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
-    return Product(torch.cat([linear.weight for linear in linears]), bias)

@@ -16,8 +16,12 @@ from torch.nn import functional
 
 from specbatch.specdec.feed import Feed, IntArray
 from specbatch.specdec.kernels import attend
+from specbatch.specdec.kernels.invariant import InvariantProduct
+from specbatch.specdec.kernels.layer import add_rms_norm, rotate_and_write, silu_mul
+from specbatch.specdec.kernels.layer_twin import rounded_as
 from specbatch.specdec.kernels.spans import Spans
 from specbatch.specdec.lean import LeanDecoder
+from specbatch.specdec.packing import Product, RowProduct
 from specbatch.specdec.paged_memory import PagedMemory, Pages
 
 
@@ -26,18 +30,45 @@ class PagedLeanDecoder(LeanDecoder):
 
     Args:
         model: as for ``LeanDecoder``. pages: the table that it shares with the other model of the pair.
+        kv_dtype: what keys and values are kept in; the model's own type if None.
+        is_invariant: compute every token with the same bits, whatever is computed beside it: products, norms and
+            attention that do not know the number of tokens.
     """
 
     cache: PagedMemory
 
-    def __init__(self, model: Any, *, pages: Pages, context_length: int, vocab_size: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        pages: Pages,
+        context_length: int,
+        vocab_size: int,
+        kv_dtype: torch.dtype | None = None,
+        is_invariant: bool = False,
+    ) -> None:
         self._pages = pages
+        self._kv_dtype = kv_dtype
+        self._is_invariant = is_invariant
         super().__init__(model, num_slots=0, max_positions=0, context_length=context_length, vocab_size=vocab_size)
+
+    @property
+    def is_invariant(self) -> bool:
+        """Whether a token's logits have the same bits whatever is computed beside it."""
+        return self._is_invariant
+
+    def make_product(self, weight_OI: Tensor, bias_O: Tensor | None) -> RowProduct:
+        """Of the kind that the promise asks for."""
+        return InvariantProduct(weight_OI, bias_O) if self._is_invariant else Product(weight_OI, bias_O)
 
     def make_memory(self, num_slots: int, max_positions: int) -> PagedMemory:
         """The pool of this model."""
         heads = (self.num_kv_heads, self.head_dim)
-        return PagedMemory(self._pages, len(self.layers), heads, self.dtype, self.device)
+        return PagedMemory(self._pages, len(self.layers), heads, self._kv_dtype or self.dtype, self.device)
+
+    def as_stored(self, states: Tensor) -> Tensor:
+        """Keys or values as they come back from the pool, whose type may be coarser."""
+        return rounded_as(states, self._kv_dtype or self.dtype)
 
     @torch.inference_mode()
     def run(self, feed: Feed, keep_N: IntArray | None) -> Tensor:
@@ -60,15 +91,38 @@ class PagedLeanDecoder(LeanDecoder):
         """
         x_ME = functional.embedding(token_M, self.embedding)
         cos_M1D, sin_M1D = self._rotary(x_ME, position_M.clamp(max=self.context_length - 1))
+        cos_MD, sin_MD = cos_M1D.squeeze(1), sin_M1D.squeeze(1)
+        delta_ME: Tensor | None = None
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
-            query_MQD, key_MHD, value_MHD = self._project(layer, x_ME, cos_M1D, sin_M1D)
             keys, values = self.cache.keys[number], self.cache.values[number]
-            keys.flatten(0, 1).index_copy_(0, place_M, key_MHD)
-            values.flatten(0, 1).index_copy_(0, place_M, value_MHD)
-            out_ME = attend(query_MQD, keys, values, spans, scaling=layer.scaling, window=layer.window).flatten(1)
+            x_ME, normed_ME = add_rms_norm(x_ME, delta_ME, layer.input_norm, self.epsilon)
+            query_MQD = rotate_and_write(
+                layer.qkv(normed_ME),
+                cos_MD,
+                sin_MD,
+                keys,
+                values,
+                place_M,
+                self.num_heads,
+                self.num_kv_heads,
+                layer.query_norm,
+                layer.key_norm,
+                self.epsilon,
+            )
+            out_ME = attend(
+                query_MQD,
+                keys,
+                values,
+                spans,
+                scaling=layer.scaling,
+                window=layer.window,
+                is_invariant=self._is_invariant,
+            ).flatten(1)
             if number == last and index_N is not None:
                 # Behind the last layer's attention only the kept tokens are worth computing.
                 x_ME, out_ME = x_ME[index_N], out_ME[index_N]
-            x_ME = self._finish(layer, x_ME, out_ME)
-        return self._logits(x_ME)
+            x_ME, normed_ME = add_rms_norm(x_ME, layer.out(out_ME), layer.mlp_norm, self.epsilon)
+            delta_ME = layer.down(silu_mul(layer.gate_up(normed_ME)))
+        logits_NV: Tensor = self.head(add_rms_norm(x_ME, delta_ME, self.norm, self.epsilon)[1])
+        return logits_NV

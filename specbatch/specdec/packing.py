@@ -9,7 +9,7 @@ Shape letters: M rows, I inputs, O outputs.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,17 @@ class PackedLinear(nn.Module):
         rows = x.reshape(-1, self.in_features)
         out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._packed, self._bias, "none", [], "")
         return out.view(*x.shape[:-1], self.out_features)
+
+
+class RowProduct(Protocol):
+    """x W^T + b for flat rows [M, I] to [M, O]; ``weight`` is [O, I], None where it cannot be read back."""
+
+    weight: Tensor | None
+    num_bytes: int
+    in_features: int
+    out_features: int
+
+    def __call__(self, x_MI: Tensor) -> Tensor: ...
 
 
 class Product:

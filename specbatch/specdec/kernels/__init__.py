@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.specdec.kernels.spans import Spans
+from specbatch.specdec.kernels.spans import Spans, by_token
 from specbatch.specdec.kernels.twin import paged_attention_twin
 
 
@@ -25,12 +25,13 @@ def attend(
 ) -> Tensor:
     """``paged_attention`` where the tensors are on a GPU, its twin elsewhere.
 
-    The twin computes every segment alone, so that ``is_invariant`` is no question there.
+    The twin computes every segment alone; with ``is_invariant`` every token, because the number of queries shapes sums.
 
     Raises:
         SpecbatchError: JOB_VERSION_SKEW on a GPU without Triton.
     """
     if not query_MQD.is_cuda:
+        spans = by_token(spans) if is_invariant else spans
         return paged_attention_twin(
             query_MQD, key_NSHD, value_NSHD, spans, scaling=scaling, window=window, softcap=softcap
         )

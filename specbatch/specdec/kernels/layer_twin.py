@@ -49,6 +49,16 @@ def rotate_and_write_twin(
     return rotated[:, :Q]
 
 
+def rounded_as(states: Tensor, dtype: torch.dtype) -> Tensor:
+    """States as they come back from a pool of another type; what an 8-bit float cannot hold is cut to its largest."""
+    if dtype == states.dtype:
+        return states
+    if dtype.itemsize == 1:
+        largest = torch.finfo(dtype).max
+        states = states.clamp(-largest, largest)
+    return states.to(dtype).to(states.dtype)
+
+
 def silu_mul_twin(gate_up_MI: Tensor) -> Tensor:
     """See ``layer.silu_mul``."""
     gate, up = gate_up_MI.chunk(2, dim=-1)

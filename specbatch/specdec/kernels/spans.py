@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 SCRATCH_PAGE = 0
@@ -38,3 +39,18 @@ class Spans:
     table_RW: Tensor
     max_count: int
     max_keys: int
+
+
+def by_token(spans: Spans) -> Spans:
+    """The same tokens as segments of one token each; asks the device how many there are."""
+    count_R = spans.count_R.to(torch.int64)
+    row_M = torch.repeat_interleave(torch.arange(len(count_R), device=count_R.device), count_R)
+    place_M = torch.arange(len(row_M), device=count_R.device) - (count_R.cumsum(0) - count_R)[row_M]
+    return Spans(
+        first_R=spans.first_R[row_M] + place_M.to(torch.int32),
+        count_R=torch.ones_like(spans.first_R[row_M]),
+        start_R=spans.start_R[row_M] + place_M.to(torch.int32),
+        table_RW=spans.table_RW[row_M],
+        max_count=1,
+        max_keys=spans.max_keys,
+    )
