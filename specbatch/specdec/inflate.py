@@ -5,7 +5,8 @@ inflated copy has the shape and the cost of a larger model and the same function
 
 - width: the residual stream is padded with zeros; norms average over more entries, so their weights and their epsilon
   are scaled to give the same result;
-- heads, MLP columns and layers are added whose output projections are zero.
+- heads, MLP columns and layers are added whose output projections are zero; groups of query heads may grow too;
+- heads are widened by entries whose keys are zero, old entries placed where rotation turns them as before.
 
 Every zero is filled with noise of 1e-9, so that no runtime can notice and skip it.
 
@@ -21,8 +22,8 @@ import json
 import math
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,11 @@ class Shape:
     kv_heads: int
     head_dim: int
     vocab: int
+
+    @property
+    def group(self) -> int:
+        """Query heads of one key-value head."""
+        return self.heads // self.kv_heads
 
     @property
     def parameters(self) -> int:
@@ -84,12 +90,11 @@ def shape_for(base: Shape, parameters: int) -> Shape:
     Depth is about width / 64 and the MLP 2 to 6 times as wide as the model. The group size of the heads, the head width
     and the vocabulary stay.
     """
-    group = base.heads // base.kv_heads
     best = base
-    for hidden in range(base.hidden, 16385, base.head_dim * group):
+    for hidden in range(base.hidden, 16385, base.head_dim * base.group):
         heads = hidden // base.head_dim
         layers = max(base.layers, round(hidden / 64))
-        narrow = Shape(hidden, 0, layers, heads, heads // group, base.head_dim, base.vocab)
+        narrow = Shape(hidden, 0, layers, heads, heads // base.group, base.head_dim, base.vocab)
         wanted = (parameters - narrow.parameters) / (3 * hidden * layers)
         intermediate = round(min(max(wanted, 2 * hidden), 6 * hidden) / 64) * 64
         shape = replace(narrow, intermediate=max(intermediate, base.intermediate))
@@ -98,67 +103,32 @@ def shape_for(base: Shape, parameters: int) -> Shape:
     return best
 
 
-def inflate_state(state: dict[str, Tensor], base: Shape, goal: Shape, seed: int = 0) -> dict[str, Tensor]:
-    """Weights of the larger model, float32.
+def check_growth(config: dict[str, Any], base: Shape, goal: Shape) -> None:
+    """Whether a model can be grown to a shape.
 
-    Args:
-        state: weights of the small one, named as ``transformers`` does.
+    Raises:
+        SpecbatchError: JOB_MODEL_UNSUPPORTED; something would have to shrink, or heads be widened to no multiple.
     """
-    generator = torch.Generator().manual_seed(seed)
-
-    def widen(small: Tensor | None, rows: int, columns: int, std: float) -> Tensor:
-        """Put a matrix into the upper left of a larger one filled with noise."""
-        big = torch.empty(rows, columns).normal_(std=std, generator=generator)
-        if small is not None:
-            big[: small.shape[0], : small.shape[1]] = small.float()
-        return big
-
-    # What reads the stream may hold anything where it is new: its new columns read zeros, and behind its new rows
-    # stands a projection that is zero there. What writes to the stream must be zero where it is new.
-    grow = partial(widen, std=_FILL_STD)
-    project = partial(widen, std=ZERO_NOISE)
-
-    def norm(small: Tensor | None) -> Tensor:
-        weight = torch.ones(goal.hidden)
-        if small is not None:
-            weight[: base.hidden] = small.float() * math.sqrt(base.hidden / goal.hidden)
-        return weight
-
-    q_rows, kv_rows = goal.heads * goal.head_dim, goal.kv_heads * goal.head_dim
-    out = {
-        "model.embed_tokens.weight": project(state["model.embed_tokens.weight"], goal.vocab, goal.hidden),
-        "model.norm.weight": norm(state["model.norm.weight"]),
-    }
-    for layer in range(goal.layers):
-        prefix = f"model.layers.{layer}."
-        small = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        new = {
-            "self_attn.q_proj.weight": grow(small.get("self_attn.q_proj.weight"), q_rows, goal.hidden),
-            "self_attn.k_proj.weight": grow(small.get("self_attn.k_proj.weight"), kv_rows, goal.hidden),
-            "self_attn.v_proj.weight": grow(small.get("self_attn.v_proj.weight"), kv_rows, goal.hidden),
-            "self_attn.o_proj.weight": project(small.get("self_attn.o_proj.weight"), goal.hidden, q_rows),
-            "mlp.gate_proj.weight": grow(small.get("mlp.gate_proj.weight"), goal.intermediate, goal.hidden),
-            "mlp.up_proj.weight": grow(small.get("mlp.up_proj.weight"), goal.intermediate, goal.hidden),
-            "mlp.down_proj.weight": project(small.get("mlp.down_proj.weight"), goal.hidden, goal.intermediate),
-            "input_layernorm.weight": norm(small.get("input_layernorm.weight")),
-            "post_attention_layernorm.weight": norm(small.get("post_attention_layernorm.weight")),
-        }
-        out |= {prefix + name: weight for name, weight in new.items()}
-    return out
+    sizes = ("hidden", "intermediate", "layers", "kv_heads", "group", "head_dim")
+    smaller = [name for name in sizes if getattr(goal, name) < getattr(base, name)]
+    if smaller or goal.vocab != base.vocab:
+        raise SpecbatchError(
+            ErrorCode.JOB_MODEL_UNSUPPORTED,
+            f"{base} cannot be inflated to {goal}: {smaller[0] if smaller else 'vocab'} must not "
+            + ("shrink" if smaller else "change"),
+        )
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if goal.head_dim % base.head_dim or (goal.head_dim > base.head_dim and rope.get("rope_type") != "default"):
+        raise SpecbatchError(
+            ErrorCode.JOB_MODEL_UNSUPPORTED,
+            f"heads of {base.head_dim} cannot be widened to {goal.head_dim}; that takes a multiple, and rotary "
+            "positions of the type 'default'",
+        )
 
 
-def inflate(source: str, out: Path, parameters: int) -> Shape:
-    """Write an inflated copy of a model folder in float32; returns its shape."""
-    folder = locate_model(source)
-    config = folder.config
-    base = shape_of(config)
-    goal = shape_for(base, parameters)
-    state: dict[str, Tensor] = {}
-    for path in sorted(folder.path.glob("*.safetensors")):
-        state |= load_file(path)
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(inflate_state(state, base, goal), out / "model.safetensors", metadata={"format": "pt"})
-    config |= {
+def inflated_config(config: dict[str, Any], base: Shape, goal: Shape, dtype: str = "float32") -> dict[str, Any]:
+    """The larger model's ``config.json``."""
+    return config | {
         "hidden_size": goal.hidden,
         "intermediate_size": goal.intermediate,
         "num_hidden_layers": goal.layers,
@@ -166,8 +136,116 @@ def inflate(source: str, out: Path, parameters: int) -> Shape:
         "num_key_value_heads": goal.kv_heads,
         "head_dim": goal.head_dim,
         "rms_norm_eps": config["rms_norm_eps"] * base.hidden / goal.hidden,
-        "dtype": "float32",
+        "dtype": dtype,
     }
+
+
+def weight_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Shapes of all weights, by the names that ``transformers`` gives them."""
+    q_rows, kv_rows = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    of_layer: dict[str, tuple[int, ...]] = {
+        "self_attn.q_proj.weight": (q_rows, shape.hidden),
+        "self_attn.k_proj.weight": (kv_rows, shape.hidden),
+        "self_attn.v_proj.weight": (kv_rows, shape.hidden),
+        "self_attn.o_proj.weight": (shape.hidden, q_rows),
+        "mlp.gate_proj.weight": (shape.intermediate, shape.hidden),
+        "mlp.up_proj.weight": (shape.intermediate, shape.hidden),
+        "mlp.down_proj.weight": (shape.hidden, shape.intermediate),
+        "input_layernorm.weight": (shape.hidden,),
+        "post_attention_layernorm.weight": (shape.hidden,),
+    }
+    layers = range(shape.layers)
+    return {
+        "model.embed_tokens.weight": (shape.vocab, shape.hidden),
+        "model.norm.weight": (shape.hidden,),
+    } | {f"model.layers.{layer}.{name}": size for layer in layers for name, size in of_layer.items()}
+
+
+@torch.no_grad()
+def fill_weight(
+    name: str, out: Tensor, state: Mapping[str, Tensor], base: Shape, goal: Shape, generator: torch.Generator
+) -> None:
+    """Write one weight of the larger model, of any dtype and wherever it lies.
+
+    Args:
+        out: written whole. state: weights of the small model. generator: on the device of ``out``.
+    """
+    small = state.get(name)
+    if name.endswith("norm.weight"):
+        out.fill_(1.0)
+        if small is not None:
+            out[: base.hidden] = (small.float() * math.sqrt(base.hidden / goal.hidden)).to(out)
+        return
+    # What reads the stream may hold anything where it is new: its new columns read zeros, and behind its new rows
+    # stands a projection that is zero there. What writes to the stream must be zero where it is new.
+    kind = name.split(".")[-2]
+    out.normal_(std=ZERO_NOISE if kind in ("embed_tokens", "o_proj", "down_proj") else _FILL_STD, generator=generator)
+    if small is None:
+        return
+    block = small.float()
+    rows, columns = torch.arange(block.shape[0]), torch.arange(block.shape[1])
+    if kind == "o_proj":
+        columns = _places(base, goal, is_query=True, is_rotated=False)
+    elif kind == "v_proj":
+        rows = _places(base, goal, is_query=False, is_rotated=False)
+    elif kind == "k_proj":
+        rows = _places(base, goal, is_query=False, is_rotated=True)
+        # A query's entries beyond the old ones may be anything only where the keys' are zero.
+        if goal.head_dim > base.head_dim:
+            out[: base.kv_heads * goal.head_dim].normal_(std=ZERO_NOISE, generator=generator)
+    elif kind == "q_proj":
+        rows = _places(base, goal, is_query=True, is_rotated=True)
+        block = block * math.sqrt(goal.head_dim / base.head_dim)  # wider heads divide their scores by more
+    rows, columns = rows.to(out.device), columns.to(out.device)
+    out[rows.unsqueeze(1), columns] = block.to(out)
+
+
+def _places(base: Shape, goal: Shape, *, is_query: bool, is_rotated: bool) -> Tensor:
+    """Where the entries of the small model's heads stand among the larger one's.
+
+    A query head stays with its key-value head though groups are larger. Rotation pairs entry i with entry i + D / 2 at
+    the frequency theta ** (-2 i / D): in a head r times as wide the same frequency is that of entry r * i.
+    """
+    width, half, ratio = base.head_dim, base.head_dim // 2, goal.head_dim // base.head_dim
+    entry = torch.arange(width)
+    if is_rotated:
+        entry = torch.where(entry < half, entry * ratio, goal.head_dim // 2 + (entry - half) * ratio)
+    head = torch.arange(base.heads if is_query else base.kv_heads)
+    if is_query:
+        head = head // base.group * goal.group + head % base.group
+    return (head.unsqueeze(1) * goal.head_dim + entry).flatten()
+
+
+def inflate_state(state: Mapping[str, Tensor], base: Shape, goal: Shape, seed: int = 0) -> dict[str, Tensor]:
+    """Weights of the larger model, float32.
+
+    Args:
+        state: weights of the small one, named as ``transformers`` does.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    out = {name: torch.empty(size) for name, size in weight_shapes(goal).items()}
+    for name, weight in out.items():
+        fill_weight(name, weight, state, base, goal, generator)
+    return out
+
+
+def load_state(folder: Path) -> dict[str, Tensor]:
+    """All weights of a model folder, as stored."""
+    state: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        state |= load_file(path)
+    return state
+
+
+def inflate(source: str, out: Path, parameters: int) -> Shape:
+    """Write an inflated copy of a model folder in float32; returns its shape."""
+    folder = locate_model(source)
+    base = shape_of(folder.config)
+    goal = shape_for(base, parameters)
+    out.mkdir(parents=True, exist_ok=True)
+    state = inflate_state(load_state(folder.path), base, goal)
+    save_file(state, out / "model.safetensors", metadata={"format": "pt"})
+    config = inflated_config(folder.config, base, goal)
     (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     for path in folder.path.glob("*.json"):
         if path.name != "config.json":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import decoder, tiny_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from specbatch.schemas.errors import SpecbatchError
 from specbatch.schemas.messages import RoundBlock
 from specbatch.specdec import Engine, SamplingParams, models, reference
 from specbatch.specdec.feed import GROUP_WIDTH, Layout
-from specbatch.specdec.inflate import inflate, main, shape_of
+from specbatch.specdec.inflate import (
+    Shape,
+    check_growth,
+    fill_weight,
+    inflate,
+    inflated_config,
+    load_state,
+    main,
+    shape_of,
+)
 from specbatch.specdec.lean_memory import LeanMemory
 from specbatch.specdec.prefill import CHUNK_TOKENS
 from specbatch.specdec.rounds import ROUNDS_PER_BLOCK, RoundLog, is_plain_sample
@@ -123,6 +133,58 @@ def test_inflation_keeps_the_function(tmp_path: Path) -> None:
     ids = torch.randint(3, 4096, (2, 50), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.allclose(small_model(ids).logits, big_model(ids).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("source", "goal"),
+    [
+        ("code-pair/target", Shape(512, 1024, 7, heads=16, kv_heads=4, head_dim=128, vocab=4096)),
+        ("code-pair/draft-taught", Shape(256, 512, 3, heads=16, kv_heads=8, head_dim=64, vocab=4096)),
+    ],
+)
+def test_wider_heads_and_larger_groups_keep_the_function(source: str, goal: Shape) -> None:
+    folder = models.locate_model(source)
+    base = shape_of(folder.config)
+    check_growth(folder.config, base, goal)
+    assert goal.group > base.group
+    assert goal.head_dim == 2 * base.head_dim
+    small = AutoModelForCausalLM.from_pretrained(folder.path, dtype=torch.float32).eval()
+    config = AutoConfig.for_model(**inflated_config(folder.config, base, goal))
+    big = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    state, generator = load_state(folder.path), torch.Generator().manual_seed(1)
+    for name, weight in big.named_parameters():
+        fill_weight(name, weight, state, base, goal, generator)
+    assert sum(weight.numel() for weight in big.parameters()) == goal.parameters
+    ids = torch.randint(3, 4096, (2, 200), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        ours, theirs = big(ids).logits, small(ids).logits
+    assert torch.allclose(ours, theirs, atol=1e-4)
+    assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden": 128}, "hidden must not shrink"),
+        ({"heads": 8, "kv_heads": 8}, "group must not shrink"),
+        ({"head_dim": 96}, "cannot be widened to 96"),
+        ({"vocab": 5000}, "vocab must not change"),
+    ],
+)
+def test_inflation_to_a_shape_that_loses_the_function_is_refused(changes: dict[str, int], message: str) -> None:
+    config = models.locate_model("code-pair/target").config
+    base = shape_of(config)
+    with pytest.raises(SpecbatchError, match=message):
+        check_growth(config, base, replace(base, **changes))
+
+
+def test_heads_with_scaled_rotary_positions_are_not_widened() -> None:
+    config = models.locate_model("code-pair/target").config
+    base = shape_of(config)
+    scaled = config | {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}
+    check_growth(scaled, base, replace(base, layers=9))
+    with pytest.raises(SpecbatchError, match="type 'default'"):
+        check_growth(scaled, base, replace(base, head_dim=128))
 
 
 def test_inflation_refuses_what_it_cannot_grow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
