@@ -61,6 +61,11 @@ bench: $(STAMP) ## Measure the engine against its peers; writes benchmarks/resul
 bench-overhead: $(STAMP) ## Measure the engine's step against its own matrix products
 	$(BIN)/python benchmarks/bench_overhead.py $(BENCH)
 
+# On a machine without network: python3 benchmarks/bench_gpu.py, with the Python that has torch.
+.PHONY: bench-gpu
+bench-gpu: $(STAMP) ## Measure decoding on a GPU against its memory roof and its peers, in ten minutes (BENCH="--seconds 300" for less)
+	$(BIN)/python benchmarks/bench_gpu.py $(BENCH)
+
 .PHONY: bench-jobs
 bench-jobs: $(STAMP) ## Measure whole jobs: against the engine alone, against Ray Data, and by number of shards
 	$(BIN)/python benchmarks/bench_planning.py

@@ -1,0 +1,210 @@
+"""The process that measures. It reads its orders from stdin and writes one JSON line for every step to stdout.
+
+It is a process of its own because a fault on a device poisons the process that met it, and a peer may hang: whoever
+started it ends it, notes the task that was under way, and starts another one for the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+
+from gpu import engine_checks, engine_sides, peer_sides, plan, roof
+from gpu.models import Pair, equal_rows, prompts, release
+from gpu.shapes import SHAPES
+from specbatch import __version__
+
+_SPARE_BYTES = 6 << 30
+"""Workspace of forwards and kernels beside weights and caches."""
+_FLOPS_SHARE, _LAYER_SECONDS, _PEER_LAYER_SECONDS = 0.2, 0.0007, 0.0015
+"""For estimates: share of the measured FLOP/s that prefill reaches, and host seconds of one layer in one round."""
+_COMPILE_SECONDS = 75.0
+_LEAST_LIMIT_SECONDS = 100.0
+"""What any task may take, the making of its models among it, before it counts as hanging."""
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What to do. ``deadline`` is in seconds since the epoch."""
+
+    device: str
+    dtype: str
+    acceptance: str
+    new_tokens: int
+    check_tokens: int
+    check_rows: int
+    deadline: float
+    roof: dict[str, float] | None
+    tasks: list[dict[str, Any]]
+
+
+class Worker:
+    """Runs tasks one after another around at most one resident pair."""
+
+    def __init__(self, orders: Orders, answer: Any) -> None:
+        self._orders, self._answer = orders, answer
+        self._device, self._dtype = torch.device(orders.device), getattr(torch, orders.dtype)
+        self._pair: Pair | None = None
+        self._plain_texts: dict[tuple[str, int, int], list[list[int]]] = {}
+        self._roof = orders.roof or {}
+
+    def run(self) -> None:
+        """Say hello, measure the roof where that is still to be done, then every task."""
+        self._say({"hello": self._hardware()})
+        if not self._roof:
+            self._say({"begin": {"name": "roof"}, "limit_seconds": 90.0})
+            self._roof = roof.measure(self._device, self._dtype)
+            release()
+            self._say({"roof": self._roof})
+        for record in self._orders.tasks:
+            task = plan.Task(**record)
+            left = self._orders.deadline - time.time()
+            reason = self._reason_to_leave_out(task, left)
+            if reason is not None:
+                self._say({"result": record | {"status": "left out", "reason": reason}})
+                continue
+            limit = min(4 * self._estimate(task) + _LEAST_LIMIT_SECONDS, max(left, 0.0) + 15.0)
+            self._say({"begin": record | {"name": task.name}, "limit_seconds": limit})
+            self._say({"result": record | self._attempt(task, min(self._orders.deadline, time.time() + limit - 10.0))})
+
+    def _attempt(self, task: plan.Task, deadline: float) -> dict[str, Any]:
+        """One task; whatever it raises is its result."""
+        started = time.time()
+        try:
+            outcome = {"status": "measured"} | (
+                self._check(task, deadline) if task.check else self._cell(task, deadline)
+            )
+        except engine_sides.NotOfferedError as error:
+            outcome = {"status": "left out", "reason": str(error)}
+        except Exception as error:
+            traceback.print_exc()
+            outcome = {"status": "failed", "reason": f"{type(error).__name__}: {_one_line(error)}"}
+            if isinstance(error, RuntimeError) and self._device.type == "cuda":
+                _leave_if_poisoned(outcome, task, self._say)
+        release()
+        return outcome | {"task_seconds": round(time.time() - started, 2)}
+
+    def _cell(self, task: plan.Task, deadline: float) -> dict[str, Any]:
+        pair = self._ready(task.model)
+        rows = prompts(task.batch, task.context)
+        measure = peer_sides.measure if task.side in plan.PEERS else engine_sides.measure
+        figures, texts = measure(pair, task.batch, rows, task.side, self._orders.new_tokens, deadline)
+        if task.side == plan.PLAIN:
+            self._plain_texts[task.cell] = texts
+        plain = self._plain_texts.get(task.cell)
+        return figures | {
+            "roof_seconds": figures["round_bytes"] / self._roof["bytes_per_second"]
+            if "round_bytes" in figures
+            else None,
+            "equal_rows": None if plain is None else equal_rows(texts, plain),
+            "draft_agreement": pair.agreement.get(task.context),
+        }
+
+    def _check(self, task: plan.Task, deadline: float) -> dict[str, Any]:
+        orders = self._orders
+        if task.check == "bfloat16":
+            return engine_checks.bfloat16_rate(self._device, orders.check_tokens, orders.check_rows, deadline)
+        return engine_checks.against_twin(self._device, task.check, orders.check_tokens, deadline)
+
+    def _ready(self, model: str) -> Pair:
+        if self._pair is None or self._pair.name != model:
+            self._pair = None
+            release()
+            self._pair = Pair(model, self._orders.acceptance, self._device, self._dtype)
+        return self._pair
+
+    def _reason_to_leave_out(self, task: plan.Task, left: float) -> str | None:
+        estimate = self._estimate(task)
+        if left < estimate:
+            return f"no time: it takes about {estimate:.0f} s, and {max(left, 0.0):.0f} s were left"
+        if task.check or self._device.type != "cuda":
+            return None
+        needed, total = self._bytes(task), torch.cuda.get_device_properties(self._device).total_memory
+        if needed > total:
+            return f"no memory: it takes about {needed / 2**30:.0f} of {total / 2**30:.0f} GiB"
+        return None
+
+    def _models(self, task: plan.Task) -> tuple[roof.Model, roof.Model]:
+        shapes, width = SHAPES[task.model], self._dtype.itemsize
+        return roof.Model(shapes.target, width), roof.Model(shapes.draft, width)
+
+    def _estimate(self, task: plan.Task) -> float:
+        """Seconds that a task will take, roughly; of a device that is not CUDA nothing is known."""
+        if self._device.type != "cuda":
+            return 0.0
+        if task.check:
+            return 40.0
+        target, _ = self._models(task)
+        is_peer = task.side in plan.PEERS
+        read = target.prefill_flops(task.batch, task.context) / (_FLOPS_SHARE * self._roof["flops_per_second"])
+        tokens = task.batch * (task.context + self._orders.new_tokens)
+        memory = roof.round_bytes(target, None, tokens, 0, 0) / self._roof["bytes_per_second"]
+        host = target.shape.layers * (_PEER_LAYER_SECONDS if is_peer else _LAYER_SECONDS)
+        decode = self._orders.new_tokens * max(1.5 * memory, host)
+        passes = {plan.ASSISTED: 4, plan.STATIC: 4, plan.GENERATE_BATCH: 3}.get(task.side, 2 if is_peer else 1)
+        return 2.0 + passes * read + decode * (2 if passes > 2 else 1) + _COMPILE_SECONDS * (task.side == plan.STATIC)
+
+    def _bytes(self, task: plan.Task) -> float:
+        """Memory of a task: both copies of the weights, and caches a fifth larger than what is in them."""
+        target, draft = self._models(task)
+        tokens = 1.2 * task.batch * (task.context + 2 * self._orders.new_tokens)
+        kv = tokens * (target.kv_bytes + draft.kv_bytes)
+        return 2 * (target.weight_bytes + draft.weight_bytes) + kv + _SPARE_BYTES
+
+    def _hardware(self) -> dict[str, Any]:
+        name = platform.processor() or platform.machine()
+        memory = None
+        if self._device.type == "cuda":
+            properties = torch.cuda.get_device_properties(self._device)
+            name, memory = properties.name, properties.total_memory
+        return {
+            "device": name,
+            "memory_bytes": memory,
+            "cores": len(os.sched_getaffinity(0)),
+            "load_average": round(os.getloadavg()[0], 2),
+            "versions": {
+                "specbatch": __version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "cuda": torch.version.cuda,
+                "python": platform.python_version(),
+            },
+            "capture_switches": engine_sides.capture_switches(),
+        }
+
+    def _say(self, line: dict[str, Any]) -> None:
+        self._answer.write(json.dumps(line) + "\n")
+        self._answer.flush()
+
+
+def _leave_if_poisoned(outcome: dict[str, Any], task: plan.Task, say: Any) -> None:
+    """A fault of the device stays: say what happened and let a fresh process do the rest."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        say({"result": task.record() | outcome | {"is_poisoned": True}})
+        os._exit(3)
+
+
+def _one_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:300]
+
+
+def main() -> None:
+    """Answers go to the real stdout; whatever libraries print goes to stderr."""
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    Worker(Orders(**json.load(sys.stdin)), answer).run()
+
+
+if __name__ == "__main__":
+    main()
