@@ -13,6 +13,7 @@ process is named with its error, and a fresh process does the rest.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -117,19 +118,21 @@ class Run:
         # Nothing is looked for on a hub: there may be no network, and waiting for one would cost the run.
         environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "HF_HUB_OFFLINE": "1"}
         process = subprocess.Popen(self._worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ, text=True)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps(orders))
-        process.stdin.close()
+        requests, lines = process.stdin, process.stdout
+        assert requests is not None
+        assert lines is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended already; that shows below
+            requests.write(json.dumps(orders))
+            requests.close()
         answers: queue.Queue[str | None] = queue.Queue()
 
         def listen() -> None:
-            for line in process.stdout or ():
+            for line in lines:
                 answers.put(line)
             answers.put(None)
 
         threading.Thread(target=listen, daemon=True).start()
-        self._under_way, self._limit = None, min(time.time() + _START_SECONDS, self._deadline)
+        self._expect(None, min(_START_SECONDS, self._deadline - time.time()))
         reason = "its process ended"
         try:
             while True:
@@ -152,8 +155,7 @@ class Run:
         if "hello" in answer:
             self.document["hardware"] = answer["hello"]
         elif "begin" in answer:
-            self._under_way = answer["begin"]
-            self._limit = time.time() + answer["limit_seconds"]
+            self._expect(answer["begin"], answer["limit_seconds"])
             print(f"{time.time() - self._started:5.0f} s  {answer['begin']['name']}", flush=True)
         elif "roof" in answer:
             self.document["roof"] = answer["roof"]
@@ -161,6 +163,10 @@ class Run:
         elif "result" in answer:
             self._under_way = None
             self._keep(answer["result"])
+
+    def _expect(self, task: dict[str, Any] | None, seconds: float) -> None:
+        """What is under way, and for how long it may be."""
+        self._under_way, self._limit = task, time.time() + seconds
 
     def _keep(self, result: dict[str, Any]) -> None:
         task = plan.Task(**{name: result[name] for name in ("model", "batch", "context", "side", "check")})
