@@ -249,6 +249,9 @@ def main(arguments: list[str] | None = None) -> int:
     run = Run(parse(given), command_of(given))
     run.go()
     print(f"\n{report.render(run.document)}\nwritten: {run.out} and {run.out.stem}.md")
+    # Once more at the end, which is what a log that was cut keeps.
+    cells = report.cells_of(run.document["results"])
+    print("\n".join(f"- {aim}: {verdict}" for aim, verdict in report.aims(cells, run.document["recipe"]["acceptance"])))
     return 0 if any(result["status"] == "measured" for result in run.document["results"]) else 1
 
 

@@ -14,7 +14,8 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import bench_gpu  # noqa: E402
-from gpu import plan, report  # noqa: E402
+from gpu import plan, report, roof  # noqa: E402
+from gpu.shapes import SHAPES  # noqa: E402
 
 # A process that answers as the real one does, and breaks or hangs at one side.
 _FAULTY = """
@@ -43,6 +44,22 @@ def test_the_most_telling_cells_come_first_and_nothing_twice() -> None:
         sides = [task.side for task in tasks if task.cell == cell]
         assert sides[0] == plan.PLAIN
         assert set(plan.MAIN_SIDES) <= set(sides)
+
+
+def test_the_bytes_of_a_round_are_weights_once_and_all_keys_and_values() -> None:
+    """By hand, for the shape of Llama-3.1-8B with a vocabulary of 4,096 in bfloat16."""
+    shapes = SHAPES["8B"]
+    target, draft = roof.Model(shapes.target, 2), roof.Model(shapes.draft, 2)
+    per_layer = 4096 * 128 * (32 + 8 + 8 + 32) + 3 * 4096 * 14336 + 2 * 4096
+    assert target.weight_bytes == 2 * (32 * per_layer + 4096 * 4096 + 4096)
+    assert target.kv_bytes == 2 * 32 * 8 * 128 * 2 == 128 * 1024
+    assert roof.round_bytes(target, None, 8 * 512, 0, 0) == target.weight_bytes + 8 * 512 * 128 * 1024
+    with_drafts = roof.round_bytes(target, draft, 1000, 4, 4000) - roof.round_bytes(target, None, 1000, 0, 0)
+    assert with_drafts == 4 * draft.weight_bytes + 4000 * 2 * 12 * 8 * 64 * 2
+    assert 15 < target.weight_bytes / draft.weight_bytes < 25
+    products = 2 * 32 * (per_layer - 2 * 4096)
+    attention = 4 * 32 * 32 * 128
+    assert target.prefill_flops(3, 512) == pytest.approx(3 * (512 * products + attention * 512**2 / 2), rel=1e-4)
 
 
 def result(batch: int, side: str, speed: float, over_roof: float = 1.0) -> dict[str, Any]:

@@ -114,15 +114,10 @@ def _generate(pair: Pair, prompts: Sequence[Sequence[int]], deadline: float, **o
     mask = torch.ones_like(ids)
 
     def run(length: int) -> Texts:
-        with torch.inference_mode():
-            out = module.generate(
-                ids,
-                attention_mask=mask,
-                do_sample=False,
-                max_new_tokens=length,
-                max_time=max(deadline - time.time(), 0.1),
-                **options,
-            )
+        seconds = max(deadline - time.time(), 0.1)
+        out = module.generate(
+            ids, attention_mask=mask, do_sample=False, max_new_tokens=length, max_time=seconds, **options
+        )
         texts: Texts = out[:, ids.shape[1] :].tolist()
         if len(texts[0]) < length:
             raise TooSlowError(f"{len(texts[0])} of {length} tokens were there at the deadline")

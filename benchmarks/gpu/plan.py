@@ -76,11 +76,13 @@ def schedule(
     eager = [side for side in sides if side != STATIC]
     tasks = [*_of(first[:_BEFORE_CHECKS], eager)]
     tasks += [Task(check=check) for check in checks]
-    tasks += _of(first[_BEFORE_CHECKS:], eager)
+    main = [side for side in eager if side in MAIN_SIDES]
+    rest = [side for side in eager if side not in MAIN_SIDES]
     compiled = [STATIC] if STATIC in sides else []
+    tasks += _of(first[_BEFORE_CHECKS:], main)
     tasks += _of([cell for cell in _COMPILED if cell in cells], compiled)
-    tasks += _of(others, [side for side in eager if side in MAIN_SIDES])
-    tasks += _of(others, [side for side in eager if side not in MAIN_SIDES])
+    tasks += _of(others, main)
+    tasks += _of([*first[_BEFORE_CHECKS:], *others], rest)
     if not set(_COMPILED) & set(cells):
         tasks += _of(cells[:1], compiled)  # a trial of the program: the smallest cell stands for them
     return tasks

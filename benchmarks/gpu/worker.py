@@ -88,8 +88,10 @@ class Worker:
         except Exception as error:
             traceback.print_exc()
             outcome = {"status": "failed", "reason": f"{type(error).__name__}: {_one_line(error)}"}
-            if isinstance(error, RuntimeError) and self._device.type == "cuda":
-                _leave_if_poisoned(outcome, task, self._say)
+            if isinstance(error, peer_sides.TooSlowError) or self._is_poisoned(error):
+                # What hangs goes on in its thread, and a fault of the device stays: a fresh process does the rest.
+                self._say({"result": task.record() | outcome})
+                os._exit(3)
         release()
         return outcome | {"task_seconds": round(time.time() - started, 2)}
 
@@ -181,18 +183,19 @@ class Worker:
             "capture_switches": engine_sides.capture_switches(),
         }
 
+    def _is_poisoned(self, error: Exception) -> bool:
+        """Whether the device has met a fault that no later call can leave behind."""
+        if not isinstance(error, RuntimeError) or self._device.type != "cuda":
+            return False
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            return True
+        return False
+
     def _say(self, line: dict[str, Any]) -> None:
         self._answer.write(json.dumps(line) + "\n")
         self._answer.flush()
-
-
-def _leave_if_poisoned(outcome: dict[str, Any], task: plan.Task, say: Any) -> None:
-    """A fault of the device stays: say what happened and let a fresh process do the rest."""
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError:
-        say({"result": task.record() | outcome | {"is_poisoned": True}})
-        os._exit(3)
 
 
 def _one_line(error: BaseException) -> str:
@@ -204,6 +207,8 @@ def main() -> None:
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     Worker(Orders(**json.load(sys.stdin)), answer).run()
+    answer.close()
+    os._exit(0)  # a thread that a library left behind must not hold it up
 
 
 if __name__ == "__main__":
