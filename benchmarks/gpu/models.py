@@ -81,12 +81,17 @@ def build(small: Source, goal: Shape, device: torch.device, dtype: torch.dtype, 
     with torch.device(device):
         module = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     module = module.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    generator = torch.Generator(device).manual_seed(seed)
-    for name, weight in module.named_parameters():
-        fill_weight(name, weight, small.state, small.shape, goal, generator)
+    _fill(module, small, goal, seed)
     module.generation_config.eos_token_id = None
     module.generation_config.pad_token_id = 0
     return module
+
+
+def _fill(module: Any, small: Source, goal: Shape, seed: int = 0) -> None:
+    """Write all weights of a module where they lie."""
+    generator = torch.Generator(next(module.parameters()).device).manual_seed(seed)
+    for name, weight in module.named_parameters():
+        fill_weight(name, weight, small.state, small.shape, goal, generator)
 
 
 def lean(small: Source, goal: Shape, device: torch.device, dtype: torch.dtype) -> LeanDecoder:
@@ -132,8 +137,8 @@ def agreeing(
     said = whole[:, context:]
 
     def agreement(scale: float) -> float:
-        draft = build(disturbed(small, scale), small.shape, device, dtype)
-        logits = draft(input_ids=whole[:, :-1], use_cache=False, logits_to_keep=said.shape[1]).logits
+        _fill(target, disturbed(small, scale), small.shape)
+        logits = target(input_ids=whole[:, :-1], use_cache=False, logits_to_keep=said.shape[1]).logits
         return float((logits.argmax(-1) == said).double().mean())
 
     low, high = 0.0, _MOST_NOISE

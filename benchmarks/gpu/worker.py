@@ -28,7 +28,7 @@ _SPARE_BYTES = 6 << 30
 _FLOPS_SHARE, _LAYER_SECONDS, _PEER_LAYER_SECONDS = 0.2, 0.0007, 0.0015
 """For estimates: share of the measured FLOP/s that prefill reaches, and host seconds of one layer in one round."""
 _COMPILE_SECONDS = 75.0
-_LEAST_LIMIT_SECONDS = 100.0
+_LEAST_LIMIT_SECONDS = {"cuda": 100.0, "cpu": 300.0}
 """What any task may take, the making of its models among it, before it counts as hanging."""
 
 
@@ -72,7 +72,8 @@ class Worker:
             if reason is not None:
                 self._say({"result": record | {"status": "left out", "reason": reason}})
                 continue
-            limit = min(4 * self._estimate(task) + _LEAST_LIMIT_SECONDS, max(left, 0.0) + 15.0)
+            least = _LEAST_LIMIT_SECONDS["cuda" if self._device.type == "cuda" else "cpu"]
+            limit = min(4 * self._estimate(task) + least, max(left, 0.0) + 15.0)
             self._say({"begin": record | {"name": task.name}, "limit_seconds": limit})
             self._say({"result": record | self._attempt(task, min(self._orders.deadline, time.time() + limit - 10.0))})
 
