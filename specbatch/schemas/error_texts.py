@@ -80,6 +80,9 @@ EXPLANATIONS: Mapping[ErrorCode, Explanation] = MappingProxyType(
         _E.JOB_MODEL_LOAD: Explanation(
             "the files of a model are damaged, or no worker could load it", "fetch the model again"
         ),
+        _E.JOB_PACKAGE_MISSING: Explanation(
+            "quantized weights need a package that is not installed", "`pip install 'specbatch[quantization]'`"
+        ),
         _E.JOB_UNSAFE_WEIGHTS: Explanation(
             "only pickle weights, which can run code when loaded", "convert them to safetensors"
         ),

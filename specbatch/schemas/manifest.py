@@ -27,12 +27,17 @@ class Identity(_Document):
 
 
 class ModelRecord(_Document):
-    """One model as it was used. ``files`` maps file name to hex SHA-256."""
+    """One model as it was used.
+
+    ``files`` maps file name to hex SHA-256. ``quantization`` {method, config, applied, weights} says how its weights
+    are quantized; None where they are dense.
+    """
 
     name: str
     revision: str | None
     files: dict[str, str]
     parameters: int
+    quantization: dict[str, Any] | None = None
 
 
 class Models(_Document):

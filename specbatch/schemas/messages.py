@@ -12,7 +12,7 @@ from specbatch.schemas.log_lines import LogSettings
 from specbatch.schemas.plan import Shard
 from specbatch.schemas.prompt import PassThrough, PromptSpec
 from specbatch.schemas.rows import ResultForm
-from specbatch.schemas.spec import DataType, GenerationSpec, Speculation
+from specbatch.schemas.spec import DataType, GenerationSpec, OnLoadQuantization, Speculation
 from specbatch.schemas.stats import PartStats, PhaseSeconds, SpecCounters
 
 
@@ -28,6 +28,7 @@ class WorkerConfig:
         speculation: how K is chosen; ``off`` goes with no draft.
         batch_size: rows in flight; ``auto`` where only the worker can see its device's memory.
         num_threads: arithmetic threads on CPU.
+        quantization: how the target's dense weights are quantized on loading; None leaves them as they are.
         prompt: how prompts are made of rows.
         pass_through: the input columns of every part; None takes all, in the order of each shard's own file.
         memory_fraction: share of its device's free memory that the engine may use; workers on one CPU divide theirs.
@@ -51,6 +52,7 @@ class WorkerConfig:
     prompt: PromptSpec
     generation: GenerationSpec
     pass_through: PassThrough | None = None
+    quantization: OnLoadQuantization | None = None
     memory_fraction: float = 0.9
     device_share: float = 1.0
     single_writer: bool = False

@@ -28,6 +28,8 @@ MAX_TEMPLATE_CHARACTERS = 1 << 20
 _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,251}[A-Za-z0-9])?")
 
 DataType = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+OnLoadQuantization = Literal["torchao-int8", "torchao-float8", "bitsandbytes-nf4"]
+"""Names of ``specdec.quantization.ON_LOAD``; a test holds both equal."""
 Device = Literal["auto", "cpu", "cuda"]
 DraftLength = Annotated[int, Field(ge=1, le=MAX_DRAFT_LENGTH)]
 Speculation = Literal["auto", "off"] | DraftLength
@@ -114,14 +116,16 @@ class ResultsSpec(_Section):
 
 
 class ModelSpec(_Section):
-    """Identity: target, dtype. Execution: draft (the text does not depend on it), but under ``distribution`` coupling.
+    """Identity: target, dtype, quantization. Execution: draft, on which the text depends under ``distribution`` only.
 
     ``draft`` None means: the bundled draft for a bundled target, no draft otherwise. ``"none"`` means no draft.
+    ``quantization`` is what is done to the target's dense weights on loading; None leaves them as they are.
     """
 
     target: str = "code-pair/target"
     draft: str | None = None
     dtype: DataType = "auto"
+    quantization: OnLoadQuantization | None = None
 
 
 class GenerationSpec(_Section):

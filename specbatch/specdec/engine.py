@@ -109,6 +109,7 @@ class Engine:
         model_path: Literal["auto", "generic"] = "auto",
         num_threads: int | None = None,
         max_sequence_tokens: int | None = None,
+        quantization: str | None = None,
     ) -> Engine:
         """Load a pair.
 
@@ -122,6 +123,7 @@ class Engine:
             model_path: ``auto`` decodes common families by the lean path; ``generic`` runs unmodified modules.
             num_threads: arithmetic threads on CPU.
             max_sequence_tokens: longest prompt and completion together; the model's context if not given.
+            quantization: how the target's dense weights are quantized on loading; names of ``quantization.ON_LOAD``.
 
         Raises:
             SpecbatchError: any of the model codes of ``models.locate_model`` and ``models.check_pair``; JOB_MEMORY.
@@ -137,6 +139,7 @@ class Engine:
             model_path=model_path,
             num_threads=num_threads,
             max_sequence_tokens=max_sequence_tokens,
+            quantization=quantization,
         )
         return cls(
             pair.target,

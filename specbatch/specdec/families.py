@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
+from specbatch.specdec import quantization
 
 Config = Mapping[str, Any]
 
@@ -113,10 +114,15 @@ def check_supported(name: str, config: Config) -> None:
         raise SpecbatchError(ErrorCode.JOB_MODEL_UNSUPPORTED, f"{name}: its family {kind!r} {reason}")
 
 
-def model_path(config: Config) -> Literal["lean", "generic"]:
-    """Which code decodes a model: it decides how sums are rounded, so it is part of a job's identity."""
+def model_path(config: Config, *, is_quantized: bool = False) -> Literal["lean", "generic"]:
+    """Which code decodes a model: it decides how sums are rounded, so it is part of a job's identity.
+
+    Args:
+        is_quantized: by its files or on loading; such weights are multiplied by the modules that hold them.
+    """
     is_lean = (
-        config.get("model_type") in LEAN_MODEL_TYPES
+        not is_quantized
+        and config.get("model_type") in LEAN_MODEL_TYPES
         and config.get("hidden_act", "silu") == "silu"
         and not config.get("mlp_bias")
         and all(_rope_type(config, section) in _LEAN_ROPE_TYPES for section in _rope_sections(config))
@@ -235,9 +241,8 @@ def _detail_reason(kind: str, config: Config) -> str | None:
         return "attends to later tokens here (use_bidirectional_attention)"
     if config.get("add_cross_attention"):
         return "attends to an encoder here (add_cross_attention)"
-    quantization = config.get("quantization_config")
-    if isinstance(quantization, Mapping):
-        return f"is quantized here ({quantization.get('quant_method')}); use the weights it was made from"
+    if isinstance(config.get("quantization_config"), Mapping) and (reason := quantization.refusal(config)):
+        return reason
     for section in _rope_sections(config):
         if _rope_type(config, section) not in _ROPE_TYPES:
             return f"has rotary positions of the type {_rope_type(config, section)!r}, which are not decoded"

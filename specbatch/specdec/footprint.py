@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.specdec.models import ModelFolder
+from specbatch.specdec.quantization import ON_LOAD, compressed_bits
 from specbatch.specdec.weights_header import read_header
 
 _DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 _HEAD_TENSORS = ("lm_head.weight", "embed_out.weight")
+_NOT_QUANTIZED = ("embed", "lm_head", "wte", "wpe")
+"""Parts of names of matrices that no method of ``quantization.ON_LOAD`` touches."""
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_SCALE_BYTES = 5
+"""Of a row or block: a float32 scale, and a zero point of 8 bits where there is one."""
+_CODE_BYTES = 64
+"""The 16 values of a 4-bit code, kept beside every matrix."""
 
 
 def weight_bytes(folder: ModelFolder, dtype: str) -> int:
@@ -18,13 +27,44 @@ def weight_bytes(folder: ModelFolder, dtype: str) -> int:
 
     An output head that shares the embedding's weight (the files have no tensor of its own) is packed into a copy where
     weights are packed, in float32 on CPU; that copy is counted in every float32 ledger.
+
+    Of quantized weights this is an upper bound: those that stay small count as they are stored, or as their method
+    will make them, with their scales; those that are made whole count as dense ones, and their scales too.
     """
     config = text_config(folder.config)
     parameters = folder.parameters
-    names = [name for path in folder.path.glob("*.safetensors") for name in read_header(path)]
-    if dtype == "float32" and not any(name.endswith(_HEAD_TENSORS) for name in names):
-        parameters += int(config["vocab_size"]) * int(_first(config, "word_embed_proj_dim", "hidden_size", "n_embd"))
-    return parameters * dtype_bytes_of(dtype)
+    tensors = {
+        name: entry
+        for path in folder.path.glob("*.safetensors")
+        for name, entry in read_header(path).items()
+        if name != "__metadata__"
+    }
+    copied = 0
+    if dtype == "float32" and not any(name.endswith(_HEAD_TENSORS) for name in tensors):
+        copied = int(config["vocab_size"]) * int(_first(config, "word_embed_proj_dim", "hidden_size", "n_embd"))
+    if folder.quantization is None:
+        return (parameters + copied) * dtype_bytes_of(dtype)
+    sizes = (_quantized_bytes(folder, name, entry, dtype_bytes_of(dtype)) for name, entry in tensors.items())
+    return sum(sizes) + copied * dtype_bytes_of(dtype)
+
+
+def _quantized_bytes(folder: ModelFolder, name: str, entry: Mapping[str, Any], dtype_bytes: int) -> int:
+    """Most bytes that one stored tensor of a quantized model takes in memory."""
+    quantization = folder.quantization
+    assert quantization is not None, "dense models are counted without looking at their tensors"
+    shape, (begin, end) = [int(size) for size in entry["shape"]], entry["data_offsets"]
+    numbers, stored_bytes = math.prod(shape), int(end - begin)
+    if quantization.on_load is not None:
+        made = ON_LOAD[quantization.on_load]
+        if len(shape) != 2 or any(part in name for part in _NOT_QUANTIZED):
+            return numbers * dtype_bytes
+        blocks = shape[0] if made.block_weights is None else math.ceil(numbers / made.block_weights)
+        return math.ceil(numbers * made.bytes_per_weight) + blocks * _SCALE_BYTES + _CODE_BYTES
+    if quantization.keeps_bits:
+        return max(numbers * dtype_bytes, stored_bytes) if entry["dtype"] in _FLOATS else stored_bytes
+    # Narrow integers are packed into words of 32 bits.
+    packed = 32 // compressed_bits(quantization) if entry["dtype"] == "I32" else 1
+    return numbers * packed * dtype_bytes
 
 
 def dtype_bytes_of(dtype: str) -> int:

@@ -20,6 +20,7 @@ from specbatch.specdec.memory import MemoryPlan, plan_memory
 from specbatch.specdec.packing import can_pack, pack_linears
 from specbatch.specdec.paged_memory import Pages
 from specbatch.specdec.paging import PAGE_SIZE
+from specbatch.specdec.quantization import check_device, check_dtype
 from specbatch.specdec.runner import ModelRunner, load_model
 from specbatch.specdec.tokenizer import Tokenizer
 
@@ -51,6 +52,7 @@ def load_pair(
     model_path: Literal["auto", "generic"],
     num_threads: int | None,
     max_sequence_tokens: int | None,
+    quantization: str | None = None,
 ) -> Pair:
     """Load target and draft; the arguments are those of ``Engine.from_pretrained``.
 
@@ -60,11 +62,15 @@ def load_pair(
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
-    target_folder = models.locate_model(target)
+    target_folder = models.locate_model(target, quantization)
     draft_folder = models.locate_model(draft) if draft is not None and speculation not in ("off", 0) else None
     if draft_folder is not None:
         models.check_pair(target_folder, draft_folder)
     dtype_name = models.resolve_dtype(dtype, where.type, target_folder)
+    for folder in (target_folder, draft_folder):
+        if folder is not None:
+            check_device(folder.name, folder.quantization, where.type)
+            check_dtype(folder.name, folder.config, folder.quantization, dtype_name)
     plan = plan_memory(
         target_folder,
         draft_folder,
@@ -122,14 +128,15 @@ def load_decoder(
     Args:
         pages: the page table of the pair, for keys and values in pages; None keeps them in slots.
     """
-    model = load_model(folder.path, dtype, device)
+    model = load_model(folder.path, dtype, device, folder.quantization)
     sizes = {
         "num_slots": num_slots,
         "max_positions": POSITIONS_STEP,
         "context_length": models.context_length(folder),
         "vocab_size": vocab_size,
     }
-    if model_path == "auto" and families.model_path(folder.config) == "lean":
+    path = families.model_path(folder.config, is_quantized=folder.quantization is not None)
+    if model_path == "auto" and path == "lean":
         if pages is not None:
             return PagedLeanDecoder(
                 model, pages=pages, context_length=sizes["context_length"], vocab_size=sizes["vocab_size"]

@@ -14,6 +14,7 @@ from typing import Any
 from specbatch.schemas.canonical import canonical_json, sha256_file, sha256_hex
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.specdec.families import SUPPORTED_MODEL_TYPES, check_supported, kv_bytes_per_token, max_context
+from specbatch.specdec.quantization import Quantization, find_quantization
 from specbatch.specdec.weights_header import count_parameters
 
 BUNDLED_PREFIX = "code-pair/"
@@ -48,6 +49,7 @@ class ModelFolder:
         revision: commit hash of a hub model, None for a folder.
         files: (file name, hex SHA-256) of config, weights and tokenizer, sorted by name.
         parameters: number of weights, read from the safetensors headers.
+        quantization: how its weights are quantized, by its files or on loading; None where they are not.
     """
 
     name: str
@@ -55,6 +57,7 @@ class ModelFolder:
     path: Path
     files: tuple[tuple[str, str], ...]
     parameters: int
+    quantization: Quantization | None = None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -77,17 +80,19 @@ def default_draft(target_name: str) -> str | None:
     return _DEFAULT_DRAFTS.get(target_name)
 
 
-def locate_model(name: str) -> ModelFolder:
+def locate_model(name: str, quantization: str | None = None) -> ModelFolder:
     """Find a model and check that it is safe to load and of a supported family.
 
     Args:
         name: a bundled name (``code-pair/target``), a folder, or a hub id (``org/model`` or ``org/model@revision``).
+        quantization: name of ``quantization.ON_LOAD``, how its dense weights are quantized on loading.
 
     Raises:
-        SpecbatchError: JOB_MODEL_MISSING, JOB_MODEL_ACCESS, JOB_UNSAFE_WEIGHTS, JOB_REMOTE_CODE, JOB_MODEL_UNSUPPORTED.
+        SpecbatchError: JOB_MODEL_MISSING, JOB_MODEL_ACCESS, JOB_UNSAFE_WEIGHTS, JOB_REMOTE_CODE, JOB_MODEL_UNSUPPORTED;
+            JOB_CONFIG for a quantization that does not go with it.
     """
     path, revision = _find_folder(name)
-    return _inspect(name, path, revision)
+    return _inspect(name, path, revision, quantization)
 
 
 def check_pair(target: ModelFolder, draft: ModelFolder) -> None:
@@ -215,7 +220,7 @@ def _download(name: str) -> tuple[Path, str]:
     return Path(folder), Path(folder).name
 
 
-def _inspect(name: str, path: Path, revision: str | None) -> ModelFolder:
+def _inspect(name: str, path: Path, revision: str | None, on_load: str | None) -> ModelFolder:
     weights = sorted(path.glob("*.safetensors"))
     if not weights:
         pickles = sorted(p.name for p in path.iterdir() if p.suffix in _PICKLE_SUFFIXES)
@@ -232,9 +237,10 @@ def _inspect(name: str, path: Path, revision: str | None) -> ModelFolder:
     config = _read_json(path / "config.json")
     _refuse_remote_code(name, config)
     check_supported(name, config)
+    quantization = find_quantization(name, config, on_load)
     kept = [p for p in path.iterdir() if p.is_file() and p.suffix in (".json", ".safetensors", ".jinja")]
     files = tuple(sorted((p.name, _sha256_cached(p, p.stat().st_size, p.stat().st_mtime_ns)) for p in kept))
-    return ModelFolder(name, revision, path, files, sum(count_parameters(p) for p in weights))
+    return ModelFolder(name, revision, path, files, sum(count_parameters(p) for p in weights), quantization)
 
 
 def _refuse_remote_code(name: str, config: object) -> None:

@@ -110,11 +110,26 @@ def pack_linears(model: nn.Module) -> int:
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of all weights, packed ones included, shared ones counted once."""
     packed = sum(module.num_bytes for module in model.modules() if isinstance(module, PackedLinear))
-    return packed + sum(parameter.nbytes for parameter in model.parameters())
+    return packed + sum(map(_stored_bytes, model.parameters()))
+
+
+def _stored_bytes(parameter: Tensor) -> int:
+    """Bytes of a parameter as it lies in memory; behind the face of a float a quantized one has integers and scales."""
+    if hasattr(parameter, "__tensor_flatten__"):
+        names, _ = parameter.__tensor_flatten__()
+        return sum(_stored_bytes(getattr(parameter, name)) for name in names)
+    # 4-bit weights of bitsandbytes: scales of blocks, and where these are quantized again, theirs.
+    num_bytes, state = parameter.nbytes, getattr(parameter, "quant_state", None)
+    while state is not None:
+        num_bytes += state.absmax.nbytes + state.code.nbytes
+        state = state.state2
+    return num_bytes
 
 
 def _is_linear(module: nn.Module) -> bool:
     kind = type(module)
+    if type(getattr(module, "weight", None)) is not nn.Parameter:  # quantized weights know their own product
+        return False
     return kind in (nn.Linear, Conv1D) or (issubclass(kind, nn.Linear) and kind.__name__ in _SAME_PRODUCT)
 
 

@@ -17,6 +17,8 @@ from transformers.utils import logging as hf_logging
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.specdec import attention, families, packing
 from specbatch.specdec.cache import SlotCache
+from specbatch.specdec.quantization import Quantization, check_packages
+from specbatch.specdec.quantized_loading import loading_arguments, settle
 from specbatch.specdec.threads import single_threaded
 
 
@@ -112,12 +114,17 @@ def experts_name(dtype: torch.dtype) -> str | None:
     return "eager" if dtype == torch.float64 else None
 
 
-def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
+def load_model(path: Path, dtype: torch.dtype, device: torch.device, quantization: Quantization | None = None) -> Any:
     """Load safetensors weights from a folder that ``models.locate_model`` has passed, packed where that can be.
 
+    Args:
+        dtype: of all arithmetic; weights that stay quantized are multiplied in it.
+        quantization: of ``ModelFolder``.
+
     Raises:
-        SpecbatchError: JOB_MODEL_LOAD with the cause in one line.
+        SpecbatchError: JOB_MODEL_LOAD with the cause in one line; JOB_PACKAGE_MISSING.
     """
+    check_packages(f"the model in {path}", quantization)
     attention.register()
     shows_progress = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
@@ -131,6 +138,7 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **({} if quantization is None else loading_arguments(path, quantization, dtype)),
         )
     except Exception as error:  # the libraries raise many types here, all of which mean the same to the user
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -146,6 +154,8 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
             f"the model in {path} lacks weights that its config.json calls for ({absent[0]}, {len(absent)} in all); "
             "fetch the model again",
         )
+    if quantization is not None:
+        settle(model, dtype)
     model.to(device).eval().requires_grad_(False)
     return model
 

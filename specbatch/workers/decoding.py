@@ -160,6 +160,7 @@ def _load(config: WorkerConfig, draft_path: str | None, speculation: Speculation
         coupling=config.generation.coupling,
         memory_fraction=_memory_fraction(config),
         num_threads=config.num_threads,
+        quantization=config.quantization,
     )
 
 

@@ -188,6 +188,7 @@ def _load(prepared: PreparedJob) -> Pair:
         model_path="auto",
         num_threads=execution.num_threads,
         max_sequence_tokens=None,
+        quantization=prepared.spec.models.quantization,
     )
 
 

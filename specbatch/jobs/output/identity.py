@@ -31,6 +31,7 @@ def identity_fields(
     inputs: Sequence[InputFile],
     draft_files: Mapping[str, str] | None = None,
     chat_sha256: str | None = None,
+    quantization: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The fields that S is the digest of.
 
@@ -41,6 +42,7 @@ def identity_fields(
         inputs: pinned files in their order; their paths are left out, a dataset that moved is the same dataset.
         draft_files: file name -> hex SHA-256 of the draft's configuration and weights, None without a draft.
         chat_sha256: digest of the target's chat template, None where prompts are no chats.
+        quantization: of the target's weights, None where they are dense.
     """
     fields: dict[str, Any] = {
         "format": IDENTITY_FORMAT,
@@ -60,6 +62,8 @@ def identity_fields(
         },
         "inputs": [[file.name, file.size_bytes, file.footer_sha256, file.num_rows] for file in inputs],
     }
+    if quantization is not None:
+        fields["model"]["quantization"] = dict(quantization)
     if chat_sha256 is not None:
         fields["prompt"]["chat_template"] = chat_sha256
     if spec.generation.coupling == "distribution":

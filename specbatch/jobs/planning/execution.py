@@ -6,6 +6,7 @@ Nothing here changes the text. Imports neither torch nor ray.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -27,6 +28,7 @@ from specbatch.specdec.models import (
     locate_model,
     resolve_dtype,
 )
+from specbatch.specdec.quantization import check_device, check_dtype, check_packages
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ def resolve_execution(
     spec = settings.spec
     device, num_workers = _resolve_device(spec)
     dtype = cast(DataType, resolve_dtype(spec.models.dtype, device, target))
+    _check_quantization(spec, (target, draft), device, dtype)
     batch_size = spec.execution.batch_size
     memory: MemoryPlan | None = None
     # On a cluster each worker plans with the memory that it finds on its node.
@@ -184,6 +187,20 @@ def _resolve_device(spec: JobSpec) -> tuple[str, int]:
             f"--workers {workers}: there are {num_gpus} CUDA devices; each worker needs {share}",
         )
     return device, workers
+
+
+def _check_quantization(spec: JobSpec, folders: Sequence[ModelFolder | None], device: str, dtype: str) -> None:
+    """Refuse what no worker could load. Packages are looked for here, but not for a cluster: its nodes have their own.
+
+    Raises:
+        SpecbatchError: JOB_CONFIG, JOB_MODEL_UNSUPPORTED, JOB_PACKAGE_MISSING.
+    """
+    for folder in folders:
+        if folder is not None:
+            check_device(folder.name, folder.quantization, device)
+            check_dtype(folder.name, folder.config, folder.quantization, dtype)
+            if spec.execution.address is None:
+                check_packages(folder.name, folder.quantization)
 
 
 def _check_needs(execution: ExecutionSpec) -> None:

@@ -121,7 +121,7 @@ def prepare(settings: Settings, *, known_bad: Mapping[str, str] | None = None) -
     _check_source_of_prompts(settings)
     # The columns of JSONL are known when it has its copies, and these have their place in the output.
     pass_through = _check_dataset(dataset, spec) if not dataset.sources else None
-    target = locate_model(spec.models.target)
+    target = locate_model(spec.models.target, spec.models.quantization)
     chat = ChatTemplate.from_folder(target.path) if prompt.is_chat else None
     draft, speculation = resolve_draft(settings, target)
     execution = resolve_execution(settings, target, draft, speculation)
@@ -131,7 +131,8 @@ def prepare(settings: Settings, *, known_bad: Mapping[str, str] | None = None) -
         draft_files=None if draft is None else _weight_files(draft),
         tokenizer_sha256=tokenizer_sha256(target),
         dtype=execution.dtype,
-        model_path=model_path(target.config),
+        model_path=model_path(target.config, is_quantized=target.quantization is not None),
+        quantization=None if target.quantization is None else target.quantization.document(),
         inputs=dataset.files,
         chat_sha256=None if chat is None else chat.sha256,
     )
@@ -210,5 +211,9 @@ def _weight_files(folder: ModelFolder) -> dict[str, str]:
 
 def _model_record(folder: ModelFolder) -> ModelRecord:
     return ModelRecord(
-        name=folder.name, revision=folder.revision, files=dict(folder.files), parameters=folder.parameters
+        name=folder.name,
+        revision=folder.revision,
+        files=dict(folder.files),
+        parameters=folder.parameters,
+        quantization=None if folder.quantization is None else folder.quantization.document(),
     )

@@ -145,6 +145,7 @@ def _worker_config(prepared: PreparedJob, num_results: int) -> WorkerConfig:
         speculation=execution.speculation,
         batch_size=max(most, 1),
         num_threads=execution.num_threads,
+        quantization=prepared.spec.models.quantization,
         prompt=PromptSpec.of(prepared.spec),
         generation=prepared.spec.generation,
         memory_fraction=execution.memory_fraction,

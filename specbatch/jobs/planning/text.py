@@ -18,6 +18,7 @@ from specbatch.jobs.profiles.use import forecast_job, profile_notes
 from specbatch.jobs.spec.settings import Settings, to_texts
 from specbatch.schemas.plan import Shard
 from specbatch.schemas.spec import Speculation
+from specbatch.specdec.models import ModelFolder
 from specbatch.storage.store import open_store
 
 PLAN_FORMAT = "specbatch/plan-summary/1"
@@ -53,8 +54,8 @@ def render_plan(prepared: PreparedJob, format: str, found: Scan | None = None) -
         "output": f"{fmt.clean(prepared.output)} ({state}{_obstacle_text(obstacle)})",
         "input": f"{fmt.plural(len(prepared.inputs), 'file')}, {fmt.plural(num_rows, 'row')}{samples}",
         "plan": _shards_text(prepared.shards),
-        "target": _model_text(prepared.target.name, prepared.target.parameters),
-        "draft": "none" if draft is None else _model_text(draft.name, draft.parameters),
+        "target": _model_text(prepared.target),
+        "draft": "none" if draft is None else _model_text(draft),
         "speculation": _speculation_text(execution.speculation),
         "workers": f"{execution.num_workers} on {execution.device}, {execution.dtype}, batch {execution.batch_size}"
         + (f", {fmt.plural(execution.num_threads, 'thread')} each" if execution.device == "cpu" else ""),
@@ -163,8 +164,9 @@ def _value_text(path: str, value: Any) -> str:
     return "-" if value is None else fmt.clean(str(value).lower() if isinstance(value, bool) else str(value))
 
 
-def _model_text(name: str, parameters: int) -> str:
-    return f"{fmt.clean(name)} ({fmt.parameters(parameters)} parameters)"
+def _model_text(folder: ModelFolder) -> str:
+    quantized = "" if folder.quantization is None else f", quantized: {folder.quantization.describe()}"
+    return f"{fmt.clean(folder.name)} ({fmt.parameters(folder.parameters)} parameters{quantized})"
 
 
 def _json(document: dict[str, Any]) -> str:

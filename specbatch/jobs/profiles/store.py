@@ -265,7 +265,11 @@ def cache_path(key: str) -> Path | None:
 
 
 def _files_sha256(folder: ModelFolder) -> str:
-    return sha256_hex(canonical_json(dict(folder.files)))
+    """Digest of a model as it is loaded: what is done to its weights on loading changes how fast it is."""
+    files: dict[str, object] = dict(folder.files)
+    if folder.quantization is not None and folder.quantization.on_load is not None:
+        files["quantization"] = folder.quantization.on_load
+    return sha256_hex(canonical_json(files))
 
 
 def _short(value: object) -> str:

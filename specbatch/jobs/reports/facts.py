@@ -64,7 +64,20 @@ def draft_name(manifest: Manifest) -> str:
 def describe_model(model: ModelRecord) -> str:
     """Name, revision and size."""
     revision = f" at {fmt.clean(model.revision, 16)}" if model.revision else ""
-    return f"{fmt.clean(model.name)}{revision}, {fmt.parameters(model.parameters)} parameters"
+    quantization = f", {describe_quantization(model)}" if model.quantization else ""
+    return f"{fmt.clean(model.name)}{revision}, {fmt.parameters(model.parameters)} parameters{quantization}"
+
+
+def describe_quantization(model: ModelRecord) -> str:
+    """How the weights are quantized, in a few words; empty for dense ones."""
+    if not model.quantization:
+        return ""
+    method, applied = (fmt.clean(str(model.quantization.get(name, "?")), 30) for name in ("method", "applied"))
+    config = model.quantization.get("config")
+    kinds = [config.get(name) for name in ("quant_type", "bnb_4bit_quant_type", "format")] if config else []
+    named = [fmt.clean(kind, 30) for kind in kinds if isinstance(kind, str)]
+    whole = ", made whole on loading" if model.quantization.get("weights") == "dequantized" else ""
+    return f"quantized {applied} by {' '.join([method, *named])}{whole}"
 
 
 def short_name(output: str, max_length: int = 40) -> str:

@@ -103,4 +103,12 @@ DATA_OPTIONS: tuple[Option, ...] = (
         "Arithmetic. [auto]",
         choices=("auto", "float32", "bfloat16", "float16", "float64"),
     ),
+    Option(
+        "quantization",
+        "models.quantization",
+        _M,
+        "choice",
+        "How the target's dense weights are quantized on loading; it changes the text. [none]",
+        choices=("torchao-int8", "torchao-float8", "bitsandbytes-nf4"),
+    ),
 )

@@ -97,7 +97,8 @@ def regenerate(drawn: list[Drawn], job: dict[str, Any], problems: list[str], not
         return
     prompt = prompt_spec(fields)
     try:
-        target = locate_model(str(job["spec"]["models"]["target"]))
+        on_load = job["spec"]["models"].get("quantization")
+        target = locate_model(str(job["spec"]["models"]["target"]), on_load)
         if not fields["model"]["files"].items() <= dict(target.files).items():
             notes.append(f"no row was decoded again: {target.name} here is not the target of the job")
             return
@@ -106,7 +107,11 @@ def regenerate(drawn: list[Drawn], job: dict[str, Any], problems: list[str], not
             notes.append(f"no row was decoded again: {target.name} here has another chat template")
             return
         engine = Engine.from_pretrained(
-            target.path, max_batch_size=1, speculation="off", dtype=str(fields["model"]["dtype"])
+            target.path,
+            max_batch_size=1,
+            speculation="off",
+            dtype=str(fields["model"]["dtype"]),
+            quantization=on_load,
         )
     except SpecbatchError as error:
         notes.append(f"no row was decoded again: {error.message}")
