@@ -80,6 +80,12 @@ bench-openvino: ## Make the environment of its own in which `make bench` runs Op
 		"torch==$(TORCH_VERSION)" "openvino-genai==$(OPENVINO_GENAI_VERSION)" "optimum-intel==$(OPTIMUM_INTEL_VERSION)"
 	$(OPENVINO_ENV)/bin/python -m pip uninstall --quiet --yes torchvision
 
+.PHONY: test-quantization
+test-quantization: $(STAMP) ## Run the tests of quantized weights with their packages, which a folder of their own takes
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/quantization \
+		accelerate bitsandbytes compressed-tensors loguru psutil torchao
+	PYTHONPATH=build/quantization $(BIN)/python -m pytest tests/specdec/test_quantization.py
+
 .PHONY: test-all
 test-all: $(STAMP) ## Run every test there is, the long ones and the chaos too (hours on 2 cores)
 	$(BIN)/python -m pytest -m ""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import platform
 import socket
 from collections.abc import Callable, Collection, Hashable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from specbatch._version import __version__
@@ -18,6 +20,7 @@ from specbatch.schemas.sampling import SamplingParams
 from specbatch.schemas.spec import Speculation
 from specbatch.schemas.stats import PhaseSeconds
 from specbatch.specdec.output import SequenceOutput
+from specbatch.specdec.quantization import METHODS, ON_LOAD
 
 if TYPE_CHECKING:
     from specbatch.specdec.engine import Engine
@@ -31,6 +34,7 @@ _DRAFT_FAULTS = frozenset(
         ErrorCode.JOB_MODEL_LOAD,
         ErrorCode.JOB_MODEL_MISSING,
         ErrorCode.JOB_MODEL_UNSUPPORTED,
+        ErrorCode.JOB_PACKAGE_MISSING,
         ErrorCode.JOB_UNSAFE_WEIGHTS,
     }
 )
@@ -121,10 +125,19 @@ def describe_worker(
         versions=(
             ("python", platform.python_version()),
             ("specbatch", __version__),  # this code's, which need not be what is installed
-            *((name, version(name)) for name in _VERSIONED),
+            *((name, version(name)) for name in (*_VERSIONED, *_quantization_packages(config))),
         ),
         note=getattr(engine, "note", None),  # engines of tests have none
     )
+
+
+def _quantization_packages(config: WorkerConfig) -> tuple[str, ...]:
+    """Packages whose code multiplies the target's weights; none where they are dense."""
+    if config.quantization is not None:
+        return METHODS[ON_LOAD[config.quantization].method].packages
+    path = Path(config.target_path) / "config.json"
+    stored = json.loads(path.read_bytes()).get("quantization_config") if path.is_file() else None
+    return METHODS[str(stored["quant_method"])].packages if isinstance(stored, dict) else ()
 
 
 def _load_pair(config: WorkerConfig) -> DecodingEngine:

@@ -68,6 +68,7 @@ def test_a_dataset_that_moved_is_the_same_dataset() -> None:
         fields(JobSpec(input=InputSpec(id_column="id"))),
         fields(JobSpec(input=InputSpec(limit=3))),
         fields(dtype="bfloat16"),
+        fields(quantization={"method": "torchao"}),
         fields(tokenizer_sha256="4" * 64),
         fields(target_files={"model.safetensors": "2" * 64}),
         fields(inputs=[replace(FILE, footer_sha256="0" * 64)]),

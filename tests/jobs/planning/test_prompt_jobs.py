@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -18,7 +19,9 @@ import pytest
 
 from specbatch import load
 from specbatch.jobs.planning.prepare import PreparedJob, prepare
+from specbatch.jobs.planning.text import render_plan
 from specbatch.jobs.planning.unique_ids import check_unique_ids
+from specbatch.jobs.reports.facts import describe_model
 from specbatch.jobs.spec.settings import (
     environment_layer,
     flag_layer,
@@ -111,6 +114,35 @@ def test_a_long_text_is_not_repeated_in_a_message() -> None:
         resolve([flag_layer(options)])
     assert "messages_column" in caught.value.message
     assert "secret" not in caught.value.message
+
+
+# ---- quantized weights -----------------------------------------------------------------------------------------------
+
+
+def test_quantization_is_the_jobs_identity_and_shown(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    dense = prepared(dataset)
+    assert "quantization" not in dense.identity.fields["model"], "identities of dense jobs stay as they were"
+    assert dense.models.target.quantization is None
+    job = prepared(dataset, quantization="torchao-int8")
+    expected = {
+        "method": "torchao", "config": {"quant_type": "Int8WeightOnlyConfig"}, "applied": "on loading",
+        "weights": "quantized",
+    }  # fmt: skip
+    assert job.models.target.quantization == job.identity.fields["model"]["quantization"] == expected
+    assert (dense.identity.fields["model"]["path"], job.identity.fields["model"]["path"]) == ("lean", "generic")
+    assert job.identity.S not in (dense.identity.S, prepared(dataset, quantization="torchao-float8").identity.S)
+    assert "quantized: torchao-int8)" in render_plan(job, "human")
+    assert describe_model(job.models.target).endswith("quantized on loading by torchao Int8WeightOnlyConfig")
+
+
+def test_a_quantization_that_cannot_work_is_refused(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refused(dataset, quantization="int3")[0] == "JOB_CONFIG"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    code, message = refused(dataset, quantization="torchao-int8")
+    assert code == "JOB_PACKAGE_MISSING"
+    assert "pip install torchao" in message
+    assert refused(dataset, quantization="torchao-int8", dtype="float64")[0] == "JOB_CONFIG"
 
 
 # ---- refused before any model is loaded ------------------------------------------------------------------------------
