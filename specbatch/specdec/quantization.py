@@ -80,8 +80,8 @@ _REFUSED: dict[str, str] = {
     "fp_quant": _ACTIVATIONS,
     "gptq": "needs gptqmodel, which brings CUDA and another torch",
     "hqq": "cannot be loaded by this transformers",
-    "mxfp4": "runs on kernels for CUDA that no test here has run",
-    "nvfp4": "runs on kernels for CUDA that no test here has run",
+    "mxfp4": "needs kernels that no test here has run",
+    "nvfp4": "needs kernels that no test here has run",
     "quanto": "cannot be stored by this transformers, so that no test here has run it",
 }
 
