@@ -2,6 +2,8 @@
 SHELL := /bin/sh
 PYTHON ?= python3
 TORCH_VERSION := 2.13.0
+# For the tests: its interpreter runs the kernels for GPUs on a CPU. A torch for GPUs brings the version that it needs.
+TRITON := triton>=3.5,<4; platform_system == "Linux" and platform_machine == "x86_64"
 OPENVINO_GENAI_VERSION := 2026.4.1.0
 OPTIMUM_INTEL_VERSION := 2.2.0
 MKDOCS_MATERIAL_VERSION := 9.8.1
@@ -27,6 +29,10 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)
 
+$(STAMP)-triton: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TRITON)'
+	@touch $@
+
 .PHONY: install
 install: $(STAMP) ## Create .venv with everything pinned, and specbatch in it
 
@@ -35,7 +41,7 @@ demo: $(STAMP) ## Run the main job on examples/prompts.parquet with the bundled 
 	@$(BIN)/python examples/demo.py
 
 .PHONY: test
-test: $(STAMP) ## Run the test suite, in two processes
+test: $(STAMP)-triton ## Run the test suite, in two processes
 	$(BIN)/python infra/run_tests.py
 
 .PHONY: lint
@@ -87,7 +93,7 @@ test-quantization: $(STAMP) ## Run the tests of quantized weights with their pac
 	PYTHONPATH=build/quantization $(BIN)/python -m pytest tests/specdec/test_quantization.py
 
 .PHONY: test-all
-test-all: $(STAMP) ## Run every test there is, the long ones and the chaos too (hours on 2 cores)
+test-all: $(STAMP)-triton ## Run every test there is, the long ones and the chaos too (hours on 2 cores)
 	$(BIN)/python -m pytest -m ""
 
 .PHONY: chaos

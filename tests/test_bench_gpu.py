@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +160,24 @@ def test_the_whole_program_on_a_cpu(tmp_path: Path) -> None:
     text = (tmp_path / "gpu.md").read_text()
     assert "## tiny, prompts of 64 tokens" in text
     assert str(tmp_path) not in text
+
+
+def test_the_engines_sides_run_over_pages_as_they_will_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts are equal to those over slots; a second side takes other pages for the same models."""
+    import torch
+    from gpu import engine_sides, models
+
+    from specbatch.specdec.lean_paged import PagedLeanDecoder
+
+    def texts_of(side: str) -> list[list[int]]:
+        return engine_sides.measure(pair, 2, prompts, side, 12, time.time() + 300)[1]
+
+    cpu, float32 = torch.device("cpu"), torch.float32
+    prompts = models.prompts(2, 64)
+    pair = models.Pair("tiny", models.OWN, cpu, float32)
+    plain = texts_of(plan.PLAIN)
+    monkeypatch.setattr(models, "uses_pages", lambda device: True)
+    pair = models.Pair("tiny", models.OWN, cpu, float32)
+    assert isinstance(pair.target, PagedLeanDecoder)
+    for side in (plan.PLAIN, "K=2"):
+        assert models.equal_rows(texts_of(side), plain) == 1.0

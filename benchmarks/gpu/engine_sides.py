@@ -5,7 +5,6 @@ A side is a setting of speculation and of the engine's switches; a new one is an
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,8 @@ from specbatch.specdec.controller import RoundMeasure, make_policy
 
 _FILL_CHUNK_TOKENS = 8192
 """While the batch is being filled: so that the first rows have not said much when the last have been read."""
+_MOST_NEW_TOKENS = 1024
+"""Room of a row behind its prompt."""
 _PREFILL_TOKENS = 16384
 """Of the pass that times the reading of prompts alone."""
 
@@ -41,22 +42,15 @@ class NotOfferedError(Exception):
     """The side needs something that this engine or device does not have."""
 
 
-def capture_switches() -> list[str]:
-    """Arguments of ``Engine`` that turn captured rounds on and off."""
-    names = inspect.signature(Engine.__init__).parameters
-    return [name for name in names if "captur" in name or "graph" in name]
-
-
 def settings_of(side: str, device: torch.device) -> Setting:
     """The setting behind a side's name.
 
     Raises:
-        NotOfferedError: for an uncaptured side of an engine without captured rounds.
+        NotOfferedError: for an uncaptured side where nothing is captured.
     """
     base = side.removesuffix(plan.UNCAPTURED)
-    switches = capture_switches() if device.type == "cuda" else []
-    if base != side and not switches:
-        raise NotOfferedError("there is no switch for captured rounds here")
+    if base != side and device.type != "cuda":
+        raise NotOfferedError("rounds are captured on a GPU only")
     speculation: int | Literal["auto", "off"]
     if base == plan.PLAIN:
         speculation = "off"
@@ -64,14 +58,14 @@ def settings_of(side: str, device: torch.device) -> Setting:
         speculation = "auto"
     else:
         speculation = int(base.removeprefix("K="))
-    return Setting(speculation, dict.fromkeys(switches, base == side), has_suffix=base == plan.AUTO)
+    return Setting(speculation, {"rounds": "ahead" if base == side else "loop"}, has_suffix=base == plan.AUTO)
 
 
 def make_engine(pair: Pair, batch: int, context: int, setting: Setting) -> Engine:
     """A new engine around the resident pair, as ``from_pretrained`` would build it, without its ledger."""
     speculation = setting.speculation
     draft = None if speculation in ("off", 0) else pair.ready_draft(context)
-    pair.fit_caches(batch)
+    pair.fit_caches(batch, context + _MOST_NEW_TOKENS)
     return Engine(
         pair.target,
         draft,
@@ -89,12 +83,12 @@ def make_engine(pair: Pair, batch: int, context: int, setting: Setting) -> Engin
 @contextmanager
 def large_chunks() -> Iterator[None]:
     """Prompts in larger pieces than the engine would take."""
-    usual = prefill.CHUNK_TOKENS
-    prefill.CHUNK_TOKENS = _FILL_CHUNK_TOKENS
+    usual = prefill.CHUNK_TOKENS, prefill.DEVICE_CHUNK_TOKENS
+    prefill.CHUNK_TOKENS = prefill.DEVICE_CHUNK_TOKENS = _FILL_CHUNK_TOKENS
     try:
         yield
     finally:
-        prefill.CHUNK_TOKENS = usual
+        prefill.CHUNK_TOKENS, prefill.DEVICE_CHUNK_TOKENS = usual
 
 
 def said(engine: Engine, batch: int) -> list[list[int]]:

@@ -25,7 +25,11 @@ from gpu.shapes import SHAPES
 from specbatch.specdec.batch import POSITIONS_STEP
 from specbatch.specdec.inflate import Shape, check_growth, fill_weight, inflated_config, load_state, shape_of
 from specbatch.specdec.lean import LeanDecoder
+from specbatch.specdec.lean_paged import PagedLeanDecoder
+from specbatch.specdec.loading import uses_pages
 from specbatch.specdec.models import locate_model
+from specbatch.specdec.paged_memory import Pages
+from specbatch.specdec.paging import PAGE_SIZE
 from specbatch.specdec.tokenizer import Tokenizer
 
 CONTEXT_LENGTH = 32768
@@ -95,9 +99,15 @@ def _fill(module: Any, small: Source, goal: Shape, seed: int = 0) -> None:
 
 
 def lean(small: Source, goal: Shape, device: torch.device, dtype: torch.dtype) -> LeanDecoder:
-    """The engine's decoder of a grown model; its slots are brought to size by ``fit_caches``."""
-    sizes = {"num_slots": 1, "max_positions": POSITIONS_STEP, "context_length": CONTEXT_LENGTH}
-    decoder = LeanDecoder(build(small, goal, device, dtype), **sizes, vocab_size=tokenizer().vocab_size)
+    """The engine's decoder of a grown model; its memory is brought to size by ``fit_caches``."""
+    module, known = build(small, goal, device, dtype), {"vocab_size": tokenizer().vocab_size}
+    decoder: LeanDecoder
+    if uses_pages(device):
+        pages = Pages(2, 1, CONTEXT_LENGTH, device)
+        decoder = PagedLeanDecoder(module, pages=pages, context_length=CONTEXT_LENGTH, **known)
+    else:
+        sizes = {"num_slots": 1, "max_positions": POSITIONS_STEP, "context_length": CONTEXT_LENGTH}
+        decoder = LeanDecoder(module, **sizes, **known)
     release()
     return decoder
 
@@ -188,12 +198,18 @@ class Pair:
             self._modules[role] = build(small, shape, self.device, self.dtype)
         return self._modules[role]
 
-    def fit_caches(self, num_slots: int) -> None:
-        """Small caches of so many slots; the engine lets them grow."""
-        for decoder in (self.target, self.draft):
-            if decoder is not None:
-                decoder.cache.resize(1, POSITIONS_STEP)
-                decoder.cache.resize(num_slots, POSITIONS_STEP)
+    def fit_caches(self, num_slots: int, row_tokens: int = POSITIONS_STEP) -> None:
+        """Small caches of so many slots, which the engine lets grow; or all pages, for rows of so many tokens."""
+        decoders = [decoder for decoder in (self.target, self.draft) if decoder is not None]
+        paged = [decoder for decoder in decoders if isinstance(decoder, PagedLeanDecoder)]
+        if paged:
+            pages = Pages(1 + num_slots * -(-row_tokens // PAGE_SIZE), num_slots, CONTEXT_LENGTH, self.device)
+            for decoder in paged:
+                decoder.use(pages)
+        for other in decoders:
+            if other not in paged:
+                other.cache.resize(1, POSITIONS_STEP)
+                other.cache.resize(num_slots, POSITIONS_STEP)
         release()
 
 

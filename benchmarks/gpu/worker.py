@@ -181,7 +181,6 @@ class Worker:
                 "cuda": torch.version.cuda,
                 "python": platform.python_version(),
             },
-            "capture_switches": engine_sides.capture_switches(),
         }
 
     def _is_poisoned(self, error: Exception) -> bool:

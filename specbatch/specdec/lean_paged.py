@@ -52,6 +52,12 @@ class PagedLeanDecoder(LeanDecoder):
         self._is_invariant = is_invariant
         super().__init__(model, num_slots=0, max_positions=0, context_length=context_length, vocab_size=vocab_size)
 
+    def use(self, pages: Pages) -> None:
+        """Another page table; the pool of the one before is given back first."""
+        self.cache.free()
+        self._pages = pages
+        self.cache = self.make_memory(0, 0)
+
     @property
     def is_invariant(self) -> bool:
         """Whether a token's logits have the same bits whatever is computed beside it."""
