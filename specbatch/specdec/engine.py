@@ -24,6 +24,7 @@ from specbatch.specdec.feed import Decoder
 from specbatch.specdec.intake import Intake
 from specbatch.specdec.output import SequenceOutput
 from specbatch.specdec.profile import profile
+from specbatch.specdec.ranks import Leader
 from specbatch.specdec.slots import Request
 from specbatch.specdec.stepping import Rounds, Stepper
 from specbatch.specdec.tokenizer import Tokenizer
@@ -110,6 +111,7 @@ class Engine:
         num_threads: int | None = None,
         max_sequence_tokens: int | None = None,
         quantization: str | None = None,
+        leader: Leader | None = None,
     ) -> Engine:
         """Load a pair.
 
@@ -124,6 +126,7 @@ class Engine:
             num_threads: arithmetic threads on CPU.
             max_sequence_tokens: longest prompt and completion together; the model's context if not given.
             quantization: how the target's dense weights are quantized on loading; names of ``quantization.ON_LOAD``.
+            leader: of the ranks that share the target, all of which have come.
 
         Raises:
             SpecbatchError: any of the model codes of ``models.locate_model`` and ``models.check_pair``; JOB_MEMORY.
@@ -140,6 +143,7 @@ class Engine:
             num_threads=num_threads,
             max_sequence_tokens=max_sequence_tokens,
             quantization=quantization,
+            leader=leader,
         )
         return cls(
             pair.target,
@@ -211,12 +215,10 @@ class Engine:
 
     @property
     def num_queued(self) -> int:
-        """Sequences that wait for a slot."""
         return len(self._queue)
 
     @property
     def num_active(self) -> int:
-        """Rows in flight."""
         return self._batch.slots.num_rows
 
     @property

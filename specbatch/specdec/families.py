@@ -173,13 +173,19 @@ def kv_bytes_per_token(config: Config, dtype_bytes: int) -> int:
     """
     family = FAMILIES.get(str(config.get("model_type")), Family())
     layers = _named_size(config, "num_hidden_layers", "n_layer")
-    heads = _named_size(config, "num_attention_heads", "n_head")
+    heads = num_heads(config)
     width = config.get("head_dim") or family.head_width or _named_size(config, "hidden_size", "n_embd") // heads
-    return 2 * layers * _kv_heads(config, family, heads) * int(width) * dtype_bytes
+    return 2 * layers * num_kv_heads(config) * int(width) * dtype_bytes
 
 
-def _kv_heads(config: Config, family: Family, heads: int) -> int:
-    kind = config.get("model_type")
+def num_heads(config: Config) -> int:
+    """Attention heads of a layer."""
+    return _named_size(config, "num_attention_heads", "n_head")
+
+
+def num_kv_heads(config: Config) -> int:
+    """Heads whose keys and values the slot cache holds, in each layer."""
+    kind, heads = config.get("model_type"), num_heads(config)
     if kind == "falcon":  # its newer architecture repeats the keys for all heads before the cache sees them
         is_single = config.get("multi_query", True) and not config.get("new_decoder_architecture", False)
         return 1 if is_single else heads
@@ -189,7 +195,7 @@ def _kv_heads(config: Config, family: Family, heads: int) -> int:
         return heads
     if "num_key_value_heads" in config:
         return int(config["num_key_value_heads"] or heads)
-    return family.kv_heads or heads
+    return FAMILIES.get(str(kind), Family()).kv_heads or heads
 
 
 def _named_size(config: Config, *keys: str) -> int:

@@ -11,6 +11,7 @@ from specbatch.schemas.messages import MemoryReport
 from specbatch.specdec import families, models
 from specbatch.specdec.batch import POSITIONS_STEP
 from specbatch.specdec.controller import Policy, make_policy
+from specbatch.specdec.division import check_division
 from specbatch.specdec.feed import Decoder
 from specbatch.specdec.generic import GenericDecoder
 from specbatch.specdec.host import host_available_bytes, resident_bytes
@@ -20,7 +21,9 @@ from specbatch.specdec.memory import MemoryPlan, plan_memory
 from specbatch.specdec.packing import can_pack, pack_linears
 from specbatch.specdec.paged_memory import Pages
 from specbatch.specdec.paging import PAGE_SIZE
+from specbatch.specdec.parallel import load_parallel
 from specbatch.specdec.quantization import check_device, check_dtype
+from specbatch.specdec.ranks import Leader
 from specbatch.specdec.runner import ModelRunner, load_model
 from specbatch.specdec.tokenizer import Tokenizer
 
@@ -53,11 +56,14 @@ def load_pair(
     num_threads: int | None,
     max_sequence_tokens: int | None,
     quantization: str | None = None,
+    leader: Leader | None = None,
 ) -> Pair:
     """Load target and draft; the arguments are those of ``Engine.from_pretrained``.
 
+    With a ``leader`` the target is divided among its ranks; the draft is whole, on this one's device.
+
     Raises:
-        SpecbatchError: the codes of the model checks, JOB_MEMORY, JOB_MODEL_LOAD.
+        SpecbatchError: the codes of the model checks and of ``check_division``, JOB_MEMORY, JOB_MODEL_LOAD.
     """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
@@ -66,6 +72,8 @@ def load_pair(
     draft_folder = models.locate_model(draft) if draft is not None and speculation not in ("off", 0) else None
     if draft_folder is not None:
         models.check_pair(target_folder, draft_folder)
+    num_ranks = 1 if leader is None else leader.num_ranks
+    check_division(target_folder.name, target_folder.config, num_ranks)
     dtype_name = models.resolve_dtype(dtype, where.type, target_folder)
     for folder in (target_folder, draft_folder):
         if folder is not None:
@@ -76,10 +84,11 @@ def load_pair(
         draft_folder,
         dtype=dtype_name,
         device=where.type,
-        available_bytes=free_bytes(where),
+        available_bytes=free_bytes(where) if leader is None else min(free_bytes(where), leader.free_bytes),
         memory_fraction=memory_fraction,
         batch_size=max_batch_size,
         speculation=speculation,
+        num_ranks=num_ranks,
     )
     if not plan.uses_draft:
         draft_folder = None
@@ -87,9 +96,11 @@ def load_pair(
     context = models.context_length(target_folder)
     # The target's context alone decides lengths: a draft with a shorter one stops proposing there, no more.
     longest = min(context, max_sequence_tokens or context)
-    pages = make_pages(plan.kv_token_budget, plan.batch_size, longest, where) if uses_pages(where) else None
+    is_lean = model_path == "auto" and leader is None and _path(target_folder) == "lean"
+    has_pages = is_lean and uses_pages(where)
+    pages = make_pages(plan.kv_token_budget, plan.batch_size, longest, where) if has_pages else None
 
-    def decoder(folder: models.ModelFolder) -> Decoder:
+    def decoder(folder: models.ModelFolder, ranks: Leader | None = None) -> Decoder:
         return load_decoder(
             folder,
             getattr(torch, dtype_name),
@@ -98,10 +109,11 @@ def load_pair(
             tokenizer.vocab_size,
             model_path=model_path,
             pages=pages,
+            leader=ranks,
         )
 
     return Pair(
-        target=decoder(target_folder),
+        target=decoder(target_folder, leader),
         draft=decoder(draft_folder) if draft_folder is not None else None,
         tokenizer=tokenizer,
         eos_ids=models.eos_token_ids(target_folder.path),
@@ -122,21 +134,23 @@ def load_decoder(
     *,
     model_path: Literal["auto", "generic"] = "auto",
     pages: Pages | None = None,
+    leader: Leader | None = None,
 ) -> Decoder:
-    """One model by the lean path where its family has one, else by the generic path.
+    """One model by the lean path where its family has one, else, and where ranks share it, by the generic path.
 
     Args:
         pages: the page table of the pair, for keys and values in pages; None keeps them in slots.
     """
-    model = load_model(folder.path, dtype, device, folder.quantization)
     sizes = {
         "num_slots": num_slots,
         "max_positions": POSITIONS_STEP,
         "context_length": models.context_length(folder),
         "vocab_size": vocab_size,
     }
-    path = families.model_path(folder.config, is_quantized=folder.quantization is not None)
-    if model_path == "auto" and path == "lean":
+    if leader is not None:
+        return load_parallel(leader, folder.path, dtype, device, **sizes)
+    model = load_model(folder.path, dtype, device, folder.quantization)
+    if model_path == "auto" and _path(folder) == "lean":
         if pages is not None:
             return PagedLeanDecoder(
                 model, pages=pages, context_length=sizes["context_length"], vocab_size=sizes["vocab_size"]
@@ -157,6 +171,10 @@ def make_pages(num_tokens: int, num_slots: int, max_sequence_tokens: int, device
     row_pages = -(-max_sequence_tokens // PAGE_SIZE)
     num_pages = min(num_tokens // PAGE_SIZE, num_slots * row_pages)
     return Pages(num_pages + 1, num_slots, max_sequence_tokens, device)
+
+
+def _path(folder: models.ModelFolder) -> Literal["lean", "generic"]:
+    return families.model_path(folder.config, is_quantized=folder.quantization is not None)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.specdec.families import kv_bytes_per_token
-from specbatch.specdec.footprint import activation_bytes, dtype_bytes_of, text_config, weight_bytes
+from specbatch.specdec.division import rank_kv_bytes_per_token, rank_weight_bytes
+from specbatch.specdec.footprint import activation_bytes, dtype_bytes_of, text_config
 from specbatch.specdec.models import ModelFolder
 
 AUTO_MAX_ROWS: Mapping[str, int] = {"cpu": 32, "cuda": 256}
@@ -153,6 +153,7 @@ def plan_memory(
     speculation: int | Literal["auto", "off"] = "auto",
     row_tokens: int = TYPICAL_ROW_TOKENS,
     process_bytes: int = PROCESS_BYTES,
+    num_ranks: int = 1,
 ) -> MemoryPlan:
     """Decide what is loaded, before it is.
 
@@ -164,6 +165,7 @@ def plan_memory(
         speculation: a fixed K insists on the draft; ``auto`` goes without it where only the pair does not fit.
         row_tokens: expected length of a row, prompt and completion.
         process_bytes: what the process will hold beside models and rows and does not hold yet.
+        num_ranks: devices that share the target; the ledger is that of the one that holds the draft too.
 
     Raises:
         SpecbatchError: JOB_MEMORY with the numbers, where not even one row fits.
@@ -179,6 +181,7 @@ def plan_memory(
             draft_length=_most_drafts(speculation) if pair_draft is not None else 0,
             row_tokens=row_tokens,
             process_bytes=process_bytes,
+            num_ranks=num_ranks,
         )
         rows = auto_batch_size(made, device) if batch_size == "auto" else batch_size
         return replace(made, batch_size=rows)
@@ -212,14 +215,17 @@ def make_ledger(
     row_tokens: int = TYPICAL_ROW_TOKENS,
     batch_size: int = 1,
     process_bytes: int = PROCESS_BYTES,
+    num_ranks: int = 1,
 ) -> Ledger:
-    """The ledger of one worker.
+    """The ledger of one worker; where ranks share the target, of the rank that holds the draft.
 
     Args:
         dtype: resolved, never ``auto``.
         draft_length: most drafts of a row in one round.
         row_tokens: expected length of a row, prompt and completion.
+        num_ranks: devices that share the target.
     """
+    ranks = {"target": num_ranks, "draft": 1}
     dtype_bytes = dtype_bytes_of(dtype)
     folders = {"target": target} if draft is None else {"target": target, "draft": draft}
     configs = {role: text_config(folder.config) for role, folder in folders.items()}
@@ -230,12 +236,18 @@ def make_ledger(
         available_bytes=available_bytes,
         memory_fraction=memory_fraction,
         fixed=(
-            *(Entry(f"{role} weights", weight_bytes(folder, dtype)) for role, folder in folders.items()),
+            *(
+                Entry(f"{role} weights", rank_weight_bytes(folder, dtype, ranks[role]))
+                for role, folder in folders.items()
+            ),
             # The mask of a prefill has a row for each of its tokens, as wide as the longest row.
             Entry("prefill workspace", prefill_bytes + _PREFILL_TOKENS * row_tokens * dtype_bytes),
             Entry("process", process_bytes),
         ),
-        kv=tuple(Entry(f"{role} KV", kv_bytes_per_token(config, dtype_bytes)) for role, config in configs.items()),
+        kv=tuple(
+            Entry(f"{role} KV", rank_kv_bytes_per_token(config, dtype_bytes, ranks[role]))
+            for role, config in configs.items()
+        ),
         row_bytes=(draft_length + 1) * vocab_rows * _BYTES_PER_LOGIT,
         row_tokens=row_tokens,
         batch_size=batch_size,

@@ -108,9 +108,15 @@ def pack_linears(model: nn.Module) -> int:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of all weights, packed ones included, shared ones counted once."""
+    """Bytes of all weights that this process holds, packed ones included, shared ones counted once."""
     packed = sum(module.num_bytes for module in model.modules() if isinstance(module, PackedLinear))
-    return packed + sum(map(_stored_bytes, model.parameters()))
+    return packed + sum(_stored_bytes(_held(parameter)) for parameter in model.parameters())
+
+
+def _held(parameter: Tensor) -> Tensor:
+    """What this process holds of a weight that ranks may have divided among them."""
+    share: Tensor = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    return share
 
 
 def _stored_bytes(parameter: Tensor) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+from transformers.distributed import DistributedConfig
 from transformers.utils import logging as hf_logging
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
@@ -47,7 +48,7 @@ class ModelRunner:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of weights, shared ones counted once."""
+        """Bytes of weights on this device, shared ones counted once."""
         return packing.weight_bytes(self.model)
 
     @torch.inference_mode()
@@ -114,12 +115,21 @@ def experts_name(dtype: torch.dtype) -> str | None:
     return "eager" if dtype == torch.float64 else None
 
 
-def load_model(path: Path, dtype: torch.dtype, device: torch.device, quantization: Quantization | None = None) -> Any:
+def load_model(
+    path: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: Quantization | None = None,
+    *,
+    num_ranks: int = 1,
+) -> Any:
     """Load safetensors weights from a folder that ``models.locate_model`` has passed, packed where that can be.
 
     Args:
         dtype: of all arithmetic; weights that stay quantized are multiplied in it.
         quantization: of ``ModelFolder``.
+        num_ranks: processes that divide the model by the library's plan; this one, whose process group stands, loads
+            its share.
 
     Raises:
         SpecbatchError: JOB_MODEL_LOAD with the cause in one line; JOB_PACKAGE_MISSING.
@@ -139,6 +149,7 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device, quantizatio
             trust_remote_code=False,
             output_loading_info=True,
             **({} if quantization is None else loading_arguments(path, quantization, dtype)),
+            distributed_config=None if num_ranks == 1 else DistributedConfig(tp_size=num_ranks, tp_plan="auto"),
         )
     except Exception as error:  # the libraries raise many types here, all of which mean the same to the user
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -156,7 +167,9 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device, quantizatio
         )
     if quantization is not None:
         settle(model, dtype)
-    model.to(device).eval().requires_grad_(False)
+    if num_ranks == 1:
+        model.to(device)
+    model.eval().requires_grad_(False)
     return model
 
 

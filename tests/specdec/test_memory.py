@@ -76,6 +76,18 @@ def test_a_ledger_adds_up() -> None:
     assert ledger.kv_bytes_per_token * 4 * ROW_TOKENS == entries["target KV"] + entries["draft KV"]
 
 
+def test_ranks_divide_the_target_and_the_draft_is_one_ranks() -> None:
+    """test_parallel holds the shares against what ranks really load."""
+    alone, shared = (
+        {entry.name: entry.num_bytes for entry in ledger.fixed + ledger.kv}
+        for ledger in (plan(2 * GIB, dtype="bfloat16", num_ranks=ranks).ledger for ranks in (1, 2))
+    )
+    assert 0.5 * alone["target weights"] < shared["target weights"] < 0.501 * alone["target weights"]
+    assert shared["target KV"] * 2 == alone["target KV"]
+    for name in ("draft weights", "draft KV", "process", "prefill workspace"):
+        assert shared[name] == alone[name]
+
+
 @pytest.mark.parametrize("available_bytes", [GIB, 2 * GIB, 5 * GIB])
 @pytest.mark.parametrize("draft", [None, DRAFT])
 def test_capacities_are_the_largest_that_fit(available_bytes: int, draft: ModelFolder | None) -> None:

@@ -1,0 +1,331 @@
+"""The processes that share one target: how they find each other, speak, and end together.
+
+Rank 0 leads: it has the engine. Every other rank follows: it holds its share of the target and does what it is told.
+Two ways lead from rank to rank. Tensors go through ``torch.distributed`` (nccl on CUDA, gloo on CPU). Words go through
+a Unix socket in a private folder: they need neither the device nor a collective, and the kernel closes a socket when
+its process dies, however it dies. So a rank learns at once that another one is gone, also while it waits in a
+collective that will never end.
+
+One death is the group's: a follower whose leader is gone ends its process; a leader that lost a follower raises
+``GroupLostError`` and can do nothing more with the target. Everything stays on this machine: the socket, the file of
+the rendezvous, and the loopback interface unless the user's environment names another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import FileStore  # type: ignore[attr-defined]  # named in its documentation
+
+from specbatch.schemas.errors import ErrorCode, SpecbatchError
+
+_BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+_LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+_COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""Collectives begin when all ranks have been told; one that lasts so long waits for a rank that hangs."""
+_JOIN_SECONDS = 600.0
+_NOTICE_SECONDS = 5.0
+"""The error of a collective may come before the news of the death that caused it."""
+_LEAVE_SECONDS = 10.0
+_MAX_FOLDER = 80
+"""The path of a socket may have 107 characters."""
+_SHORT_FOLDER = "/tmp"  # noqa: S108 - a fresh private folder is made below it
+
+
+class GroupLostError(Exception):
+    """A rank is gone or out of step, and the target with it: nothing that fewer rows in flight could mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where the ranks of one group meet.
+
+    Attributes:
+        folder: on this machine, for this user alone.
+        num_ranks: processes of the group, the leader too. device: ``cpu`` or ``cuda``.
+    """
+
+    folder: str
+    num_ranks: int
+    device: str
+
+    @classmethod
+    def make(cls, num_ranks: int, device: str) -> Seat:
+        """A new meeting place; the leader removes it when it closes the group."""
+        parent = None if len(tempfile.gettempdir()) < _MAX_FOLDER else _SHORT_FOLDER
+        return cls(tempfile.mkdtemp(prefix="specbatch-ranks-", dir=parent), num_ranks, device)
+
+    @property
+    def address(self) -> str:
+        """Path of the leader's socket."""
+        return str(Path(self.folder) / "leader")
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A follower's first word. ``free_bytes``: of its device, before anything is loaded."""
+
+    rank: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A follower's answer; ``error`` where it could not do as it was told."""
+
+    error: Exception | None = None
+
+
+class Stop:
+    """The last word of a leader."""
+
+
+class Leader:
+    """Rank 0 of a group. One thread uses it; ``abandon`` alone may be called from others.
+
+    Args:
+        on_lost: called once, from a thread of its own, when a follower is gone: whoever uses the group may be waiting
+            in a collective that never ends.
+
+    Attributes:
+        num_ranks: processes of the group. free_bytes: least free memory of the followers' devices when they came.
+
+    Raises:
+        GroupLostError: a follower did not come.
+    """
+
+    def __init__(self, seat: Seat, on_lost: Callable[[GroupLostError], None] = lambda error: None) -> None:
+        self.num_ranks = seat.num_ranks
+        self._seat, self._on_lost = seat, on_lost
+        self._reading = threading.Lock()
+        self._lost = threading.Event()
+        self._end: Exception | None = None
+        self._is_closed = False
+        self._abandoned: str | None = None
+        self._followers: dict[int, Connection] = {}
+        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._server.bind(seat.address)
+        self._server.listen(seat.num_ranks)
+        self.free_bytes = 1 << 62
+
+    def gather(self) -> None:
+        """Wait until all have come.
+
+        Raises:
+            GroupLostError: one did not.
+        """
+        until = time.monotonic() + _JOIN_SECONDS
+        while len(self._followers) < self.num_ranks - 1:
+            if self._abandoned is not None or time.monotonic() > until:
+                self._end = GroupLostError(self._abandoned or f"not all of {self.num_ranks} ranks came")
+                self.close()
+                raise self._end
+            if select.select([self._server], [], [], 0.5)[0]:
+                connection = Connection(self._server.accept()[0].detach())
+                with contextlib.suppress(EOFError, ConnectionError):  # it went before it had said who it is
+                    hello: Hello = connection.recv()
+                    self._followers[hello.rank] = connection
+                    self.free_bytes = min(self.free_bytes, hello.free_bytes)
+        threading.Thread(target=self._watch, name="specbatch-ranks", daemon=True).start()
+        join_collectives(self._seat, 0)
+
+    def abandon(self, reason: str) -> None:
+        """Wait no longer for ranks that have not come."""
+        self._abandoned = reason
+
+    def tell(self, message: object) -> None:
+        """Say something to every follower.
+
+        Raises:
+            Exception: what the group ended with.
+        """
+        if self._end is not None:
+            raise self._end
+        for rank, connection in self._followers.items():
+            try:
+                connection.send(message)
+            except OSError as error:
+                raise self._lose(rank) from error
+
+    def answers(self) -> None:
+        """Wait for an answer of every follower.
+
+        Raises:
+            Exception: the first error among them, after all have been read: the ranks stay in step. GroupLostError
+                where one is gone.
+        """
+        errors = []
+        for rank, connection in sorted(self._followers.items()):
+            try:
+                with self._reading:
+                    errors.append(connection.recv().error)
+            except (OSError, EOFError) as error:
+                raise self._lose(rank) from error
+        for found in errors:
+            if found is not None:
+                raise found
+
+    def fail(self, error: Exception) -> Exception:
+        """End the group for an error of this rank in the midst of a collective; what to raise instead of it."""
+        is_own = isinstance(error, SpecbatchError | torch.OutOfMemoryError | MemoryError)
+        self._lost.wait(0.0 if is_own else _NOTICE_SECONDS)
+        if self._end is None:
+            words = f"rank 0 of {self.num_ranks} failed in a forward: {in_words(error)}"
+            self._end = error if isinstance(error, SpecbatchError) else GroupLostError(words)
+        self.close()
+        return self._end
+
+    def close(self) -> None:
+        """Let the followers go, and remove the meeting place. May be repeated."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        is_whole = self._end is None
+        self._end = self._end or GroupLostError("the group has been closed")
+        with contextlib.suppress(OSError, EOFError):
+            for connection in self._followers.values():
+                if is_whole:
+                    connection.send(Stop())
+            if is_whole:
+                leave_collectives()
+            for connection in self._followers.values():
+                if is_whole:
+                    connection.poll(_LEAVE_SECONDS)  # each hangs up when it has left
+        for connection in self._followers.values():
+            connection.close()
+        self._server.close()
+        shutil.rmtree(self._seat.folder, ignore_errors=True)
+
+    def _watch(self) -> None:
+        ranks = {connection.fileno(): rank for rank, connection in self._followers.items()}
+        gone = wait_for_hang_up(list(ranks))
+        if not self._is_closed:
+            self._on_lost(self._lose(ranks[gone]))
+
+    def _lose(self, rank: int) -> GroupLostError:
+        error = GroupLostError(f"rank {rank} of {self.num_ranks} is gone{self._last_words(rank)}")
+        self._end = self._end or error
+        self._lost.set()
+        return error
+
+    def _last_words(self, rank: int) -> str:
+        """Why a rank says that it ends, where it still could."""
+        connection = self._followers[rank]
+        if not self._reading.acquire(timeout=1.0):
+            return ""  # another thread reads them now
+        try:
+            while connection.poll(0):
+                answer = connection.recv()
+                if answer.error is not None:
+                    return f": {in_words(answer.error)}"
+        except (OSError, EOFError):
+            pass
+        finally:
+            self._reading.release()
+        return ""
+
+
+class Follower:
+    """A rank that is led. Its process ends with its leader's, without a word: nothing of it is of use alone."""
+
+    def __init__(self, seat: Seat, rank: int, free_bytes: int) -> None:
+        self._is_leaving = False
+        link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        link.connect(seat.address)
+        self._leader = Connection(link.detach())
+        self._leader.send(Hello(rank, free_bytes))
+        threading.Thread(target=self._watch, name="specbatch-leader", daemon=True).start()
+        join_collectives(seat, rank)
+
+    def messages(self) -> Iterator[Any]:
+        """What the leader says, until it says that this was all."""
+        while True:
+            message = self._leader.recv()
+            if isinstance(message, Stop):
+                self._is_leaving = True
+                leave_collectives()
+                self._leader.close()
+                return
+            yield message
+
+    def answer(self, error: Exception | None = None) -> None:
+        """Tell the leader how it went."""
+        self._leader.send(Done(_portable(error)))
+
+    def _watch(self) -> None:
+        wait_for_hang_up([self._leader.fileno()])
+        if not self._is_leaving:
+            os._exit(1)
+
+
+def wait_for_hang_up(files: list[int]) -> int:
+    """Wait until the other end of a socket is closed, reading nothing; which it is."""
+    poll = select.poll()
+    for file in files:
+        poll.register(file, 0)  # a hang-up is told without being asked for
+    while True:
+        for file, _ in poll.poll():
+            return file
+
+
+def join_collectives(seat: Seat, rank: int) -> None:
+    """Make the process group of a rank, on the device that is its own.
+
+    Raises:
+        SpecbatchError: JOB_CONFIG where the library would take another device than the one asked for.
+    """
+    accelerator = torch._C._get_accelerator().type  # what the library divides models over, whatever was asked for
+    if accelerator != seat.device:
+        raise SpecbatchError(
+            ErrorCode.JOB_CONFIG,
+            f"tensor parallel on {seat.device} is not possible in a process that sees {accelerator} devices; "
+            f"use --device {accelerator}, or hide them (CUDA_VISIBLE_DEVICES=)",
+        )
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK)
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", _LOOPBACK)
+    if seat.device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group(
+        _BACKENDS[seat.device],
+        store=FileStore(str(Path(seat.folder) / "rendezvous"), seat.num_ranks),
+        rank=rank,
+        world_size=seat.num_ranks,
+        timeout=_COLLECTIVE_TIMEOUT,
+    )
+
+
+def leave_collectives() -> None:
+    """End this process's part in the process group, all ranks at once."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def in_words(error: BaseException) -> str:
+    """An error in one line."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    """An error that the leader's process surely can read: ours and those of memory as they are."""
+    if error is None or isinstance(error, SpecbatchError | MemoryError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError):
+        return torch.OutOfMemoryError(str(error))
+    return RuntimeError(in_words(error))
