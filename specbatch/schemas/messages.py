@@ -36,6 +36,7 @@ class WorkerConfig:
         single_writer: the store cannot create objects once only, and the user vouches that nobody else writes.
         form: of the parts; whether they have logprobs is the generation's to say.
         duplicates: the file that marks duplicates (local path or URI); None where none are marked.
+        num_ranks: devices of its node that share the target; the worker is the first of so many processes.
         job, epoch: how lines of its log name the job and the run. log: what it writes to standard error.
     """
 
@@ -58,6 +59,7 @@ class WorkerConfig:
     single_writer: bool = False
     form: ResultForm = field(default_factory=ResultForm)
     duplicates: str | None = None
+    num_ranks: int = 1
     job: str = ""
     epoch: int = 0
     log: LogSettings = field(default_factory=LogSettings)

@@ -116,16 +116,19 @@ class ResultsSpec(_Section):
 
 
 class ModelSpec(_Section):
-    """Identity: target, dtype, quantization. Execution: draft, on which the text depends under ``distribution`` only.
+    """Identity: target, dtype, quantization, devices. Execution: draft (but under ``distribution``).
 
     ``draft`` None means: the bundled draft for a bundled target, no draft otherwise. ``"none"`` means no draft.
-    ``quantization`` is what is done to the target's dense weights on loading; None leaves them as they are.
+    ``quantization`` is what is done to the target's dense weights on loading; None leaves them as they are. The target
+    is divided among ``tensor_parallel_size`` devices of one node: sums are then split among them, so that a near tie
+    may fall otherwise than with another number.
     """
 
     target: str = "code-pair/target"
     draft: str | None = None
     dtype: DataType = "auto"
     quantization: OnLoadQuantization | None = None
+    tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = 1
 
 
 class GenerationSpec(_Section):

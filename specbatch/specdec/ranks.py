@@ -208,7 +208,7 @@ class Leader:
                 if is_whole:
                     connection.poll(_LEAVE_SECONDS)  # each hangs up when it has left
         for connection in self._followers.values():
-            connection.close()
+            hang_up(connection)
         self._server.close()
         shutil.rmtree(self._seat.folder, ignore_errors=True)
 
@@ -222,6 +222,7 @@ class Leader:
         error = GroupLostError(f"rank {rank} of {self.num_ranks} is gone{self._last_words(rank)}")
         self._end = self._end or error
         self._lost.set()
+        shutil.rmtree(self._seat.folder, ignore_errors=True)  # this process may be killed before it closes the group
         return error
 
     def _last_words(self, rank: int) -> str:
@@ -246,6 +247,7 @@ class Follower:
 
     def __init__(self, seat: Seat, rank: int, free_bytes: int) -> None:
         self._is_leaving = False
+        self._folder = seat.folder
         link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         link.connect(seat.address)
         self._leader = Connection(link.detach())
@@ -260,7 +262,7 @@ class Follower:
             if isinstance(message, Stop):
                 self._is_leaving = True
                 leave_collectives()
-                self._leader.close()
+                hang_up(self._leader)
                 return
             yield message
 
@@ -271,7 +273,15 @@ class Follower:
     def _watch(self) -> None:
         wait_for_hang_up([self._leader.fileno()])
         if not self._is_leaving:
+            shutil.rmtree(self._folder, ignore_errors=True)  # a leader that was killed could not
             os._exit(1)
+
+
+def hang_up(connection: Connection) -> None:
+    """End a connection for both sides now; closed alone, it would live on while a thread still watches it."""
+    with contextlib.suppress(OSError), socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as link:
+        link.shutdown(socket.SHUT_RDWR)
+    connection.close()
 
 
 def wait_for_hang_up(files: list[int]) -> int:

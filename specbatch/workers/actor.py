@@ -16,14 +16,17 @@ import os
 import signal
 import socket
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from specbatch.schemas.messages import WorkerConfig, WorkerPoll, WorkerReady
 from specbatch.workers.heap import made_to_stay
 from specbatch.workers.worker import Worker
 from specbatch.workers.worker_log import WorkerLog
+
+if TYPE_CHECKING:
+    from specbatch.workers.ranks import Ranks
 
 _MAX_CONCURRENCY = 8
 """Long polls, some of them repeated, may wait while deliveries and stop come through."""
@@ -38,12 +41,14 @@ class Whereabouts:
     Attributes:
         node_id: Ray's name of its node.
         started: when it started, in the words of its host; empty where the system does not say.
+        ranks: the further processes that share its target.
     """
 
     node_id: str
     host: str
     pid: int
     started: str
+    ranks: tuple[Whereabouts, ...] = ()
 
     @property
     def is_here(self) -> bool:
@@ -74,17 +79,22 @@ class WorkerActor:
         self._log = WorkerLog(config)
         self._worker: Worker | None = None
         self._failure: Exception | None = None
+        self._ranks: Ranks | None = None
         try:
-            self._worker = Worker(config)
+            if config.num_ranks == 1:
+                self._worker = Worker(config)
+            else:
+                from specbatch.workers.ranks import Ranks
+
+                self._ranks = Ranks(config)
+                self._worker = Worker(config, self._ranks.load_engine)
+                self._ranks.on_lost = self._worker.lose
         except Exception as error:  # told by ``ready``: what an actor's constructor raises, Ray turns into prose
             self._failure = error
 
     def whereabouts(self) -> Whereabouts:
-        """Which process this is; answered while the models are still being loaded."""
-        import ray
-
-        node_id = ray.get_runtime_context().get_node_id()
-        return Whereabouts(node_id, socket.gethostname(), os.getpid(), process_start(os.getpid()))
+        """Which process this is, and its ranks; answered while the models are still being loaded."""
+        return replace(this_process(), ranks=() if self._ranks is None else self._ranks.whereabouts())
 
     def ready(self) -> WorkerReady:
         """As the worker's; asked again, it answers the same."""
@@ -128,6 +138,8 @@ class WorkerActor:
         """As the worker's."""
         if self._worker is not None:
             self._worker.stop()
+        if self._ranks is not None:
+            self._ranks.close()
 
     def _made(self) -> Worker:
         if self._failure is not None:
@@ -141,6 +153,14 @@ def actor_class() -> Any:
     import ray
 
     return ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=_MAX_CONCURRENCY)(WorkerActor)
+
+
+def this_process() -> Whereabouts:
+    """Where the caller runs, on its Ray."""
+    import ray
+
+    node_id = ray.get_runtime_context().get_node_id()
+    return Whereabouts(node_id, socket.gethostname(), os.getpid(), process_start(os.getpid()))
 
 
 def process_start(pid: int) -> str:

@@ -24,6 +24,7 @@ from specbatch.specdec.quantization import METHODS, ON_LOAD
 
 if TYPE_CHECKING:
     from specbatch.specdec.engine import Engine
+    from specbatch.specdec.ranks import Leader
 
 ENGINE_FACTORY_VARIABLE = "SPECBATCH_ENGINE_FACTORY"
 """``module:function`` that makes the engine of every worker process instead of the pair: for tests and benchmarks of
@@ -84,18 +85,20 @@ class DecodingEngine(Protocol):
 EngineFactory = Callable[[WorkerConfig], DecodingEngine]
 
 
-def load_engine(config: WorkerConfig) -> DecodingEngine:
+def load_engine(config: WorkerConfig, lead: Callable[[], Leader] | None = None) -> DecodingEngine:
     """Load the pair that the configuration names, or what ``SPECBATCH_ENGINE_FACTORY`` makes instead.
+
+    Args:
+        lead: waits for the ranks that share the target; None where none do.
 
     Raises:
         SpecbatchError: the codes of the model checks; ``JOB_CONFIG`` where the variable names nothing that can be
             imported; ``JOB_MODEL_LOAD`` for whatever else goes wrong.
     """
     name = os.environ.get(ENGINE_FACTORY_VARIABLE)
-    make = _load_pair if name is None else _import_factory(name)
     try:
         failpoint("worker_load:before")
-        engine = make(config)
+        engine = _load_pair(config, lead and lead()) if name is None else _import_factory(name)(config)
         failpoint("worker_load:after")
         return engine
     except SpecbatchError:
@@ -140,15 +143,15 @@ def _quantization_packages(config: WorkerConfig) -> tuple[str, ...]:
     return METHODS[str(stored["quant_method"])].packages if isinstance(stored, dict) else ()
 
 
-def _load_pair(config: WorkerConfig) -> DecodingEngine:
+def _load_pair(config: WorkerConfig, leader: Leader | None) -> DecodingEngine:
     """The pair; the target alone where the draft is what cannot be loaded: the text is the same, only later."""
     try:
-        return _load(config, config.draft_path, config.speculation)
+        return _load(config, config.draft_path, config.speculation, leader)
     except Exception as error:
         if config.draft_path is None or not _may_be_the_draft(config, error):
             raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    engine = _load(config, None, "auto" if config.speculation == "auto" else "off")
+    engine = _load(config, None, "auto" if config.speculation == "auto" else "off", leader)
     engine.note = f"the draft {config.draft_path} cannot be loaded, going on without it ({reason})"
     return engine
 
@@ -160,7 +163,7 @@ def _may_be_the_draft(config: WorkerConfig, error: Exception) -> bool:
     return not isinstance(error, SpecbatchError) or error.code in _DRAFT_FAULTS
 
 
-def _load(config: WorkerConfig, draft_path: str | None, speculation: Speculation) -> Engine:
+def _load(config: WorkerConfig, draft_path: str | None, speculation: Speculation, leader: Leader | None) -> Engine:
     from specbatch.specdec.engine import Engine
 
     return Engine.from_pretrained(
@@ -174,6 +177,7 @@ def _load(config: WorkerConfig, draft_path: str | None, speculation: Speculation
         memory_fraction=_memory_fraction(config),
         num_threads=config.num_threads,
         quantization=config.quantization,
+        leader=leader,
     )
 
 

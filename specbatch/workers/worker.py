@@ -141,6 +141,10 @@ class Worker:
         for thread in self._threads:
             thread.join(_JOIN_SECONDS)
 
+    def lose(self, error: Exception) -> None:
+        """End because of what the decode thread cannot tell: it may be stuck in what the error is about."""
+        self._pipeline.stop(error)
+
     # ---- reader ----------------------------------------------------------------------------------------------------
 
     def _read(self, encode: Callable[[str], list[int]], context_length: int) -> None:

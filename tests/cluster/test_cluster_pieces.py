@@ -298,6 +298,13 @@ def test_fault_4_a_stopped_process_is_killed_after_a_moment(sleeper: subprocess.
     assert sleeper.wait(5) == -signal.SIGKILL
 
 
+def test_the_ranks_of_a_worker_die_with_it(sleeper: subprocess.Popen[bytes]) -> None:
+    victims = Killing(lambda: 0.0)
+    victims.add(replace(whereabouts_of(sleeper.pid), pid=0, started="", ranks=(whereabouts_of(sleeper.pid),)))
+    victims.finish()
+    assert sleeper.wait(5) == -signal.SIGKILL
+
+
 def test_at_the_end_nobody_waits(sleeper: subprocess.Popen[bytes]) -> None:
     victims = Killing(lambda: 0.0)
     victims.add(whereabouts_of(sleeper.pid))

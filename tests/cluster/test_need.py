@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from specbatch.jobs.coordinator.events import CapacityChanged
+from specbatch.jobs.output.identity import identity_fields
+from specbatch.jobs.planning import execution
 from specbatch.jobs.planning.execution import _check_needs, _resolve_device
 from specbatch.jobs.running.cluster_view import ClusterView, choose_node, count_slots, read_node
 from specbatch.jobs.running.need import Free, Node, WorkerNeed
@@ -17,7 +19,7 @@ from specbatch.jobs.running.processes import WorkerProcess
 from specbatch.schemas.errors import SpecbatchError
 from specbatch.schemas.messages import WorkerConfig
 from specbatch.schemas.prompt import PromptSpec
-from specbatch.schemas.spec import ExecutionSpec, GenerationSpec, JobSpec
+from specbatch.schemas.spec import ExecutionSpec, GenerationSpec, JobSpec, ModelSpec
 from specbatch.schemas.units import parse_size
 from specbatch.workers.decoding import shared_fraction
 
@@ -44,6 +46,8 @@ VIEW = ClusterView((Node("head", 0, 0), BIG, SMALL))
         (WorkerNeed("cuda", labels=(("zone", "!a"),)), (0, 1)),
         (WorkerNeed("cuda", labels=(("rack", "!7"),)), (2, 1)),
         (WorkerNeed("cuda", accelerator_type="A10G"), (0, 1)),
+        (WorkerNeed("cuda", num_ranks=2), (1, 0)),
+        (WorkerNeed("cpu", cpus=4, num_ranks=2), (4, 1)),
     ],
     ids=str,
 )
@@ -76,6 +80,15 @@ def test_what_ray_is_asked_for() -> None:
     }  # fmt: skip
     assert str(need) == "0.5 GPU, 3 CPUs, 24 GiB of memory, accelerator H100, label zone=a, label spot=!yes"
     assert WorkerNeed("cpu").actor_options() == {"num_cpus": 0, "num_gpus": 0}
+
+
+def test_ranks_have_a_device_each_and_share_the_rest() -> None:
+    need = WorkerNeed("cuda", cpus=3, memory_bytes=24 * GIB, num_ranks=3)
+    assert need.bundles() == [{"GPU": 1.0, "CPU": 3, "memory": 24 * GIB}, {"GPU": 1.0}, {"GPU": 1.0}]
+    assert WorkerNeed("cpu", num_ranks=2).bundles() == [{"CPU": 0.001}] * 2, "Ray takes no empty bundle"
+    assert not need.fits_beside(Free(16, 2.0, 64 * GIB), 0)
+    assert need.fits_beside(Free(16, 3.0, 64 * GIB), 0)
+    assert str(need) == "3 GPU, 3 CPUs, 24 GiB of memory"
 
 
 def test_nodes_as_ray_lists_them() -> None:
@@ -164,6 +177,37 @@ def test_sizes() -> None:
 def test_what_means_nothing_here_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(SpecbatchError, match=r"JOB_CONFIG: --.* needs --address"):
         _check_needs(ExecutionSpec(**given))
+
+
+def test_workers_of_several_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = JobSpec(models=ModelSpec(tensor_parallel_size=2))
+    monkeypatch.setattr(execution, "count_cuda_devices", lambda: 5)
+    assert _resolve_device(spec) == ("cuda", 2)
+    four = spec.model_copy(update={"execution": ExecutionSpec(workers=4)})
+    with pytest.raises(SpecbatchError, match="there are 5 CUDA devices; each worker needs 2"):
+        _resolve_device(four)
+    monkeypatch.setattr(execution, "count_cuda_devices", lambda: 1)
+    with pytest.raises(SpecbatchError, match=r"JOB_NO_CAPACITY: --tensor-parallel-size 2: this machine has 1 CUDA dev"):
+        _resolve_device(spec)
+    with pytest.raises(SpecbatchError, match="leave --gpus-per-worker at 1"):
+        _resolve_device(spec.model_copy(update={"execution": ExecutionSpec(gpus_per_worker=0.5)}))
+    with pytest.raises(SpecbatchError, match="was measured on one device"):
+        _resolve_device(spec.model_copy(update={"execution": ExecutionSpec(profile="p.json")}))
+    with pytest.raises(SpecbatchError, match="preview decodes on one device"):
+        execution.refuse_ranks(spec, "preview")
+
+
+def test_several_devices_are_identity_and_one_is_not() -> None:
+    def model_of(num_ranks: int) -> dict[str, Any]:
+        fields = identity_fields(
+            JobSpec(models=ModelSpec(tensor_parallel_size=num_ranks)),
+            target_files={}, tokenizer_sha256="t", dtype="float32", model_path="generic", inputs=(),
+        )  # fmt: skip
+        found: dict[str, Any] = fields["model"]
+        return found
+
+    assert "tensor_parallel_size" not in model_of(1)
+    assert model_of(2) == {**model_of(1), "tensor_parallel_size": 2}
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ def lead(seat: Seat, moment: str) -> None:
     leader.gather()
     leader.tell(moment)
     say("ready")
+    if moment == "overload":
+        say(f"raised: {leader.fail(MemoryError())}")
     if moment not in ("wait", "fail"):
         time.sleep(600)
     try:

@@ -168,6 +168,7 @@ def test_memory_that_runs_out_while_slots_grow_halves_them_everywhere(
     assert said(subject) == said(engine(decoder(model, 4), None, 0))
     assert failed
     assert subject.max_batch_size == 2
+    assert not leader._followers[1].poll(0), "every answer has been read"
 
 
 @torch.inference_mode()
@@ -229,13 +230,22 @@ def pair(start: Start) -> Callable[[str], tuple[Any, Any]]:
     return make
 
 
-@pytest.mark.parametrize("moment", ["idle", "collective"])
+@pytest.mark.parametrize("moment", ["collective", "wait"])
 def test_no_follower_outlives_its_leader(pair: Any, moment: str) -> None:
+    """Nor one that is stuck where no error of a collective would reach it."""
     leading, mate = pair(moment)
     time.sleep(0.3)
     assert mate.poll() is None
     leading.send_signal(signal.SIGKILL)
     assert mate.wait(5) == 1
+
+
+def test_a_leader_that_fails_in_a_forward_lets_no_follower_wait(pair: Any) -> None:
+    """Its process goes on, to tell of it; the followers end at once."""
+    leading, mate = pair("overload")
+    assert leading.stdout.readline() == "raised: rank 0 of 2 failed in a forward: MemoryError\n"
+    assert mate.wait(5) == 1
+    assert leading.poll() is None
 
 
 @pytest.mark.parametrize("moment", ["idle", "wait"])

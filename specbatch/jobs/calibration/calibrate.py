@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from specbatch.jobs.planning.execution import refuse_ranks
 from specbatch.jobs.planning.machine import device_name
 from specbatch.jobs.planning.scan import sample_rows, scan
 from specbatch.jobs.planning.scan_values import Scan
@@ -77,9 +78,10 @@ def calibrate(
         say: takes single lines for the user.
 
     Raises:
-        SpecbatchError: no row can be decoded; the models cannot be loaded; too little could be measured; the profile
-            cannot be written.
+        SpecbatchError: the target is for several devices; no row can be decoded; the models cannot be loaded; too
+            little could be measured; the profile cannot be written.
     """
+    refuse_ranks(prepared.spec, "calibrate")
     rows = sample_rows(prepared, num_rows)
     if not rows:
         raise SpecbatchError(

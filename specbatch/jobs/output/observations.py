@@ -64,10 +64,12 @@ def _device_seconds(run: RunRecord) -> float:
     """Each GPU from the first start to the end of its worker; on CPU each machine for the whole run.
 
     A worker that takes the place of one that died takes its GPU too, so that a dead one counts as long as it lived.
+    One whose target is divided has as many GPUs as ranks.
     """
+    num_ranks = int(run.execution.get("tensor_parallel_size", 1))
     on_gpu = [worker for worker in run.workers if worker.device != "cpu"]
     cpu_hosts = {worker.host for worker in run.workers if worker.device == "cpu"}
-    return sum(_lifetime(worker) for worker in on_gpu) + run.total_seconds * len(cpu_hosts)
+    return sum(_lifetime(worker) for worker in on_gpu) * num_ranks + run.total_seconds * len(cpu_hosts)
 
 
 def _lifetime(worker: WorkerRecord) -> float:

@@ -18,6 +18,7 @@ from specbatch.jobs.spec.address import check_address, is_jobs_endpoint
 from specbatch.jobs.spec.settings import Settings
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.spec import DataType, ExecutionSpec, JobSpec, Speculation
+from specbatch.specdec.division import check_division
 from specbatch.specdec.host import host_available_bytes
 from specbatch.specdec.memory import EXPECTED_PROMPT_TOKENS, MemoryPlan, plan_memory
 from specbatch.specdec.models import (
@@ -39,7 +40,8 @@ class Execution:
         draft: None also where the pair does not fit in the memory.
         speculation: how K is chosen; ``off`` where there is no draft.
         batch_size: rows in flight of each worker; ``auto`` on a GPU or a cluster, whose memory the worker knows best.
-        num_threads: arithmetic threads of each worker on CPU.
+        num_threads: arithmetic threads of each worker on CPU, or of each of its ranks.
+        num_ranks: devices that share the target, each with a process of a worker's.
         memory: the ledger of one worker; None where the free memory of the device cannot be seen from here.
         profile: what ``calibrate`` measured of this pair on this machine, and what is taken from it.
     """
@@ -56,6 +58,7 @@ class Execution:
     max_new_tokens: int
     price_per_device_hour: float | None = None
     profile: UsedProfile | None = None
+    num_ranks: int = 1
 
 
 def resolve_draft(settings: Settings, target: ModelFolder) -> tuple[ModelFolder | None, Speculation]:
@@ -89,16 +92,18 @@ def resolve_execution(
     """Devices, threads, memory and profile of a run on this machine.
 
     Raises:
-        SpecbatchError: JOB_NO_CAPACITY, a device that is not here; JOB_MEMORY; what ``use_profile`` raises.
+        SpecbatchError: JOB_NO_CAPACITY, a device that is not here; JOB_MEMORY; what ``use_profile`` and
+            ``check_division`` raise.
     """
-    spec = settings.spec
+    spec, num_ranks = settings.spec, settings.spec.models.tensor_parallel_size
+    check_division(target.name, target.config, num_ranks)
     device, num_workers = _resolve_device(spec)
     dtype = cast(DataType, resolve_dtype(spec.models.dtype, device, target))
     _check_quantization(spec, (target, draft), device, dtype)
     batch_size = spec.execution.batch_size
     memory: MemoryPlan | None = None
     # On a cluster each worker plans with the memory that it finds on its node.
-    free_bytes = _free_bytes(spec, device, num_workers)
+    free_bytes = _free_bytes(spec, device, num_workers * num_ranks)
 
     def plan(available_bytes: int, batch_size: int | Literal["auto"]) -> MemoryPlan:
         return plan_memory(
@@ -111,6 +116,7 @@ def resolve_execution(
             batch_size=batch_size,
             speculation=speculation,
             row_tokens=min(EXPECTED_PROMPT_TOKENS + spec.generation.max_new_tokens, context_length(target)),
+            num_ranks=num_ranks,
         )
 
     loaded = draft
@@ -120,15 +126,20 @@ def resolve_execution(
             loaded = None
         if device == "cpu":
             batch_size = memory.batch_size
-    num_threads = max(count_cores() // num_workers, 1)
-    profile = use_profile(
-        spec.execution,
-        circumstances_of(
-            target, loaded, dtype=dtype, device=device, device_name=device_name(device), num_threads=num_threads
-        ),
-        speculation=speculation,
-        memory=memory,
-        is_stored=settings.origins["execution.profile"] == JOB_KEY,
+    num_threads = max(count_cores() // (num_workers * num_ranks), 1)
+    # What calibrate measured is one device's.
+    profile = (
+        None
+        if num_ranks > 1
+        else use_profile(
+            spec.execution,
+            circumstances_of(
+                target, loaded, dtype=dtype, device=device, device_name=device_name(device), num_threads=num_threads
+            ),
+            speculation=speculation,
+            memory=memory,
+            is_stored=settings.origins["execution.profile"] == JOB_KEY,
+        )
     )
     if free_bytes is not None and profile is not None and profile.batch_size is not None:
         batch_size = profile.batch_size
@@ -146,15 +157,16 @@ def resolve_execution(
         max_new_tokens=spec.generation.max_new_tokens,
         price_per_device_hour=spec.execution.price_per_device_hour,
         profile=profile,
+        num_ranks=num_ranks,
     )
 
 
-def _free_bytes(spec: JobSpec, device: str, num_workers: int) -> int | None:
-    """Free memory for one worker; None where it cannot be seen from here, as on a cluster."""
+def _free_bytes(spec: JobSpec, device: str, num_processes: int) -> int | None:
+    """Free memory for one process; None where it cannot be seen from here, as on a cluster."""
     if spec.execution.address is not None:
         return None
     if device == "cpu":
-        return host_available_bytes() // num_workers
+        return host_available_bytes() // num_processes
     found = cuda_free_bytes()
     return None if found is None else int(found * spec.execution.gpus_per_worker)
 
@@ -164,24 +176,32 @@ def _resolve_device(spec: JobSpec) -> tuple[str, int]:
 
     Of a cluster, whose machines have what this one may lack, only the device is settled here.
     """
-    execution = spec.execution
+    execution, num_ranks = spec.execution, spec.models.tensor_parallel_size
     _check_needs(execution)
+    _check_ranks(execution, num_ranks)
     num_gpus = count_cuda_devices() if execution.device != "cpu" else 0
     if execution.address is not None:
         device = "cuda" if num_gpus or execution.device == "cuda" else "cpu"
-        return device, max(num_gpus, 1) if execution.workers == "auto" else execution.workers
+        return device, max(num_gpus // num_ranks, 1) if execution.workers == "auto" else execution.workers
     if execution.device == "cuda" and num_gpus == 0:
         raise SpecbatchError(
             ErrorCode.JOB_NO_CAPACITY,
             "no CUDA device can be used here (none present or visible, or torch is a CPU build); use --device cpu",
         )
     device = "cuda" if num_gpus else "cpu"
-    most = num_gpus * math.floor(1 / execution.gpus_per_worker + 1e-6)
+    num_devices, kind = (num_gpus, "CUDA devices") if device == "cuda" else (count_cores(), "cores")
+    if num_ranks > num_devices:
+        raise SpecbatchError(
+            ErrorCode.JOB_NO_CAPACITY,
+            f"--tensor-parallel-size {num_ranks}: this machine has {num_devices} {kind}, and each rank needs one",
+        )
+    most = num_gpus // num_ranks * math.floor(1 / execution.gpus_per_worker + 1e-6)
     workers = execution.workers
     if workers == "auto":
         return device, max(most, 1)
     if device == "cuda" and workers > most:
         share = "one" if execution.gpus_per_worker == 1 else f"{execution.gpus_per_worker:g} of one"
+        share = share if num_ranks == 1 else str(num_ranks)
         raise SpecbatchError(
             ErrorCode.JOB_NO_CAPACITY,
             f"--workers {workers}: there are {num_gpus} CUDA devices; each worker needs {share}",
@@ -201,6 +221,41 @@ def _check_quantization(spec: JobSpec, folders: Sequence[ModelFolder | None], de
             check_dtype(folder.name, folder.config, folder.quantization, dtype)
             if spec.execution.address is None:
                 check_packages(folder.name, folder.quantization)
+
+
+def _check_ranks(execution: ExecutionSpec, num_ranks: int) -> None:
+    """Refuse what does not go with a target that several devices share.
+
+    Raises:
+        SpecbatchError: JOB_CONFIG.
+    """
+    if num_ranks == 1:
+        return
+    if execution.gpus_per_worker != 1:
+        raise SpecbatchError(
+            ErrorCode.JOB_CONFIG,
+            f"--tensor-parallel-size {num_ranks} takes whole devices; leave --gpus-per-worker at 1",
+        )
+    if execution.profile not in ("auto", "none"):
+        raise SpecbatchError(
+            ErrorCode.JOB_CONFIG,
+            f"--profile {execution.profile} was measured on one device; with --tensor-parallel-size {num_ranks} "
+            "leave it out",
+        )
+
+
+def refuse_ranks(spec: JobSpec, command: str) -> None:
+    """For commands that decode in their own process.
+
+    Raises:
+        SpecbatchError: JOB_CONFIG.
+    """
+    if spec.models.tensor_parallel_size > 1:
+        raise SpecbatchError(
+            ErrorCode.JOB_CONFIG,
+            f"{command} decodes on one device; it cannot be used with --tensor-parallel-size "
+            f"{spec.models.tensor_parallel_size}",
+        )
 
 
 def _check_needs(execution: ExecutionSpec) -> None:

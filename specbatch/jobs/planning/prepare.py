@@ -83,6 +83,7 @@ class PreparedJob:
             "speculation": execution.speculation,
             "draft": execution.draft.name if execution.draft is not None else "none",
             "workers": execution.num_workers,
+            **({} if execution.num_ranks == 1 else {"tensor_parallel_size": execution.num_ranks}),
             "batch_size": execution.batch_size,
             "device": execution.device,
             "dtype": execution.dtype,
@@ -131,7 +132,7 @@ def prepare(settings: Settings, *, known_bad: Mapping[str, str] | None = None) -
         draft_files=None if draft is None else _weight_files(draft),
         tokenizer_sha256=tokenizer_sha256(target),
         dtype=execution.dtype,
-        model_path=model_path(target.config, is_quantized=target.quantization is not None),
+        model_path=_model_path(target, execution.num_ranks),
         quantization=None if target.quantization is None else target.quantization.document(),
         inputs=dataset.files,
         chat_sha256=None if chat is None else chat.sha256,
@@ -207,6 +208,12 @@ def follow_inputs(shards: Sequence[Shard], inputs: Sequence[InputFile]) -> tuple
 def _weight_files(folder: ModelFolder) -> dict[str, str]:
     """Digests of configuration and weights; the tokenizer's files have a digest of their own."""
     return {name: digest for name, digest in folder.files if name not in TOKENIZER_FILES}
+
+
+def _model_path(target: ModelFolder, num_ranks: int) -> str:
+    """The path that decodes the target; ranks share unmodified modules only."""
+    path = model_path(target.config, is_quantized=target.quantization is not None)
+    return path if num_ranks == 1 else "generic"
 
 
 def _model_record(folder: ModelFolder) -> ModelRecord:

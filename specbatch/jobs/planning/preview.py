@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from specbatch.jobs.display import formatting as fmt
+from specbatch.jobs.planning.execution import refuse_ranks
 from specbatch.jobs.planning.sample import choose_segments
 from specbatch.schemas.stats import SpecCounters
 
@@ -65,10 +66,12 @@ def preview(prepared: PreparedJob, num_rows: int = DEFAULT_PREVIEW_ROWS) -> Prev
     """Decode the first rows of a job, all samples of each.
 
     Raises:
-        SpecbatchError: the models cannot be loaded, the inputs cannot be read, the prompt template cannot be used.
+        SpecbatchError: the target is for several devices; the models cannot be loaded, the inputs cannot be read, the
+            prompt template cannot be used.
     """
     from specbatch.workers.decoding import load_engine
 
+    refuse_ranks(prepared.spec, "preview")
     num_rows = min(num_rows, sum(shard.num_rows for shard in prepared.shards))
     if num_rows == 0:
         return Preview((), 0.0, None)

@@ -140,7 +140,7 @@ class JobRun:
             self._tell(execution.memory.note)
         self._view.update(self._documents.progress("starting"))
         num_gpus = count_cuda_devices() if execution.device == "cuda" else 0
-        need = WorkerNeed.of(spec, execution.device)
+        need = WorkerNeed.of(spec, execution.device, execution.num_ranks)
         with (
             open_cluster(spec.address, num_gpus, self._note) as cluster,
             admit_nodes(self._prepared, cluster.view, need, self._note) as gate,

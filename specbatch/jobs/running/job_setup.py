@@ -60,11 +60,12 @@ def make_worker_config(prepared: PreparedJob, stored: StoredJob, epoch: int, *, 
     """
     execution, spec = prepared.execution, prepared.spec.execution
     if spec.cpus_per_worker is not None:
-        num_threads = spec.cpus_per_worker
+        num_threads = max(spec.cpus_per_worker // execution.num_ranks, 1)
     else:
-        num_threads = max(count_cores() // num_workers, 1)
+        num_threads = max(count_cores() // (num_workers * execution.num_ranks), 1)
     # On a cluster the share of a node is divided where the node is known.
-    num_sharing = num_workers if execution.device == "cpu" and spec.address is None else 1
+    num_sharing = num_workers if spec.address is None else 1
+    num_sharing = num_sharing * execution.num_ranks if execution.device == "cpu" else 1
     return WorkerConfig(
         worker=0,
         output=prepared.output,
@@ -85,6 +86,7 @@ def make_worker_config(prepared: PreparedJob, stored: StoredJob, epoch: int, *, 
         single_writer=spec.single_writer,
         form=ResultForm.of(prepared.spec),
         duplicates=prepared.duplicates,
+        num_ranks=execution.num_ranks,
         job=short_job(stored.document.identity.S),
         epoch=epoch,
         log=read_log_settings(),

@@ -24,9 +24,10 @@ class Killing:
         self._due: list[tuple[float, Whereabouts]] = []
 
     def add(self, whereabouts: Whereabouts | None) -> None:
-        """Kill this one unless it ends by itself; nothing where its process is not known."""
-        if whereabouts is not None and all(known != whereabouts for _, known in self._due):
-            self._due.append((self._clock() + PATIENCE_SECONDS, whereabouts))
+        """Kill this one and its ranks unless they end by themselves; nothing where its process is not known."""
+        for one in () if whereabouts is None else (whereabouts, *whereabouts.ranks):
+            if all(known != one for _, known in self._due):
+                self._due.append((self._clock() + PATIENCE_SECONDS, one))
 
     def advance(self) -> None:
         """Kill those whose time is over."""

@@ -13,6 +13,8 @@ from specbatch.schemas.units import parse_size
 ACCELERATOR_RESOURCE = "accelerator_type:"
 """Ray announces the kind of a node's accelerators as a resource of this name."""
 _ALMOST = 1e-6
+_HARDLY = 0.001
+"""Ray takes no bundle of nothing; a rank on CPU that reserves no cores reserves so much of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class WorkerNeed:
     Attributes:
         device: ``cpu`` or ``cuda``.
         gpus: share of one GPU, from 0.01 to 1; not looked at on CPU.
+        num_ranks: devices of the node that one worker takes, each with a process.
         cpus: cores that it reserves; None reserves none.
         memory_bytes: that it reserves; 0 reserves none.
         labels: pairs (key, value) that its node must have; ``!value`` is one that it must not have.
@@ -63,9 +66,10 @@ class WorkerNeed:
     memory_bytes: int = 0
     labels: tuple[tuple[str, str], ...] = ()
     accelerator_type: str | None = None
+    num_ranks: int = 1
 
     @classmethod
-    def of(cls, spec: ExecutionSpec, device: str) -> WorkerNeed:
+    def of(cls, spec: ExecutionSpec, device: str, num_ranks: int = 1) -> WorkerNeed:
         """What the workers of a job ask for on a device."""
         memory = spec.memory_per_worker
         pairs = (label.partition("=") for label in spec.node_labels)
@@ -76,6 +80,7 @@ class WorkerNeed:
             memory_bytes=0 if memory is None else parse_size(memory),
             labels=tuple((key, value) for key, _, value in pairs),
             accelerator_type=spec.accelerator_type,
+            num_ranks=num_ranks,
         )
 
     @property
@@ -96,7 +101,8 @@ class WorkerNeed:
             return 0
         slots = [1] if not self.reserves else []
         if self.device == "cuda":
-            slots.append(math.floor(1 / self.gpus + _ALMOST) * math.floor(node.num_gpus))  # none sits on two
+            # None sits on two, but for ranks, which have one each.
+            slots.append(math.floor(1 / self.gpus + _ALMOST) * (math.floor(node.num_gpus) // self.num_ranks))
         if self.cpus is not None:
             slots.append(math.floor(node.num_cpus / self.cpus))
         if self.memory_bytes:
@@ -111,7 +117,7 @@ class WorkerNeed:
         """
         num = num_starting + 1
         return (
-            (self.device != "cuda" or free.num_gpus + _ALMOST >= num * self.gpus)
+            (self.device != "cuda" or free.num_gpus + _ALMOST >= num * self.gpus * self.num_ranks)
             and free.num_cpus + _ALMOST >= num * (self.cpus or 0)
             and free.memory_bytes + _ALMOST >= num * self.memory_bytes
         )
@@ -130,9 +136,17 @@ class WorkerNeed:
             options["label_selector"] = dict(self.labels)
         return options
 
+    def bundles(self) -> list[dict[str, float]]:
+        """What each rank reserves, the worker itself first; its cores and memory are for all of them."""
+        each = {"GPU": self.gpus} if self.device == "cuda" else {"CPU": _HARDLY}
+        first: dict[str, float] = {**each, "memory": self.memory_bytes} if self.memory_bytes else dict(each)
+        if self.cpus is not None:
+            first["CPU"] = self.cpus
+        return [first, *(dict(each) for _ in range(self.num_ranks - 1))]
+
     def __str__(self) -> str:
         """In words, for messages: ``0.5 GPUs, 24 GiB, zone=a``."""
-        words = [f"{self.gpus:g} GPU"] if self.device == "cuda" else []
+        words = [f"{self.gpus * self.num_ranks:g} GPU"] if self.device == "cuda" else []
         words += [f"{self.cpus} CPUs"] if self.cpus is not None else []
         words += [f"{self.memory_bytes / 2**30:.3g} GiB of memory"] if self.memory_bytes else []
         words += [f"accelerator {self.accelerator_type}"] if self.accelerator_type is not None else []

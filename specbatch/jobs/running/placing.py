@@ -15,6 +15,7 @@ from specbatch.jobs.running.need import WorkerNeed
 from specbatch.jobs.running.processes import WorkerProcess
 from specbatch.schemas.messages import WorkerConfig
 
+NODE_LABEL = "ray.io/node-id"
 _AVOID_SECONDS = 2 * LOOK_SECONDS + 1
 
 
@@ -41,6 +42,7 @@ class Placing:
         self._notices: set[tuple[int, float]] = set()
         self._drained: set[str] = set()
         self._avoided: dict[str, float] = {}
+        self._groups: dict[int, Any] = {}
 
     def add(self, worker: int) -> None:
         """A worker shall be started."""
@@ -69,7 +71,9 @@ class Placing:
                     continue
                 on_node[node] += 1
                 self._num_starting[node] += 1
-            started.append(WorkerProcess(worker, self._start_actor(worker, node), node))
+            process = WorkerProcess(worker, self._start_actor(worker, node), node)
+            process.group = self._groups.pop(worker, None)
+            started.append(process)
         return started
 
     def _start_actor(self, worker: int, node: str | None) -> Any:
@@ -78,9 +82,32 @@ class Placing:
         from specbatch.workers.actor import actor_class
 
         options = self._need.actor_options()
+        if self._need.num_ranks > 1:
+            return self._start_leader(worker, node)
         if node is not None:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
             options.pop("label_selector", None)  # Ray takes one or the other; the node was chosen by its labels
+        return actor_class().options(**options).remote(self._config_on(worker, node))
+
+    def _start_leader(self, worker: int, node: str | None) -> Any:
+        """A worker with a place beside it for every further rank, all on one node; it starts those itself."""
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        from specbatch.workers.actor import actor_class
+
+        bundles = self._need.bundles()
+        # Where there is a choice the node was chosen, by its labels and kind too.
+        where = None if node is None else [{NODE_LABEL: node}] * len(bundles)
+        group = placement_group(bundles, "STRICT_PACK", bundle_label_selector=where)
+        self._groups[worker] = group
+        options = {
+            "num_cpus": bundles[0].get("CPU", 0),
+            "num_gpus": bundles[0].get("GPU", 0),
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
+        }
+        if self._need.memory_bytes:
+            options["memory"] = self._need.memory_bytes
         return actor_class().options(**options).remote(self._config_on(worker, node))
 
     def _config_on(self, worker: int, node: str | None) -> WorkerConfig:
@@ -90,7 +117,7 @@ class Placing:
         if found is None or self._view is None:
             return config
         share = self._need.slots(found) if self._need.reserves else node_share(self._view, self._need, self._num_wanted)
-        cores = self._need.cpus or max(math.floor(found.num_cpus / share), 1)
+        cores = max(math.floor((self._need.cpus or found.num_cpus / share) / self._need.num_ranks), 1)
         fraction = config.memory_fraction / share if config.device == "cpu" else config.memory_fraction
         return replace(config, num_threads=cores, memory_fraction=fraction)
 

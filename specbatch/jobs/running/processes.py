@@ -39,6 +39,7 @@ class WorkerProcess:
         node_id: where it runs, or will; None where that is Ray's choice and not known yet.
         kill_reason: set once it has been killed.
         num_settled_rows: rows of the shards whose receipt or failure has come.
+        group: Ray's placement group of its ranks; None where it has none.
         slow_write: what is known of a part that has been under way for long, in words; None where none is.
     """
 
@@ -51,6 +52,7 @@ class WorkerProcess:
     killed_at: float = 0.0
     num_settled_rows: int = 0
     slow_write: str | None = None
+    group: Any = None
     question: Any = None
     delivery: Any = None
     _outbox: deque[tuple[int, Delivery, tuple[Any, ...]]] = field(default_factory=deque)
@@ -160,6 +162,14 @@ class WorkerProcess:
         seconds = f"{progress.writing_seconds:.0f} s"
         self.slow_write = f"it has been writing the part of shard {progress.writing_shard} for {seconds}"
         return f"worker {self.number} is slow: {self.slow_write}" if is_news else None
+
+    def release(self) -> None:
+        """Have Ray end what is left of its ranks and give their place back."""
+        if self.group is not None:
+            from ray.util.placement_group import remove_placement_group
+
+            remove_placement_group(self.group)
+            self.group = None
 
     @property
     def local_pid(self) -> int | None:

@@ -118,6 +118,7 @@ class Runner:
             return self._run()
         finally:
             for process in self._processes.values():
+                process.release()
                 self._killing.add(process.whereabouts)
             self._killing.finish()
 
@@ -192,6 +193,7 @@ class Runner:
             reason = f"{reason}: {process.slow_write}" if process.slow_write is not None else reason
             process.kill_reason, process.killed_at = reason, self._clock()
             ray.kill(process.actor)
+            process.release()
             self._killing.add(process.whereabouts)
 
     # ---- events ------------------------------------------------------------------------------------------------------
@@ -239,6 +241,7 @@ class Runner:
         worker = process.number
         del self._processes[worker]
         cause = self._find_cause(process, error)
+        process.release()
         death = describe_death(worker, error, cause)
         if process.kill_reason is not None:
             death = WorkerDied(worker, process.kill_reason, cause=cause)
@@ -286,4 +289,5 @@ class Runner:
         for process, poll in last_polls(ready):
             self._take_poll(process, poll)
         for process in stop_workers(ready):
+            process.release()
             del self._processes[process.number]

@@ -139,6 +139,14 @@ JOB_OPTIONS: tuple[Option, ...] = (
         "R",
         is_free=True,
     ),
+    Option(
+        "tensor_parallel_size",
+        "models.tensor_parallel_size",
+        _R,
+        "int",
+        "Devices of one node that share the target, for one that is larger than a device. [1]",
+        "N",
+    ),
     *CLUSTER_OPTIONS,
     Option(
         "price_per_device_hour",

@@ -95,6 +95,9 @@ def regenerate(drawn: list[Drawn], job: dict[str, Any], problems: list[str], not
     if fields["generation"].get("coupling") == "distribution":
         notes.append("no row was decoded again: under the distribution coupling the text depends on the draft")
         return
+    if (num_ranks := fields["model"].get("tensor_parallel_size", 1)) > 1:
+        notes.append(f"no row was decoded again: the target was divided among {num_ranks} devices")
+        return
     prompt = prompt_spec(fields)
     try:
         on_load = job["spec"]["models"].get("quantization")
