@@ -12,7 +12,7 @@ from specbatch.schemas.log_lines import LogSettings
 from specbatch.schemas.plan import Shard
 from specbatch.schemas.prompt import PassThrough, PromptSpec
 from specbatch.schemas.rows import ResultForm
-from specbatch.schemas.spec import DataType, GenerationSpec, OnLoadQuantization, Speculation
+from specbatch.schemas.spec import DataType, GenerationSpec, KvCacheDtype, OnLoadQuantization, Speculation
 from specbatch.schemas.stats import PartStats, PhaseSeconds, SpecCounters
 
 
@@ -29,6 +29,7 @@ class WorkerConfig:
         batch_size: rows in flight; ``auto`` where only the worker can see its device's memory.
         num_threads: arithmetic threads on CPU.
         quantization: how the target's dense weights are quantized on loading; None leaves them as they are.
+        kv_cache_dtype, bitwise: of ``ModelSpec``.
         prompt: how prompts are made of rows.
         pass_through: the input columns of every part; None takes all, in the order of each shard's own file.
         memory_fraction: share of its device's free memory that the engine may use; workers on one CPU divide theirs.
@@ -54,6 +55,8 @@ class WorkerConfig:
     generation: GenerationSpec
     pass_through: PassThrough | None = None
     quantization: OnLoadQuantization | None = None
+    kv_cache_dtype: KvCacheDtype = "auto"
+    bitwise: bool = False
     memory_fraction: float = 0.9
     device_share: float = 1.0
     single_writer: bool = False

@@ -30,6 +30,7 @@ _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,251}[A-Za-z0-9])?")
 DataType = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 OnLoadQuantization = Literal["torchao-int8", "torchao-float8", "bitsandbytes-nf4"]
 """Names of ``specdec.quantization.ON_LOAD``; a test holds both equal."""
+KvCacheDtype = Literal["auto", "fp8"]
 Device = Literal["auto", "cpu", "cuda"]
 DraftLength = Annotated[int, Field(ge=1, le=MAX_DRAFT_LENGTH)]
 Speculation = Literal["auto", "off"] | DraftLength
@@ -121,13 +122,16 @@ class ModelSpec(_Section):
     ``draft`` None means: the bundled draft for a bundled target, no draft otherwise. ``"none"`` means no draft.
     ``quantization`` is what is done to the target's dense weights on loading; None leaves them as they are. The target
     is divided among ``tensor_parallel_size`` devices of one node: sums are then split among them, so that a near tie
-    may fall otherwise than with another number.
+    may fall otherwise than with another number. ``kv_cache_dtype`` is what keys and values are kept in, ``bitwise``
+    computes every token with the same bits whatever is computed beside it.
     """
 
     target: str = "code-pair/target"
     draft: str | None = None
     dtype: DataType = "auto"
     quantization: OnLoadQuantization | None = None
+    kv_cache_dtype: KvCacheDtype = "auto"
+    bitwise: bool = False
     tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = 1
 
 

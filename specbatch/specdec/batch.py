@@ -66,7 +66,8 @@ class Batch:
         self.max_kv_tokens = max_kv_tokens
         self.has_ratio_test = has_ratio_test
         # The law of a draw does not hang on a near tie, and nobody promises the text there.
-        self.epsilon = 0.0 if has_ratio_test else NEAR_TIE_EPSILON[target.dtype]
+        has_near_ties = target.settles_near_ties and not has_ratio_test
+        self.epsilon = NEAR_TIE_EPSILON[target.dtype] if has_near_ties else 0.0
         self.clock = PhaseClock(target.device)
         self.pages = pages_of(target)
         if self.pages is not None:

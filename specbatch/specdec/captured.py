@@ -144,6 +144,7 @@ class CapturedRounds:
             page_size=self._pages.table.page_size,
             max_keys=max_keys,
             epsilon=batch.epsilon,
+            is_final=batch.target.is_invariant,
         )
         num_tokens = int((plan.draft_length_B + 1)[wanted_B].sum())
         num_tokens = min(bucket_of(num_tokens), bucket * (K + 1))

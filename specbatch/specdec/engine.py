@@ -15,6 +15,7 @@ import torch
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.messages import MemoryReport, RoundBlock
 from specbatch.schemas.sampling import SamplingParams
+from specbatch.schemas.spec import KvCacheDtype
 from specbatch.schemas.stats import PhaseSeconds
 from specbatch.specdec import loading, overload
 from specbatch.specdec.batch import Batch
@@ -112,6 +113,8 @@ class Engine:
         max_sequence_tokens: int | None = None,
         quantization: str | None = None,
         leader: Leader | None = None,
+        kv_cache_dtype: KvCacheDtype = "auto",
+        bitwise: bool = False,
     ) -> Engine:
         """Load a pair.
 
@@ -127,6 +130,8 @@ class Engine:
             max_sequence_tokens: longest prompt and completion together; the model's context if not given.
             quantization: how the target's dense weights are quantized on loading; names of ``quantization.ON_LOAD``.
             leader: of the ranks that share the target, all of which have come.
+            kv_cache_dtype: ``fp8`` keeps keys and values in 8 bits; it changes the text.
+            bitwise: compute every token with the same bits whatever is computed beside it; slower.
 
         Raises:
             SpecbatchError: any of the model codes of ``models.locate_model`` and ``models.check_pair``; JOB_MEMORY.
@@ -144,6 +149,9 @@ class Engine:
             max_sequence_tokens=max_sequence_tokens,
             quantization=quantization,
             leader=leader,
+            coupling=coupling,
+            kv_cache_dtype=kv_cache_dtype,
+            bitwise=bitwise,
         )
         return cls(
             pair.target,

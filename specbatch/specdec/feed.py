@@ -99,12 +99,19 @@ class Decoder(Protocol):
         path: ``lean`` or ``generic``.
         context_length: positions that the model knows.
         vocab_size: real vocabulary; logits are cut to it.
+        settles_near_ties: whether canonical evaluation is worth its price. It is not where two evaluations have the
+            same bits anyway, nor where they differ by more than rounding.
+        is_invariant: a token's logits have the same bits whatever is computed beside it.
     """
 
     path: str
     context_length: int
     vocab_size: int
 
+    @property
+    def settles_near_ties(self) -> bool: ...
+    @property
+    def is_invariant(self) -> bool: ...
     @property
     def device(self) -> torch.device: ...
     @property

@@ -19,6 +19,8 @@ class GenericDecoder:
     """A ``ModelRunner`` behind the face that both paths have."""
 
     path = "generic"
+    settles_near_ties = True
+    is_invariant = False
 
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner

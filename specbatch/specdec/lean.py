@@ -91,6 +91,16 @@ class LeanDecoder:
 
     path = "lean"
 
+    @property
+    def settles_near_ties(self) -> bool:
+        """See ``feed.Decoder``."""
+        return True
+
+    @property
+    def is_invariant(self) -> bool:
+        """See ``feed.Decoder``."""
+        return False
+
     def __init__(self, model: Any, *, num_slots: int, max_positions: int, context_length: int, vocab_size: int) -> None:
         config = model.config
         self.context_length, self.vocab_size = context_length, vocab_size

@@ -60,8 +60,13 @@ class PagedLeanDecoder(LeanDecoder):
 
     @property
     def is_invariant(self) -> bool:
-        """Whether a token's logits have the same bits whatever is computed beside it."""
+        """See ``feed.Decoder``."""
         return self._is_invariant
+
+    @property
+    def settles_near_ties(self) -> bool:
+        """See ``feed.Decoder``. A last bit may turn a key's rounding to 8 bits, which moves logits far beyond it."""
+        return not self._is_invariant and self._kv_dtype is None
 
     def make_product(self, weight_OI: Tensor, bias_O: Tensor | None) -> RowProduct:
         """Of the kind that the promise asks for."""

@@ -8,7 +8,9 @@ from typing import Literal
 import torch
 
 from specbatch.schemas.messages import MemoryReport
+from specbatch.schemas.spec import KvCacheDtype
 from specbatch.specdec import families, models
+from specbatch.specdec.arithmetic import check_arithmetic, is_usual
 from specbatch.specdec.batch import POSITIONS_STEP
 from specbatch.specdec.controller import Policy, make_policy
 from specbatch.specdec.division import check_division
@@ -26,6 +28,8 @@ from specbatch.specdec.quantization import check_device, check_dtype
 from specbatch.specdec.ranks import Leader
 from specbatch.specdec.runner import ModelRunner, load_model
 from specbatch.specdec.tokenizer import Tokenizer
+
+_KV_DTYPES = {"fp8": torch.float8_e4m3fn}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,9 @@ def load_pair(
     max_sequence_tokens: int | None,
     quantization: str | None = None,
     leader: Leader | None = None,
+    coupling: str = "seed",
+    kv_cache_dtype: KvCacheDtype = "auto",
+    bitwise: bool = False,
 ) -> Pair:
     """Load target and draft; the arguments are those of ``Engine.from_pretrained``.
 
@@ -79,6 +86,9 @@ def load_pair(
         if folder is not None:
             check_device(folder.name, folder.quantization, where.type)
             check_dtype(folder.name, folder.config, folder.quantization, dtype_name)
+    is_lean = model_path == "auto" and leader is None and _path(target_folder) == "lean"
+    path = "lean" if is_lean else "generic"
+    check_arithmetic(target_folder.name, path, kv_cache_dtype, bitwise=bitwise, coupling=coupling, num_ranks=num_ranks)
     plan = plan_memory(
         target_folder,
         draft_folder,
@@ -89,6 +99,7 @@ def load_pair(
         batch_size=max_batch_size,
         speculation=speculation,
         num_ranks=num_ranks,
+        kv_cache_dtype=kv_cache_dtype,
     )
     if not plan.uses_draft:
         draft_folder = None
@@ -96,11 +107,10 @@ def load_pair(
     context = models.context_length(target_folder)
     # The target's context alone decides lengths: a draft with a shorter one stops proposing there, no more.
     longest = min(context, max_sequence_tokens or context)
-    is_lean = model_path == "auto" and leader is None and _path(target_folder) == "lean"
-    has_pages = is_lean and uses_pages(where)
+    has_pages = is_lean and (uses_pages(where) or not is_usual(kv_cache_dtype, bitwise=bitwise))
     pages = make_pages(plan.kv_token_budget, plan.batch_size, longest, where) if has_pages else None
 
-    def decoder(folder: models.ModelFolder, ranks: Leader | None = None) -> Decoder:
+    def decoder(folder: models.ModelFolder, ranks: Leader | None = None, *, is_invariant: bool = False) -> Decoder:
         return load_decoder(
             folder,
             getattr(torch, dtype_name),
@@ -110,10 +120,12 @@ def load_pair(
             model_path=model_path,
             pages=pages,
             leader=ranks,
+            kv_dtype=_KV_DTYPES.get(kv_cache_dtype),
+            is_invariant=is_invariant,
         )
 
     return Pair(
-        target=decoder(target_folder, leader),
+        target=decoder(target_folder, leader, is_invariant=bitwise),
         draft=decoder(draft_folder) if draft_folder is not None else None,
         tokenizer=tokenizer,
         eos_ids=models.eos_token_ids(target_folder.path),
@@ -135,11 +147,14 @@ def load_decoder(
     model_path: Literal["auto", "generic"] = "auto",
     pages: Pages | None = None,
     leader: Leader | None = None,
+    kv_dtype: torch.dtype | None = None,
+    is_invariant: bool = False,
 ) -> Decoder:
     """One model by the lean path where its family has one, else, and where ranks share it, by the generic path.
 
     Args:
         pages: the page table of the pair, for keys and values in pages; None keeps them in slots.
+        kv_dtype, is_invariant: see ``PagedLeanDecoder``.
     """
     sizes = {
         "num_slots": num_slots,
@@ -153,7 +168,12 @@ def load_decoder(
     if model_path == "auto" and _path(folder) == "lean":
         if pages is not None:
             return PagedLeanDecoder(
-                model, pages=pages, context_length=sizes["context_length"], vocab_size=sizes["vocab_size"]
+                model,
+                pages=pages,
+                context_length=sizes["context_length"],
+                vocab_size=sizes["vocab_size"],
+                kv_dtype=kv_dtype,
+                is_invariant=is_invariant,
             )
         return LeanDecoder(model, **sizes)
     if can_pack(device, dtype):

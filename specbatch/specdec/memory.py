@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
+from specbatch.schemas.spec import KvCacheDtype
+from specbatch.specdec.arithmetic import KV_BYTES
 from specbatch.specdec.division import rank_kv_bytes_per_token, rank_weight_bytes
 from specbatch.specdec.footprint import activation_bytes, dtype_bytes_of, text_config
 from specbatch.specdec.models import ModelFolder
@@ -154,6 +156,7 @@ def plan_memory(
     row_tokens: int = TYPICAL_ROW_TOKENS,
     process_bytes: int = PROCESS_BYTES,
     num_ranks: int = 1,
+    kv_cache_dtype: KvCacheDtype = "auto",
 ) -> MemoryPlan:
     """Decide what is loaded, before it is.
 
@@ -182,6 +185,7 @@ def plan_memory(
             row_tokens=row_tokens,
             process_bytes=process_bytes,
             num_ranks=num_ranks,
+            kv_cache_dtype=kv_cache_dtype,
         )
         rows = auto_batch_size(made, device) if batch_size == "auto" else batch_size
         return replace(made, batch_size=rows)
@@ -216,6 +220,7 @@ def make_ledger(
     batch_size: int = 1,
     process_bytes: int = PROCESS_BYTES,
     num_ranks: int = 1,
+    kv_cache_dtype: KvCacheDtype = "auto",
 ) -> Ledger:
     """The ledger of one worker; where ranks share the target, of the rank that holds the draft.
 
@@ -223,8 +228,9 @@ def make_ledger(
         dtype: resolved, never ``auto``.
         draft_length: most drafts of a row in one round.
         row_tokens: expected length of a row, prompt and completion.
-        num_ranks: devices that share the target.
+        num_ranks: devices that share the target. kv_cache_dtype: what keys and values are kept in.
     """
+    kv_bytes = KV_BYTES.get(kv_cache_dtype, dtype_bytes_of(dtype))
     ranks = {"target": num_ranks, "draft": 1}
     dtype_bytes = dtype_bytes_of(dtype)
     folders = {"target": target} if draft is None else {"target": target, "draft": draft}
@@ -245,7 +251,7 @@ def make_ledger(
             Entry("process", process_bytes),
         ),
         kv=tuple(
-            Entry(f"{role} KV", rank_kv_bytes_per_token(config, dtype_bytes, ranks[role]))
+            Entry(f"{role} KV", rank_kv_bytes_per_token(config, kv_bytes, ranks[role]))
             for role, config in configs.items()
         ),
         row_bytes=(draft_length + 1) * vocab_rows * _BYTES_PER_LOGIT,

@@ -107,6 +107,8 @@ class ParallelDecoder:
     """The leader's decoder of a target that all ranks have loaded."""
 
     path = "generic"
+    settles_near_ties = True
+    is_invariant = False
 
     def __init__(self, leader: Leader, own: GenericDecoder) -> None:
         self._leader, self._own = leader, own

@@ -138,7 +138,7 @@ def _draw(batch: Batch, row_B: IntArray, proposals: Proposals, logits_NV: Tensor
     if batch.has_ratio_test:
         parts = _ratio_test(batch, proposals, positions, sampling, logits_NV, index_B, pad_BT)
     else:
-        draw = draw_target(logits_NV, positions, sampling, batch.epsilon)
+        draw = draw_target(logits_NV, positions, sampling, batch.epsilon, is_final=batch.target.is_invariant)
         parts = [draw.token_N, draw.margin_N, draw.certainty, draw.is_finite_N]
         parts += [] if draw.logprob_N is None else [draw.logprob_N]
     host = torch.cat([part.flatten().to(torch.float64) for part in (proposals.draft_BK, *parts)]).cpu().numpy()

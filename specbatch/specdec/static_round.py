@@ -86,7 +86,7 @@ class StaticRound:
         stop_BX: int64 stop ids, padded with -1. sampling: of the rows, on tensors that stay where they are.
         table_SW: int32 page table. page_size: positions of a page.
         max_keys: no row reads beyond this position; host integer.
-        epsilon: near-tie threshold of the target's draws.
+        epsilon: near-tie threshold of the target's draws. is_final: none of them is left to the host.
     """
 
     field_BC: Tensor
@@ -97,6 +97,7 @@ class StaticRound:
     page_size: int
     max_keys: int
     epsilon: float
+    is_final: bool = False
 
     def propose(self, draft: PagedDecoder, num_drafts: int) -> None:
         """K steps of the draft for the rows that ask for it; the drafts go into the fields.
@@ -143,7 +144,7 @@ class StaticRound:
         logits_MV = self._forward(target, token_BT, length_B - 1, flat, None)
         index_B = length_B - fields[:, Field.PROMPT_LENGTH]
         positions = Positions(flat.row_M, index_B[flat.row_M] + flat.column_M)
-        draw = draw_target(logits_MV, positions, self.sampling, self.epsilon)
+        draw = draw_target(logits_MV, positions, self.sampling, self.epsilon, is_final=self.is_final)
         column_T = torch.arange(K + 1, device=fields.device)
         place_BT = flat.first_B.unsqueeze(1) + torch.minimum(column_T, draft_length_B.unsqueeze(1))
         place_BT = place_BT.clamp(max=num_tokens - 1)

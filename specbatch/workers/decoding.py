@@ -177,6 +177,8 @@ def _load(config: WorkerConfig, draft_path: str | None, speculation: Speculation
         memory_fraction=_memory_fraction(config),
         num_threads=config.num_threads,
         quantization=config.quantization,
+        kv_cache_dtype=config.kv_cache_dtype,
+        bitwise=config.bitwise,
         leader=leader,
     )
 

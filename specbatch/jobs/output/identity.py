@@ -66,6 +66,7 @@ def identity_fields(
         fields["model"]["quantization"] = dict(quantization)
     if spec.models.tensor_parallel_size > 1:  # absent where it is 1: the identity of older jobs stays as it is
         fields["model"]["tensor_parallel_size"] = spec.models.tensor_parallel_size
+    fields["model"].update(_changed(spec.models, ("kv_cache_dtype", "bitwise")))
     if chat_sha256 is not None:
         fields["prompt"]["chat_template"] = chat_sha256
     if spec.generation.coupling == "distribution":

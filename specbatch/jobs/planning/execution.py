@@ -18,7 +18,9 @@ from specbatch.jobs.spec.address import check_address, is_jobs_endpoint
 from specbatch.jobs.spec.settings import Settings
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.spec import DataType, ExecutionSpec, JobSpec, Speculation
+from specbatch.specdec.arithmetic import check_arithmetic, is_usual
 from specbatch.specdec.division import check_division
+from specbatch.specdec.families import model_path
 from specbatch.specdec.host import host_available_bytes
 from specbatch.specdec.memory import EXPECTED_PROMPT_TOKENS, MemoryPlan, plan_memory
 from specbatch.specdec.models import (
@@ -97,6 +99,21 @@ def resolve_execution(
     """
     spec, num_ranks = settings.spec, settings.spec.models.tensor_parallel_size
     check_division(target.name, target.config, num_ranks)
+    models = spec.models
+    check_arithmetic(
+        target.name,
+        model_path(target.config, is_quantized=target.quantization is not None),
+        models.kv_cache_dtype,
+        bitwise=models.bitwise,
+        coupling=spec.generation.coupling,
+        num_ranks=num_ranks,
+    )
+    if not is_usual(models.kv_cache_dtype, bitwise=models.bitwise) and spec.execution.profile not in ("auto", "none"):
+        raise SpecbatchError(
+            ErrorCode.JOB_CONFIG,
+            f"--profile {spec.execution.profile} was measured in the usual arithmetic; with --bitwise or "
+            "--kv-cache-dtype leave it out",
+        )
     device, num_workers = _resolve_device(spec)
     dtype = cast(DataType, resolve_dtype(spec.models.dtype, device, target))
     _check_quantization(spec, (target, draft), device, dtype)
@@ -117,6 +134,7 @@ def resolve_execution(
             speculation=speculation,
             row_tokens=min(EXPECTED_PROMPT_TOKENS + spec.generation.max_new_tokens, context_length(target)),
             num_ranks=num_ranks,
+            kv_cache_dtype=models.kv_cache_dtype,
         )
 
     loaded = draft
@@ -127,10 +145,10 @@ def resolve_execution(
         if device == "cpu":
             batch_size = memory.batch_size
     num_threads = max(count_cores() // (num_workers * num_ranks), 1)
-    # What calibrate measured is one device's.
+    # What calibrate measured is one device's, in the usual arithmetic.
     profile = (
         None
-        if num_ranks > 1
+        if num_ranks > 1 or not is_usual(models.kv_cache_dtype, bitwise=models.bitwise)
         else use_profile(
             spec.execution,
             circumstances_of(
@@ -250,6 +268,11 @@ def refuse_ranks(spec: JobSpec, command: str) -> None:
     Raises:
         SpecbatchError: JOB_CONFIG.
     """
+    if command == "calibrate" and not is_usual(spec.models.kv_cache_dtype, bitwise=spec.models.bitwise):
+        raise SpecbatchError(
+            ErrorCode.JOB_CONFIG,
+            "calibrate measures the usual arithmetic; leave out --bitwise and --kv-cache-dtype",
+        )
     if spec.models.tensor_parallel_size > 1:
         raise SpecbatchError(
             ErrorCode.JOB_CONFIG,

@@ -149,6 +149,8 @@ def _worker_config(prepared: PreparedJob, num_results: int) -> WorkerConfig:
         batch_size=max(most, 1),
         num_threads=execution.num_threads,
         quantization=prepared.spec.models.quantization,
+        kv_cache_dtype=prepared.spec.models.kv_cache_dtype,
+        bitwise=prepared.spec.models.bitwise,
         prompt=PromptSpec.of(prepared.spec),
         generation=prepared.spec.generation,
         memory_fraction=execution.memory_fraction,

@@ -111,4 +111,19 @@ DATA_OPTIONS: tuple[Option, ...] = (
         "How the target's dense weights are quantized on loading; it changes the text. [none]",
         choices=("torchao-int8", "torchao-float8", "bitsandbytes-nf4"),
     ),
+    Option(
+        "kv_cache_dtype",
+        "models.kv_cache_dtype",
+        _M,
+        "choice",
+        "What keys and values are kept in; fp8 takes less memory and changes the text. [auto]",
+        choices=("auto", "fp8"),
+    ),
+    Option(
+        "bitwise",
+        "models.bitwise",
+        _M,
+        "flag",
+        "The same bits whatever the batch, K and order; slower.",
+    ),
 )

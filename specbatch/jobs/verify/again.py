@@ -115,6 +115,8 @@ def regenerate(drawn: list[Drawn], job: dict[str, Any], problems: list[str], not
             speculation="off",
             dtype=str(fields["model"]["dtype"]),
             quantization=on_load,
+            kv_cache_dtype=fields["model"].get("kv_cache_dtype", "auto"),
+            bitwise=fields["model"].get("bitwise", False),
         )
     except SpecbatchError as error:
         notes.append(f"no row was decoded again: {error.message}")
