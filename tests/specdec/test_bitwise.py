@@ -69,7 +69,7 @@ def sampled_rows(num_rows: int) -> Rows:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("is_fp8", [False, True])
 def test_bits_depend_on_nothing_around_a_row(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, is_fp8: bool) -> None:
-    """Log-probabilities are compared as numbers, not within a tolerance; in half precision nothing settles near ties."""
+    """Log-probabilities are compared as numbers, without a tolerance; in half precision nothing settles near ties."""
     target = tiny_model(seed=3, dtype=dtype)
     draft = perturbed(target, 0.15)
     rows = sampled_rows(8)
