@@ -24,6 +24,8 @@ from specbatch.specdec.accept import BoolArray, IntArray
 from specbatch.specdec.batch import Batch
 from specbatch.specdec.controller import RoundPlan
 from specbatch.specdec.drafters.suffix import Proposal
+from specbatch.specdec.feed import Decoder
+from specbatch.specdec.generic_paged import PagedGenericDecoder
 from specbatch.specdec.graphs import GraphBook
 from specbatch.specdec.lean_paged import PagedLeanDecoder
 from specbatch.specdec.paged_memory import Pages
@@ -94,7 +96,7 @@ class CapturedRounds:
     @staticmethod
     def fits(batch: Batch) -> bool:
         """Whether both models can be decoded in this way."""
-        return not batch.has_ratio_test and all(isinstance(decoder, PagedLeanDecoder) for decoder in batch.decoders)
+        return not batch.has_ratio_test and all(map(_can_be_captured, batch.decoders))
 
     def can_launch(self, row_B: IntArray, plan: RoundPlan) -> bool:
         """Whether a round of these rows has a fixed shape."""
@@ -283,6 +285,12 @@ class CapturedRounds:
         events = tuple(torch.cuda.Event(enable_timing=True) for _ in range(4))  # type: ignore[no-untyped-call]
         events[0].record()
         return events
+
+
+def _can_be_captured(decoder: Decoder) -> bool:
+    """Whether a decoder's forward is made of device tensors alone, and waits for none of them."""
+    paged: object = decoder
+    return isinstance(paged, PagedLeanDecoder | PagedGenericDecoder) and paged.can_be_captured
 
 
 def _record(events: tuple[Any, ...] | None, number: int) -> None:

@@ -36,6 +36,7 @@ class PagedLeanDecoder(LeanDecoder):
     """
 
     cache: PagedMemory
+    can_be_captured = True
 
     def __init__(
         self,

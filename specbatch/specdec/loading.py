@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -16,7 +17,9 @@ from specbatch.specdec.controller import Policy, make_policy
 from specbatch.specdec.division import check_division
 from specbatch.specdec.feed import Decoder
 from specbatch.specdec.generic import GenericDecoder
+from specbatch.specdec.generic_paged import PagedGenericDecoder
 from specbatch.specdec.host import host_available_bytes, resident_bytes
+from specbatch.specdec.kernels import interface
 from specbatch.specdec.lean import LeanDecoder
 from specbatch.specdec.lean_paged import PagedLeanDecoder
 from specbatch.specdec.memory import MemoryPlan, plan_memory
@@ -107,7 +110,8 @@ def load_pair(
     context = models.context_length(target_folder)
     # The target's context alone decides lengths: a draft with a shorter one stops proposing there, no more.
     longest = min(context, max_sequence_tokens or context)
-    has_pages = is_lean and (uses_pages(where) or not is_usual(kv_cache_dtype, bitwise=bitwise))
+    may_page = is_lean or (leader is None and takes_pages(target_folder.config))
+    has_pages = may_page and (uses_pages(where) or not is_usual(kv_cache_dtype, bitwise=bitwise))
     pages = make_pages(plan.kv_token_budget, plan.batch_size, longest, where) if has_pages else None
 
     def decoder(folder: models.ModelFolder, ranks: Leader | None = None, *, is_invariant: bool = False) -> Decoder:
@@ -176,6 +180,10 @@ def load_decoder(
                 is_invariant=is_invariant,
             )
         return LeanDecoder(model, **sizes)
+    if pages is not None and takes_pages(folder.config):
+        return PagedGenericDecoder(
+            model, pages=pages, context_length=sizes["context_length"], vocab_size=sizes["vocab_size"]
+        )
     if can_pack(device, dtype):
         pack_linears(model)
     return GenericDecoder(ModelRunner(model, **sizes))
@@ -184,6 +192,12 @@ def load_decoder(
 def uses_pages(device: torch.device) -> bool:
     """Pages where attention reads them in place, by a kernel; a CPU reads rows best where they lie in one piece."""
     return device.type == "cuda"
+
+
+def takes_pages(config: Mapping[str, Any]) -> bool:
+    """Whether a model's unmodified modules can run over pages; windows of qwen2_moe are not told to attention."""
+    kind = str(config.get("model_type"))
+    return interface.takes_pages(kind) and not (kind == "qwen2_moe" and config.get("use_sliding_window"))
 
 
 def make_pages(num_tokens: int, num_slots: int, max_sequence_tokens: int, device: torch.device) -> Pages:

@@ -12,17 +12,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import VOCAB, decoder, engine
+from tiny import VARIANTS, VOCAB, decoder, engine, perturbed, tiny_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from twin import Rows, full_twin, run, tokens
+from twin import Rows, full_twin, run, tokens, twin
 
 from specbatch.schemas.sampling import SamplingParams
 from specbatch.specdec import lean_paged, winner
 from specbatch.specdec.accept import accept, commit
 from specbatch.specdec.ahead import Ahead, Airborne
 from specbatch.specdec.captured import CapturedRounds, bucket_of
+from specbatch.specdec.families import FAMILIES
+from specbatch.specdec.generic_paged import LOOKS_INTO_TENSORS
 from specbatch.specdec.graphs import GraphBook
+from specbatch.specdec.kernels import interface
 from specbatch.specdec.sampling_tensors import SamplingTensors
 from specbatch.specdec.static_round import FIRST_PLANNED, Field, StaticRound
 
@@ -122,7 +125,8 @@ def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
         with torch.utils._python_dispatch._disable_current_modes():
             return attend(*args, **kwargs)
 
-    monkeypatch.setattr(lean_paged, "attend", unwatched)
+    for module in (lean_paged, interface):
+        monkeypatch.setattr(module, "attend", unwatched)
 
     @contextmanager
     def watched() -> Iterator[None]:
@@ -132,25 +136,48 @@ def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
     return watched
 
 
-@pytest.mark.parametrize("k", [0, 3])
-def test_nothing_in_a_round_waits_for_the_device_and_all_may_run_again(
-    target: Any, draft: Any, rows: Rows, monkeypatch: pytest.MonkeyPatch, as_on_a_device: Any, k: int
-) -> None:
-    """What is captured runs three times before the first replay: twice to warm up, once under capture."""
-    num_runs = 0
+def run_thrice(monkeypatch: pytest.MonkeyPatch, as_on_a_device: Any) -> list[Any]:
+    """Do what capturing does; returns the keys of what was run, as they come."""
+    keys: list[Any] = []
 
-    def run_thrice(book: GraphBook, key: Any, work: Callable[[], Tensor | None]) -> Tensor | None:
-        nonlocal num_runs
-        num_runs += 1
+    def run(book: GraphBook, key: Any, work: Callable[[], Tensor | None]) -> Tensor | None:
+        keys.append(key)
         for _ in range(2):
             with as_on_a_device():
                 work()
         return work()
 
-    monkeypatch.setattr(GraphBook, "run", run_thrice)
+    monkeypatch.setattr(GraphBook, "run", run)
+    return keys
+
+
+@pytest.mark.parametrize("k", [0, 3])
+def test_nothing_in_a_round_waits_for_the_device_and_all_may_run_again(
+    target: Any, draft: Any, rows: Rows, monkeypatch: pytest.MonkeyPatch, as_on_a_device: Any, k: int
+) -> None:
+    """What is captured runs three times before the first replay: twice to warm up, once under capture."""
+    runs = run_thrice(monkeypatch, as_on_a_device)
     outputs = run(rows, target, draft, k=k, batch=3, path="captured")
     assert tokens(outputs) == [(t.token_ids, t.finish_reason) for t in full_twin(target, rows, path="lean")]
-    assert num_runs > 0
+    assert runs
+
+
+_KINDS = {family: family for family in FAMILIES} | {name: kind for name, (kind, _) in VARIANTS.items()}
+_PAGED = [name for name, kind in _KINDS.items() if interface.takes_pages(kind) and name != "qwen2_moe with windows"]
+
+
+@pytest.mark.parametrize("family", _PAGED)
+def test_unmodified_modules_over_pages_equal_their_twin_and_can_be_captured(
+    family: str, monkeypatch: pytest.MonkeyPatch, as_on_a_device: Any
+) -> None:
+    """Those that look into tensors (experts) are decoded by the loop, and said to be so."""
+    runs = run_thrice(monkeypatch, as_on_a_device)
+    target = tiny_model(family, seed=2)
+    prompts = [[1, 2, 3] * 9, [5], [7, 8, 9, 10]]
+    rows: Rows = [(ids, SamplingParams(max_new_tokens=9, temperature=0.6, seed=len(ids))) for ids in prompts]
+    outputs = run(rows, target, perturbed(target, 0.1), k=2, batch=2, path="generic ahead")
+    assert tokens(outputs) == twin(target, rows)
+    assert bool(runs) == (_KINDS[family] not in LOOKS_INTO_TENSORS)
 
 
 def test_the_watch_sees_a_look_into_a_tensor() -> None:

@@ -15,6 +15,7 @@ from specbatch.specdec.engine import Engine
 from specbatch.specdec.families import max_context
 from specbatch.specdec.feed import Decoder
 from specbatch.specdec.generic import GenericDecoder
+from specbatch.specdec.generic_paged import PagedGenericDecoder
 from specbatch.specdec.lean import LeanDecoder
 from specbatch.specdec.lean_paged import PagedLeanDecoder
 from specbatch.specdec.paged_memory import Pages
@@ -161,7 +162,13 @@ def runner(model: Any, num_slots: int, max_positions: int = 16) -> ModelRunner:
     )
 
 
-ROUNDS: dict[str, Literal["ahead", "captured", "loop"]] = {"paged": "loop", "captured": "captured", "ahead": "ahead"}
+ROUNDS: dict[str, Literal["ahead", "captured", "loop"]] = {
+    "paged": "loop",
+    "captured": "captured",
+    "ahead": "ahead",
+    "generic paged": "loop",
+    "generic ahead": "ahead",
+}
 """Ways to decode over pages: by the plain loop, in rounds of fixed shape, and those launched ahead."""
 
 
@@ -172,9 +179,11 @@ def decoder(
     if path == "generic":
         return GenericDecoder(runner(model, num_slots))
     if path in ROUNDS:
+        is_generic = path.startswith("generic")
         pages = Pages(num_pages, num_slots, CONTEXT + 1, torch.device("cpu")) if pages is None else pages
         known = {"context_length": context_of(model), "vocab_size": VOCAB}
-        return PagedLeanDecoder(copy.deepcopy(model), pages=pages, **known)
+        kind = PagedGenericDecoder if is_generic else PagedLeanDecoder
+        return kind(copy.deepcopy(model), pages=pages, **known)
     sizes = {"num_slots": num_slots, "max_positions": 16, "context_length": context_of(model), "vocab_size": VOCAB}
     return LeanDecoder(copy.deepcopy(model), **sizes)
 

@@ -24,7 +24,7 @@ def twin(model: Any, rows: Rows, eos: tuple[int, ...] = (), path: str = "generic
 def full_twin(
     model: Any, rows: Rows, eos: tuple[int, ...] = (), path: str = "generic"
 ) -> list[reference.ReferenceOutput]:
-    subject = model if path == "generic" else WholePrefix(decoder(model, 1, path))
+    subject = model if path.startswith("generic") else WholePrefix(decoder(model, 1, path))
     return [
         reference.generate(
             subject,
