@@ -27,8 +27,8 @@ from specbatch.specdec.kernels.layer import triton_module
 from specbatch.specdec.packing import Product, can_pack
 
 ROWS_PER_TILE = 16
-"""Rows of a packed product. Fewer cost less with few rows and more with many: a tile of 16 rows takes about as long as
-two of 8, and 1.8 times as long as a single row."""
+"""Rows of a packed product. Fewer cost less with few rows and more with many: every tile reads the weights again. One
+of 16 takes about twice as long as one row alone (``python benchmarks/bench_products.py --device cpu``)."""
 
 
 class InvariantProduct:

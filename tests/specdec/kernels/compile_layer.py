@@ -45,10 +45,10 @@ def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], defa
 
 
 def main() -> None:
-    """Everything that a model in bfloat16, float16 or float32 launches."""
+    """Everything that a model in bfloat16 or float32 launches."""
     import triton.language as tl
 
-    for default in ("bf16", "fp16", "fp32"):
+    for default in ("bf16", "fp32"):
         size = 4 if default == "fp32" else 2
         compiled(
             layers.add_rms_norm_kernel, {},

@@ -47,8 +47,7 @@ def test_add_rms_norm(dtype: torch.dtype, width: int, rows: int) -> None:
 
 
 @TYPES
-@pytest.mark.parametrize("rows", [0, 1, 3, 17])
-@pytest.mark.parametrize("inner", [40, 1100])
+@pytest.mark.parametrize(("rows", "inner"), [(0, 40), (1, 1100), (3, 40), (17, 40)])
 def test_silu_mul(dtype: torch.dtype, rows: int, inner: int) -> None:
     gate_up = (3 * torch.randn(rows, 2 * inner)).to(dtype)
     # Exponentials differ in the last bit, and that may round a half-precision value to its neighbour.
@@ -83,7 +82,10 @@ def test_pools_of_8_bits(normed: tuple[str, ...]) -> None:
         # The interpreter loses the carry where rounding reaches the next power of two (127.5 becomes 64, not 128).
         is_lost = (torch.frexp(other).mantissa.abs() == 0.5) & (2 * one == other)
         assert 0 < is_lost.sum() < 0.2 * (other != 0).sum()
-        assert torch.equal(one[~is_lost], other[~is_lost])
+        is_normal = other.abs() >= 2**-6
+        assert torch.equal(one[is_normal & ~is_lost], other[is_normal & ~is_lost])
+        # Below that it rounds in a way of its own, too.
+        assert ((one - other).abs() <= 2**-9)[~is_normal].all()
     assert theirs[1].float().abs().max() == 448
 
 
