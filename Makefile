@@ -3,7 +3,7 @@ SHELL := /bin/sh
 PYTHON ?= python3
 TORCH_VERSION := 2.13.0
 # For the tests: its interpreter runs the kernels for GPUs on a CPU. A torch for GPUs brings the version that it needs.
-TRITON := triton>=3.5,<4; platform_system == "Linux" and platform_machine == "x86_64"
+TRITON := triton>=3.9,<4; platform_system == "Linux" and platform_machine == "x86_64"
 OPENVINO_GENAI_VERSION := 2026.4.1.0
 OPTIMUM_INTEL_VERSION := 2.2.0
 MKDOCS_MATERIAL_VERSION := 9.8.1
@@ -30,7 +30,8 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $(STAMP)
 
 $(STAMP)-triton: $(STAMP)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TRITON)'
+	@$(BIN)/python -c 'import triton' 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TRITON)'
 	@touch $@
 
 .PHONY: install
