@@ -63,7 +63,13 @@ def twin(device: torch.device, dtype: torch.dtype, temperature: float, new_token
 
 
 def make_engine(
-    device: torch.device, dtype: str, batch: int, length: int, path: Literal["auto", "generic"] = "auto"
+    device: torch.device,
+    dtype: str,
+    batch: int,
+    length: int,
+    path: Literal["auto", "generic"] = "auto",
+    *,
+    bitwise: bool = False,
 ) -> Engine:
     """The bundled pair at a fixed K."""
     return Engine.from_pretrained(
@@ -74,6 +80,7 @@ def make_engine(
         device=str(device),
         dtype=dtype,
         model_path=path,
+        bitwise=bitwise,
     )
 
 
@@ -108,23 +115,26 @@ def against_twin(device: torch.device, dtype: str, new_tokens: int, deadline: fl
 
 
 def bfloat16_rate(device: torch.device, new_tokens: int, num_rows: int, deadline: float) -> dict[str, Any]:
-    """Share of rows that differ from those of batch 1 without drafts, by batch and K."""
+    """Share of rows that differ from those of batch 1 without drafts, by batch and K; and the same with ``bitwise``."""
     entries: list[dict[str, Any]] = []
-    first: dict[float, list[list[int]]] = {}
-    for batch, length in itertools.product(_BFLOAT16_BATCHES, _LENGTHS):
-        engine = make_engine(device, "bfloat16", batch, length)
+    first: dict[tuple[float, bool], list[list[int]]] = {}
+    for bitwise, batch, length in itertools.product((False, True), _BFLOAT16_BATCHES, _LENGTHS):
+        engine = make_engine(device, "bfloat16", batch, length, bitwise=bitwise)
         for temperature in _TEMPERATURES:
             if time.time() > deadline:
                 return {"entries": entries, "is_whole": False}
+            began = time.perf_counter()
             ours = decode(engine, num_rows, temperature, new_tokens)
             entries.append(
                 {
                     "temperature": temperature,
+                    "bitwise": bitwise,
+                    "seconds": time.perf_counter() - began,
                     "batch": batch,
                     "K": length,
                     "rows": num_rows,
                     "tokens": new_tokens,
-                    "differing": 1.0 - equal_rows(ours, first.setdefault(temperature, ours)),
+                    "differing": 1.0 - equal_rows(ours, first.setdefault((temperature, bitwise), ours)),
                 }
             )
     return {"entries": entries, "is_whole": True}

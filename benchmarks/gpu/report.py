@@ -224,10 +224,11 @@ def _checks(results: Iterable[dict[str, Any]]) -> Iterator[str]:
         ended = "" if result["is_whole"] else " (ended early: no time)"
         if result["check"] == "bfloat16":
             yield from (f"Rows that differ in bfloat16 from batch 1 without drafts{ended}:", "")
-            yield "| temperature | batch | K | rows | tokens | differing rows |"
-            yield "| --- | --- | --- | --- | --- | --- |"
+            yield "| arithmetic | temperature | batch | K | rows | tokens | differing rows | seconds |"
+            yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
             yield from (
-                f"| {e['temperature']} | {e['batch']} | {e['K']} | {e['rows']} | {e['tokens']} | {e['differing']:.0%} |"
+                f"| {'bitwise' if e['bitwise'] else 'usual'} | {e['temperature']} | {e['batch']} | {e['K']} "
+                f"| {e['rows']} | {e['tokens']} | {e['differing']:.0%} | {e['seconds']:.1f} |"
                 for e in result["entries"]
             )
         else:

@@ -35,8 +35,10 @@ DEFAULT_MEMORY_FRACTION = 0.9
 
 _BYTES_PER_LOGIT = 32
 """For one scored position and token: the logit, its transform, noise and score in float32, a sort with indices."""
-_PREFILL_TOKENS = 1024
-"""Tokens of one prefill forward, at most; canonical evaluation runs a whole prefix at once."""
+_PREFILL_TOKENS: Mapping[str, int] = {"cpu": 1024, "cuda": 4608}
+"""Tokens of one forward with a chunk of prompts, at most; canonical evaluation runs a whole prefix at once."""
+_CAPTURED_BYTES: Mapping[str, int] = {"cpu": 0, "cuda": 768 << 20}
+"""What captured rounds keep for themselves: temporaries of their graphs, and attention's partial sums (256 MiB)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +181,7 @@ def plan_memory(
             target,
             pair_draft,
             dtype=dtype,
+            device=device,
             available_bytes=available_bytes,
             memory_fraction=memory_fraction,
             draft_length=_most_drafts(speculation) if pair_draft is not None else 0,
@@ -213,6 +216,7 @@ def make_ledger(
     draft: ModelFolder | None,
     *,
     dtype: str,
+    device: str = "cpu",
     available_bytes: int,
     memory_fraction: float = DEFAULT_MEMORY_FRACTION,
     draft_length: int = 0,
@@ -225,7 +229,7 @@ def make_ledger(
     """The ledger of one worker; where ranks share the target, of the rank that holds the draft.
 
     Args:
-        dtype: resolved, never ``auto``.
+        dtype: resolved, never ``auto``. device: ``cpu`` or ``cuda``.
         draft_length: most drafts of a row in one round.
         row_tokens: expected length of a row, prompt and completion.
         num_ranks: devices that share the target. kv_cache_dtype: what keys and values are kept in.
@@ -235,7 +239,8 @@ def make_ledger(
     dtype_bytes = dtype_bytes_of(dtype)
     folders = {"target": target} if draft is None else {"target": target, "draft": draft}
     configs = {role: text_config(folder.config) for role, folder in folders.items()}
-    prefill_tokens = max(_PREFILL_TOKENS, row_tokens)
+    chunk_tokens = _PREFILL_TOKENS[device]
+    prefill_tokens = max(chunk_tokens, row_tokens)
     prefill_bytes = max(prefill_tokens * activation_bytes(config, dtype_bytes) for config in configs.values())
     vocab_rows = max(int(config["vocab_size"]) for config in configs.values())
     return Ledger(
@@ -247,7 +252,8 @@ def make_ledger(
                 for role, folder in folders.items()
             ),
             # The mask of a prefill has a row for each of its tokens, as wide as the longest row.
-            Entry("prefill workspace", prefill_bytes + _PREFILL_TOKENS * row_tokens * dtype_bytes),
+            Entry("prefill workspace", prefill_bytes + chunk_tokens * row_tokens * dtype_bytes),
+            *([Entry("captured rounds", _CAPTURED_BYTES[device])] if _CAPTURED_BYTES[device] else []),
             Entry("process", process_bytes),
         ),
         kv=tuple(
