@@ -69,9 +69,9 @@ class Batch:
         has_near_ties = target.settles_near_ties and not has_ratio_test
         self.epsilon = NEAR_TIE_EPSILON[target.dtype] if has_near_ties else 0.0
         self.clock = PhaseClock(target.device)
-        self.pages = pages_of(target)
-        if self.pages is not None:
-            self.pages.release_all()
+        if (pages := pages_of(target)) is not None:
+            pages.release_all()
+        self.pages = pages
         self.slots = SlotTable(num_slots, target.cache.max_positions, policy.max_draft_length)
         self.suffix = suffix
         self._sampling: tuple[int, bytes, SamplingTensors] | None = None
@@ -110,7 +110,7 @@ class Batch:
         """Copy the beginning of one slot's caches to another."""
         slots = self.slots
         if self.pages is not None:
-            num_tokens = self._share_pages(source, destination, num_tokens)
+            num_tokens = self.pages.share(source, destination, num_tokens)
         else:
             self.target.cache.copy(source, destination, num_tokens)
         slots.target_kv_S[destination] = num_tokens
@@ -122,17 +122,6 @@ class Batch:
         elif num_drafted > slots.draft_kv_S[destination]:
             self.draft.cache.copy(source, destination, num_drafted)
             slots.draft_kv_S[destination] = num_drafted
-
-    def _share_pages(self, source: int, destination: int, num_tokens: int) -> int:
-        """Let a slot begin with the pages of another; it holds as many positions as before."""
-        assert self.pages is not None
-        table = self.pages.table
-        num_positions = int(table.held_S[destination]) * table.page_size
-        num_tokens = self.pages.share(source, destination, num_tokens)
-        # What it held before is free again, and it needs no more than that.
-        has_grown = table.grow(destination, num_positions)
-        assert has_grown
-        return num_tokens
 
     def resize(self, num_slots: int, max_positions: int) -> None:
         """Give slots and caches another shape.

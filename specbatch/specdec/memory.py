@@ -1,8 +1,7 @@
 """The memory ledger: what both models, their caches and a round will hold, known before anything is loaded.
 
-Pure, and without torch, so that ``plan`` can print it on any machine. A ledger says how
-many rows and tokens fit, with the draft and without it; ``plan_memory`` decides what is loaded and how large the batch
-is, and refuses what cannot fit with the numbers.
+Pure, and without torch, so that ``plan`` can print it on any machine. A ledger says how many rows and tokens fit, with
+the draft and without it; ``plan_memory`` decides what is loaded and the batch size, and refuses with the numbers.
 
 Figures are upper bounds where the truth depends on the run: a row counts with its full length (prompt and
 ``max_new_tokens``), though most rows end sooner; admission by tokens uses what is left over.
@@ -267,7 +266,7 @@ def make_ledger(
 
 
 def auto_batch_size(ledger: Ledger, device: str) -> int:
-    """Rows in flight where the user leaves it open: as many as fit, up to ``AUTO_MAX_ROWS``; at least 1."""
+    """Rows in flight where the user leaves it open: as many as fit, at most ``AUTO_MAX_ROWS``, at least 1."""
     return max(min(AUTO_MAX_ROWS[device], ledger.row_capacity), 1)
 
 

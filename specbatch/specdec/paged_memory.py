@@ -56,9 +56,13 @@ class Pages:
         return kept.num_positions
 
     def share(self, source: int, destination: int, num_positions: int) -> int:
-        """Let a slot begin like another; returns in how many positions it does."""
+        """Let a slot begin like another, with room for as many positions as before; returns in how many it does."""
+        room = int(self.table.held_S[destination]) * self.table.page_size
         kept = self.table.share(source, destination, num_positions)
         self._copy(kept.copied)
+        # What it held before is free again, and it needs no more than that.
+        has_grown = self.table.grow(destination, room)
+        assert has_grown
         return kept.num_positions
 
     def resize(self, num_slots: int) -> None:

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from specbatch.schemas.messages import WorkerConfig
-from specbatch.specdec.ranks import Leader, Seat, in_words
+from specbatch.specdec.rank_meeting import Seat, in_words
+from specbatch.specdec.ranks import Leader
 from specbatch.workers.actor import Whereabouts, this_process
 from specbatch.workers.decoding import DecodingEngine, load_engine
 

@@ -13,7 +13,8 @@ import time
 import torch
 import torch.distributed as dist
 
-from specbatch.specdec.ranks import Follower, Leader, Seat
+from specbatch.specdec.rank_meeting import Seat
+from specbatch.specdec.ranks import Follower, Leader
 
 
 def main() -> None:

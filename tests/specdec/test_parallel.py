@@ -25,7 +25,8 @@ from specbatch.specdec.engine import Engine
 from specbatch.specdec.feed import Layout
 from specbatch.specdec.models import ModelFolder
 from specbatch.specdec.parallel import Load, ParallelDecoder, load_parallel
-from specbatch.specdec.ranks import GroupLostError, Leader, Seat
+from specbatch.specdec.rank_meeting import GroupLostError, Seat
+from specbatch.specdec.ranks import Leader
 from specbatch.specdec.runner import load_model
 
 SCRIPT = Path(__file__).with_name("rank_process.py")
