@@ -163,7 +163,12 @@ def test_nothing_in_a_round_waits_for_the_device_and_all_may_run_again(
 
 
 _KINDS = {family: family for family in FAMILIES} | {name: kind for name, (kind, _) in VARIANTS.items()}
-_PAGED = [name for name, kind in _KINDS.items() if interface.takes_pages(kind) and name != "qwen2_moe with windows"]
+_OFTEN = ("llama", "gemma2", "gpt2", "opt", "cohere2", "mixtral", "qwen3 with windows")
+_PAGED = [
+    pytest.param(name, marks=() if name in _OFTEN else pytest.mark.long)
+    for name, kind in _KINDS.items()
+    if interface.takes_pages(kind) and name != "qwen2_moe with windows"
+]
 
 
 @pytest.mark.parametrize("family", _PAGED)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import CONTEXT, VOCAB, decoder, engine, perturbed, tiny_model
+from tiny import CONTEXT, PATHS, VOCAB, decoder, engine, perturbed, tiny_model
 from twin import Rows, run, tokens, twin
 
 from specbatch.schemas.sampling import SamplingParams
@@ -16,7 +16,7 @@ from specbatch.specdec import packing, reference
 from specbatch.specdec.controller import AdaptivePolicy, RoundMeasure, RoundPlan, RoundView
 
 
-@pytest.fixture(scope="module", params=["generic", "lean", "paged", "captured", "ahead"])
+@pytest.fixture(scope="module", params=PATHS)
 def path(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

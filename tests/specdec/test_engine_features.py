@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import CONTEXT, VOCAB, engine, perturbed, tiny_model
+from tiny import CONTEXT, PATHS, VOCAB, engine, perturbed, tiny_model
 from twin import Rows, full_twin, run, tokens
 
 from specbatch.schemas.errors import SpecbatchError
 from specbatch.schemas.sampling import SamplingParams
 from specbatch.specdec.paging import PAGE_SIZE
 from specbatch.specdec.prefix import MIN_SHARED_TOKENS
-
-PATHS = ["generic", "lean", "paged", "captured", "ahead"]
 
 
 def demanding_rows(seed: int, num_rows: int) -> Rows:

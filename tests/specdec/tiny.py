@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any, Literal
 
+import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -170,6 +171,14 @@ ROUNDS: dict[str, Literal["ahead", "captured", "loop"]] = {
     "generic ahead": "ahead",
 }
 """Ways to decode over pages: by the plain loop, in rounds of fixed shape, and those launched ahead."""
+
+PATHS = [
+    "generic",
+    "lean",
+    "ahead",  # whose pages and rounds are those of the next two
+    pytest.param("paged", marks=pytest.mark.long),
+    pytest.param("captured", marks=pytest.mark.long),
+]
 
 
 def decoder(
