@@ -179,29 +179,29 @@ class Ahead:
         plan = flight.plan
         is_model_B = proposals.is_model_B
         num_model_rows = int(is_model_B.sum())
-        batch.policy.observe(
-            RoundMeasure(
-                num_rows=len(row_B),
-                num_scored=len(row_B) + int(proposals.draft_length_B.sum()),
-                # The steps that were launched; rows that turned out to have no room make fewer of use.
-                num_draft_steps=int(plan.draft_length_B[plan.is_model_B].max(initial=0)) if num_model_rows else 0,
-                num_model_rows=num_model_rows,
-                propose_seconds=propose_seconds,
-                score_seconds=score_seconds,
-                other_seconds=max(elapsed - propose_seconds - score_seconds, 0.0),
-                catch_up_seconds=airborne.catch_up_seconds,
-                num_catch_up_tokens=airborne.num_caught_up,
-                draft_length_B=verdict.num_proposed_B,
-                matched_B=verdict.num_accepted_B,
-                is_model_B=is_model_B,
-                match_B=kind_of_match(airborne.looked_up, len(flight.row_B))[is_there_B],
-            )
+        measure = RoundMeasure(
+            num_rows=len(row_B),
+            num_scored=len(row_B) + int(proposals.draft_length_B.sum()),
+            # The steps that were launched; rows that turned out to have no room make fewer of use.
+            num_draft_steps=int(plan.draft_length_B[plan.is_model_B].max(initial=0)) if num_model_rows else 0,
+            num_model_rows=num_model_rows,
+            propose_seconds=propose_seconds,
+            score_seconds=score_seconds,
+            other_seconds=max(elapsed - propose_seconds - score_seconds, 0.0),
+            catch_up_seconds=airborne.catch_up_seconds,
+            num_catch_up_tokens=airborne.num_caught_up,
+            draft_length_B=verdict.num_proposed_B,
+            matched_B=verdict.num_accepted_B,
+            is_model_B=is_model_B,
+            match_B=kind_of_match(airborne.looked_up, len(flight.row_B))[is_there_B],
         )
+        if not flight.was_captured:
+            batch.policy.observe(measure)
         result = RoundResult(
             finished=settled.finished,
             num_tokens=int(verdict.num_committed_B.sum()),
             is_plain=airborne.is_plain,
-            is_mixed=False,
+            is_mixed=flight.was_captured,  # compared with nothing, like rounds with prompts in them
             seconds=elapsed + airborne.catch_up_seconds,
             draft_length_B=verdict.num_proposed_B,
             num_accepted_B=verdict.num_accepted_B,

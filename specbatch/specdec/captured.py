@@ -13,6 +13,7 @@ Shape letters: B rows, K drafts, T = K + 1, C fields, X stop ids.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,22 +21,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from specbatch.schemas.sampling import SamplingParams
 from specbatch.specdec.accept import BoolArray, IntArray
 from specbatch.specdec.batch import Batch
-from specbatch.specdec.controller import RoundPlan
+from specbatch.specdec.controller import MAX_AUTO_DRAFT_LENGTH, RoundPlan
 from specbatch.specdec.drafters.suffix import Proposal
 from specbatch.specdec.feed import Decoder
 from specbatch.specdec.generic_paged import PagedGenericDecoder
 from specbatch.specdec.graphs import GraphBook
 from specbatch.specdec.lean_paged import PagedLeanDecoder
 from specbatch.specdec.paged_memory import Pages
+from specbatch.specdec.round_tensors import MAX_STOP_IDS, RoundTensors, planned_fields, standing_fields
 from specbatch.specdec.sampling_tensors import SamplingTensors
 from specbatch.specdec.settling import Draws, Proposals, is_open
-from specbatch.specdec.static_round import FIRST_PLANNED, Field, StaticRound
+from specbatch.specdec.static_round import StaticRound
 from specbatch.specdec.static_sampling import StaticSampling, kind_of
 
-MAX_STOP_IDS = 16
-"""Rows with more stop ids than this are decoded by the uncaptured loop."""
 _LEAST_KEYS = 512
 _STEADY_LACK = 2
 
@@ -53,7 +54,8 @@ class Flight:
     Attributes:
         row_B, opened_B: its slots, and when the rows in them came, which tells a row from a later one in its slot.
         plan: what was asked for. sampling: of the rows. host: where the draws will be.
-        events: begin, between the models, end, and copied; None off a device.
+        events: begin, between the models, end, and copied; None off a device. was_captured: for the first time, so
+            that its seconds say nothing.
     """
 
     row_B: IntArray
@@ -63,6 +65,7 @@ class Flight:
     sampling: SamplingTensors
     host: Tensor
     events: tuple[Any, ...] | None
+    was_captured: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +91,9 @@ class CapturedRounds:
         self._batch = batch
         self._pages: Pages = batch.pages
         self._book = GraphBook(batch.device, is_capturing=is_capturing)
-        self._max_rows = 0
         self._addresses: tuple[int, ...] = ()
-        self._sampling: StaticSampling | None = None
-        self._reserve(max_rows)
+        most_drafts = max(batch.policy.max_draft_length, MAX_AUTO_DRAFT_LENGTH)  # the profile tries all that auto may
+        self._tensors = RoundTensors(max_rows, most_drafts, batch.device)
 
     @staticmethod
     def fits(batch: Batch) -> bool:
@@ -129,41 +131,93 @@ class CapturedRounds:
         batch, K = self._batch, int(plan.draft_length_B.max(initial=0))
         B = len(row_B)
         bucket = bucket_of(B)
-        self._reserve(bucket)
-        self._watch_addresses()
-        self._pages.refresh()
+        self._prepare(bucket)
         wanted_B = np.ones(B, dtype=np.bool_) if is_wanted_B is None else is_wanted_B
-        self._upload(row_B, plan, looked_up, wanted_B, is_whole=follows is None, num_rows=bucket)
+        field_BC = planned_fields(plan, looked_up, wanted_B, bucket)
+        if follows is None:
+            self._tensors.begin(*standing_fields(batch.slots, row_B, field_BC))
+        else:
+            self._tensors.go_on(field_BC)
         sampling = batch.sampling(row_B) if follows is None else follows.sampling
-        self._sampling = self._sampling or StaticSampling(self._max_rows, sampling)
-        max_keys = self._max_keys(row_B[wanted_B], K)
+        num_tokens = min(bucket_of(int((plan.draft_length_B + 1)[wanted_B].sum())), bucket * (K + 1))
+        uses_model = bool((plan.is_model_B & (plan.draft_length_B > 0)).any())
+        num_graphs, events = self._book.num_graphs, self._events()
+        result = self._run(bucket, K, num_tokens, self._max_keys(row_B[wanted_B]), sampling, events, uses_model)
+        host = self._tensors.bring(result[:B])
+        _record(events, 3)
+        opened_B = np.array([batch.slots.opened[int(slot)] for slot in row_B]) if follows is None else follows.opened_B
+        return Flight(row_B, opened_B, plan, K, sampling, host, events, self._book.num_graphs > num_graphs)
+
+    def seconds_of(self, num_rows: int, num_drafts: int) -> tuple[float, float]:
+        """Seconds of the draft's steps and of scoring, for a round without rows: its attention reads nothing.
+
+        For the policy to begin with; the best of two, once the round has been captured.
+        """
+        bucket = bucket_of(num_rows)
+        self._prepare(bucket)
+        none = SamplingParams(max_new_tokens=1)
+        batch = self._batch
+        sampling = SamplingTensors.from_params([none] * bucket, [()] * bucket, batch.device, batch.target.vocab_size)
+        num_tokens = min(bucket_of(num_rows * (num_drafts + 1)), bucket * (num_drafts + 1))
+        self._tensors.begin_none(bucket)
+        max_keys, uses_model = self._max_keys(np.zeros(0, dtype=np.int64)), batch.draft is not None and num_drafts > 0
+        found = []
+        for _ in range(3):
+            events, started = self._events(), time.perf_counter()
+            self._run(bucket, num_drafts, num_tokens, max_keys, sampling, events, uses_model)
+            if events is None:
+                found.append((0.0, time.perf_counter() - started))
+                continue
+            events[2].synchronize()
+            found.append((events[0].elapsed_time(events[1]) / 1e3, events[1].elapsed_time(events[2]) / 1e3))
+        return min(one[0] for one in found[1:]), min(one[1] for one in found[1:])
+
+    def _prepare(self, num_rows: int) -> None:
+        """Everything that graphs touch is where they know it, or they are made anew."""
+        if self._tensors.reserve(num_rows):
+            self.clear()
+        memories = [memory for memory in self._pages.memories if memory.keys]
+        # Pools and the page table move when the draft is given up or the slots change.
+        addresses = (self._pages.device_SW.data_ptr(), *(memory.keys[0].data_ptr() for memory in memories))
+        if addresses != self._addresses:
+            self.clear()
+            self._addresses = addresses
+        self._pages.refresh()
+
+    def _run(
+        self,
+        num_rows: int,
+        num_drafts: int,
+        num_tokens: int,
+        max_keys: int,
+        sampling: SamplingTensors,
+        events: tuple[Any, ...] | None,
+        uses_model: bool,
+    ) -> Tensor:
+        """Launch the two halves of a round on the static tensors; returns what ``StaticRound.score`` does."""
+        batch, tensors = self._batch, self._tensors
         static = StaticRound(
-            field_BC=self._field_BC[:bucket],
-            next_BC=self._next_BC[:bucket],
-            stop_BX=self._stop_BX[:bucket],
-            sampling=self._sampling.load(sampling, bucket),
+            field_BC=tensors.field_BC[:num_rows],
+            next_BC=tensors.next_BC[:num_rows],
+            stop_BX=tensors.stop_BX[:num_rows],
+            sampling=tensors.load(sampling, num_rows),
             table_SW=self._pages.device_SW[:, : self._pages.table.pages_for(max_keys)],
             page_size=self._pages.table.page_size,
             max_keys=max_keys,
             epsilon=batch.epsilon,
             is_final=batch.target.is_invariant,
         )
-        num_tokens = int((plan.draft_length_B + 1)[wanted_B].sum())
-        num_tokens = min(bucket_of(num_tokens), bucket * (K + 1))
-        shape = (bucket, K, max_keys, kind_of(sampling))
+        shape = (num_rows, num_drafts, max_keys, kind_of(sampling))
         target: Any = batch.target  # ``fits`` has seen what they are
         draft: Any = batch.draft
-        events = self._events()
-        if (plan.is_model_B & (plan.draft_length_B > 0)).any():
-            self._book.run(("propose", *shape), lambda: static.propose(draft, K))
+        if uses_model:
+            self._book.run(("propose", *shape), lambda: static.propose(draft, num_drafts))
         _record(events, 1)
-        result = self._book.run(("score", num_tokens, *shape), lambda: static.score(target, draft, K, num_tokens))
+        score = ("score", num_tokens, *shape)
+        result = self._book.run(score, lambda: static.score(target, draft, num_drafts, num_tokens))
         assert result is not None
         _record(events, 2)
-        host = self._bring(result[:B])
-        _record(events, 3)
-        opened_B = np.array([batch.slots.opened[int(slot)] for slot in row_B]) if follows is None else follows.opened_B
-        return Flight(row_B, opened_B, plan, K, sampling, host, events)
+        return result
 
     def land(self, flight: Flight) -> Landed:
         """Wait for a round and take its draws."""
@@ -196,88 +250,12 @@ class CapturedRounds:
         """Forget all graphs, because memory ran out or something has moved."""
         self._book.clear()
 
-    # ---- static tensors --------------------------------------------------------------------------------------------
-
-    def _reserve(self, num_rows: int) -> None:
-        """Static tensors for so many rows; new ones call for new graphs."""
-        if num_rows <= self._max_rows:
-            return
-        self.clear()
-        device = self._batch.device
-        num_fields = Field.DRAFTS + self._batch.policy.max_draft_length
-        self._max_rows = num_rows
-        self._field_BC = torch.zeros((num_rows, num_fields), dtype=torch.int64, device=device)
-        self._next_BC = torch.zeros((num_rows, FIRST_PLANNED), dtype=torch.int64, device=device)
-        self._stop_BX = torch.full((num_rows, MAX_STOP_IDS), -1, dtype=torch.int64, device=device)
-        self._sampling = None
-
-    def _watch_addresses(self) -> None:
-        """Pools and the page table move when the draft is given up or the slots change: then graphs are void."""
-        memories = [memory for memory in self._pages.memories if memory.keys]
-        addresses = (self._pages.device_SW.data_ptr(), *(memory.keys[0].data_ptr() for memory in memories))
-        if addresses != self._addresses:
-            self.clear()
-            self._addresses = addresses
-
-    def _upload(
-        self,
-        row_B: IntArray,
-        plan: RoundPlan,
-        looked_up: Proposal | None,
-        is_wanted_B: BoolArray,
-        *,
-        is_whole: bool,
-        num_rows: int,
-    ) -> None:
-        """Bring what the device does not know to it, in one copy."""
-        slots, B, K = self._batch.slots, len(row_B), int(plan.draft_length_B.max(initial=0))
-        field_BC: IntArray = np.zeros((num_rows, Field.DRAFTS + K), dtype=np.int64)
-        field_BC[:B, Field.DRAFT_LENGTH] = plan.draft_length_B
-        field_BC[:B, Field.IS_MODEL] = plan.is_model_B
-        field_BC[:B, Field.IS_WANTED] = is_wanted_B
-        if looked_up is not None:
-            field_BC[:B, Field.DRAFTS :] = looked_up.token_BK[:, :K]
-        if not is_whole:
-            self._field_BC[:num_rows, :FIRST_PLANNED] = self._next_BC[:num_rows]
-            planned = self._send(field_BC[:, FIRST_PLANNED:])
-            self._field_BC[:num_rows, FIRST_PLANNED : Field.DRAFTS + K] = planned
-            return
-        length_B = slots.length_S[row_B]
-        field_BC[:B, Field.SLOT] = row_B
-        field_BC[:B, Field.LENGTH] = length_B
-        field_BC[:B, Field.DRAFT_KV] = slots.draft_kv_S[row_B]
-        field_BC[:B, Field.PROMPT_LENGTH] = slots.prompt_length_S[row_B]
-        field_BC[:B, Field.END] = slots.end_S[row_B]
-        field_BC[:B, Field.IS_LIVE] = 1
-        field_BC[:B, Field.PREVIOUS] = slots.token_SP[row_B, length_B - 2]
-        field_BC[:B, Field.LAST] = slots.token_SP[row_B, length_B - 1]
-        stop_BX: IntArray = np.full((num_rows, MAX_STOP_IDS), -1, dtype=np.int64)
-        stop_BX[:B, : slots.stop_SX.shape[1]] = slots.stop_SX[row_B]
-        sent = self._send(np.concatenate((field_BC, stop_BX), axis=1))
-        self._field_BC[:num_rows, : Field.DRAFTS + K] = sent[:, : Field.DRAFTS + K]
-        self._stop_BX[:num_rows] = sent[:, Field.DRAFTS + K :]
-
-    def _send(self, array: IntArray) -> Tensor:
-        host = torch.from_numpy(np.ascontiguousarray(array))
-        if self._batch.device.type == "cuda":
-            host = host.pin_memory()
-        return host.to(self._batch.device, non_blocking=True)
-
-    def _bring(self, result: Tensor) -> Tensor:
-        """Begin the copy of the draws to the host; the next run of the graph writes them anew."""
-        if result.device.type != "cuda":
-            return result
-        host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
-        return host.copy_(result, non_blocking=True)
-
-    def _max_keys(self, row_B: IntArray, num_drafts: int) -> int:
+    def _max_keys(self, row_B: IntArray) -> int:
         """A power of two that no row's keys exceed, also in the round behind one that the host has not seen."""
-        longest = int(self._batch.slots.length_S[row_B].max()) + 2 * (num_drafts + 1)
-        return int(min(1 << max(longest, _LEAST_KEYS).bit_length(), self._pages.table.table_SW.shape[1] * self._page))
-
-    @property
-    def _page(self) -> int:
-        return self._pages.table.page_size
+        ahead = 2 * (self._batch.policy.max_draft_length + 1)
+        longest = int(self._batch.slots.length_S[row_B].max(initial=0)) + ahead
+        table = self._pages.table
+        return int(min(1 << max(longest, _LEAST_KEYS).bit_length(), table.table_SW.shape[1] * table.page_size))
 
     def _events(self) -> tuple[Any, ...] | None:
         if self._batch.device.type != "cuda":

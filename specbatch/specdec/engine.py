@@ -24,7 +24,6 @@ from specbatch.specdec.drafters.suffix import SuffixIndex
 from specbatch.specdec.feed import Decoder
 from specbatch.specdec.intake import Intake
 from specbatch.specdec.output import SequenceOutput
-from specbatch.specdec.profile import profile
 from specbatch.specdec.ranks import Leader
 from specbatch.specdec.slots import Request
 from specbatch.specdec.stepping import Rounds, Stepper
@@ -94,7 +93,7 @@ class Engine:
             rounds=rounds,
         )
         if has_profile:
-            policy.learn_times(*profile(self._batch, max_batch_size))
+            policy.learn_times(*self._stepper.profile(max_batch_size))
 
     @classmethod
     def from_pretrained(

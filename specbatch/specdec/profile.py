@@ -13,9 +13,11 @@ import torch
 
 from specbatch.specdec.accept import IntArray
 from specbatch.specdec.batch import Batch
+from specbatch.specdec.captured import CapturedRounds
 from specbatch.specdec.feed import GROUP_WIDTH, Decoder
 
 _BUDGET_SECONDS = 0.25
+_CAPTURED_BUDGET_SECONDS = 3.0
 """A short job must not spend its time on looking forward to it; sizes that come too late are left out."""
 _TYPICAL_CONTEXT = 64
 _LARGEST_WINDOW = 9
@@ -38,6 +40,24 @@ def profile(batch: Batch, max_rows: int) -> tuple[dict[int, float], dict[int, fl
             break
         score[num_rows * window] = _seconds(batch, batch.target, num_rows, window)
     batch.slots.target_kv_S[:] = batch.slots.draft_kv_S[:] = 0
+    return score, steps
+
+
+def profile_captured(
+    rounds: CapturedRounds, max_rows: int, *, has_draft: bool
+) -> tuple[dict[int, float], dict[int, float]]:
+    """The same of captured rounds: launched one by one, their kernels would cost far more.
+
+    Args:
+        has_draft: a draft model proposes.
+    """
+    deadline = time.perf_counter() + _CAPTURED_BUDGET_SECONDS
+    steps = {n: rounds.seconds_of(n, 1)[0] for n in sorted({max_rows, 1}, reverse=True)} if has_draft else {}
+    score: dict[int, float] = {}
+    for num_rows, window in _shapes(max_rows):
+        if time.perf_counter() > deadline:
+            break
+        score[num_rows * window] = rounds.seconds_of(num_rows, window - 1)[1]
     return score, steps
 
 

@@ -15,6 +15,7 @@ from specbatch.specdec.captured import CapturedRounds
 from specbatch.specdec.decoding import decode_round, is_plain_round, may_ride
 from specbatch.specdec.output import SequenceOutput
 from specbatch.specdec.prefill import plan_chunk, read_chunk
+from specbatch.specdec.profile import profile, profile_captured
 from specbatch.specdec.round_parts import RoundResult
 from specbatch.specdec.rounds import RoundLog
 from specbatch.specdec.selftest import SelfTest
@@ -67,6 +68,12 @@ class Stepper:
             self.log.flush()
         finished, self._finished = self._finished, []
         return finished
+
+    def profile(self, max_rows: int) -> tuple[dict[int, float], dict[int, float]]:
+        """What rounds cost before any was decoded, for the policy to begin with; see ``profile``."""
+        if self._ahead is None:
+            return profile(self._batch, max_rows)
+        return profile_captured(self._ahead.captured, max_rows, has_draft=self._batch.draft is not None)
 
     @property
     def is_flying(self) -> bool:

@@ -324,3 +324,38 @@ def test_a_draft_in_slots_beside_a_target_in_pages_is_decoded_by_the_loop(target
     (output,) = subject.generate([[1, 2, 3]], SamplingParams(max_new_tokens=12))
     (expected,) = full_twin(target, [([1, 2, 3], SamplingParams(max_new_tokens=12))], path="lean")
     assert output.token_ids == expected.token_ids
+
+
+@pytest.mark.parametrize("has_draft", [False, True])
+def test_the_profile_of_captured_rounds_leaves_nothing_behind(target: Any, draft: Any, has_draft: bool) -> None:
+    rows: Rows = [([n, 7], SamplingParams(max_new_tokens=9, temperature=0.8, seed=n)) for n in range(3)]
+    subject = engine(target, draft if has_draft else None, k=3 if has_draft else 0, batch=3, path="ahead")
+    score, steps = subject._stepper.profile(3)
+    assert {3, 6, 12, 1} <= score.keys()
+    assert all(seconds > 0 for seconds in score.values())
+    assert steps.keys() == ({1, 3} if has_draft else set())
+    outputs = subject.generate([ids for ids, _ in rows], [params for _, params in rows])
+    assert tokens(outputs) == [(t.token_ids, t.finish_reason) for t in full_twin(target, rows, path="lean")]
+
+
+def test_a_round_that_was_captured_only_then_says_nothing_about_speed(
+    target: Any, draft: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a device: a key is captured when it is first met, and the clock of that round is not to be believed."""
+    keys: set[Any] = set()
+    run_twin = GraphBook.run
+
+    def run_noted(book: GraphBook, key: Any, work: Callable[[], Tensor | None]) -> Tensor | None:
+        keys.add(key)
+        return run_twin(book, key, work)
+
+    monkeypatch.setattr(GraphBook, "run", run_noted)
+    monkeypatch.setattr(GraphBook, "num_graphs", property(lambda book: len(keys)))
+    subject = engine(target, draft, k=2, batch=2, path="ahead")
+    measured = []
+    monkeypatch.setattr(subject._batch.policy, "observe", measured.append)
+    subject.generate([[1, 2], [3]], SamplingParams(max_new_tokens=30))
+    blocks = subject.take_blocks()
+    num_captured = sum(block.num_mixed_rounds for block in blocks)
+    assert 0 < num_captured <= len(keys)
+    assert len(measured) == sum(block.num_spec_rounds + block.num_plain_rounds for block in blocks) > 0
