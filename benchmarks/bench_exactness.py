@@ -93,7 +93,12 @@ class Rows:
 
 
 def load(
-    max_batch_size: int, speculation: int | Literal["off"], dtype: str, path: Literal["auto", "generic"] = "auto"
+    max_batch_size: int,
+    speculation: int | Literal["off"],
+    dtype: str,
+    path: Literal["auto", "generic"] = "auto",
+    *,
+    bitwise: bool = False,
 ) -> Engine:
     """The bundled pair in one batch shape."""
     return Engine.from_pretrained(
@@ -105,6 +110,7 @@ def load(
         dtype=dtype,
         model_path=path,
         num_threads=torch.get_num_threads(),
+        bitwise=bitwise,
     )
 
 
@@ -147,6 +153,18 @@ def half_precision_lines(rows: Rows, num_rows: int) -> Iterator[str]:
         one = rows.decode(alone, range(num_rows), temperature)
         other = rows.decode(together, range(num_rows), temperature)
         yield f"| {temperature} | {rows.num_tokens} | {at_most(num_differing(one.outputs, other.outputs), num_rows)} |"
+
+
+def bitwise_lines(rows: Rows, num_rows: int) -> Iterator[str]:
+    """Rows whose text changes with the batch shape under ``--bitwise``, and what it costs at 8 rows."""
+    for dtype in ("float32", "bfloat16"):
+        alone = load(1, "off", dtype, bitwise=True)
+        together = {bitwise: load(8, NUM_DRAFTS, dtype, bitwise=bitwise) for bitwise in (False, True)}
+        for temperature in TEMPERATURES:
+            one = rows.decode(alone, range(num_rows), temperature)
+            usual, other = (rows.decode(together[bitwise], range(num_rows), temperature) for bitwise in (False, True))
+            differing = at_most(num_differing(one.outputs, other.outputs), num_rows)
+            yield f"| {dtype} | {temperature} | {differing} | {other.seconds / usual.seconds:.2f} |"
 
 
 @contextmanager
@@ -214,6 +232,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=320, help="rows of the near-tie count")
     parser.add_argument("--rows-alone", type=int, default=160, help="of these, rows decoded one by one as well")
     parser.add_argument("--half-rows", type=int, default=128, help="rows in bfloat16")
+    parser.add_argument("--bitwise-rows", type=int, default=64, help="rows under --bitwise")
     parser.add_argument("--logit-rows", type=int, default=32, help="rows whose logits are compared")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of every completion")
     parser.add_argument("--markdown", type=Path, help="file for the result")
@@ -239,6 +258,13 @@ def main() -> None:
         "| T | tokens per row | differ |",
         "|---|---|---|",
         *half_precision_lines(rows, arguments.half_rows),
+        "",
+        f"`--bitwise`: rows whose tokens differ between the same two shapes, and the time of 8 rows, K = {NUM_DRAFTS}, "
+        f"over that without it; {arguments.bitwise_rows} rows, one run.",
+        "",
+        "| dtype | T | differ | time |",
+        "|---|---|---|---|",
+        *bitwise_lines(rows, arguments.bitwise_rows),
         "",
         f"Change of the target's raw logits against 1 row in flight without a draft, T = 0.7, {arguments.logit_rows} "
         "rows, behind equal prefixes. The last column is the gap between the two likeliest tokens.",
