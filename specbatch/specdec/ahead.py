@@ -1,9 +1,9 @@
 """Captured rounds in the engine's loop: launched ahead where the host has nothing to say, settled when they land.
 
 While the device runs a round, the host settles the one before: commits, detokenizes, retires. That is possible where
-the host has nothing to say first: no drafts looked up in text that it has not seen yet, nobody to admit. A row that the
-host ends in the meantime (a stop string) is ignored when the round lands; rows that end by a stop id or by their limit
-the device has left out itself. Where the host decides a token otherwise than the device (a near tie), the round under
+the host has nothing to say first: no drafts to look up in text that it has not seen yet, nobody to admit. A row that
+the host ends in the meantime (a stop string) is ignored when the round lands; rows that end by a stop id or by their
+limit the device has left out itself. Where the host decides a token otherwise than the device (a near tie), the round under
 way has gone wrong for that row: it is left to itself, and the next one begins from where the host says.
 
 Shape letters: B rows.
@@ -27,7 +27,11 @@ from specbatch.specdec.settling import settle_draws
 
 @dataclass(frozen=True, slots=True)
 class Airborne:
-    """A round under way, and what its measure will need."""
+    """A round under way, and what its measure will need.
+
+    Attributes:
+        num_blind: rounds since drafts were last looked up.
+    """
 
     flight: Flight
     looked_up: Proposal | None
@@ -35,6 +39,7 @@ class Airborne:
     num_caught_up: int
     catch_up_seconds: float
     launched: float
+    num_blind: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,10 @@ class Surprised:
 
     row_B: IntArray
     device_length_B: IntArray
+
+
+BLIND_ROUNDS = 4
+"""Rounds that may go ahead without a look into the suffix index, while it has had nothing that was worth a draft."""
 
 
 class Ahead:
@@ -89,7 +98,7 @@ class Ahead:
         assert landing is not None
         plan = self._plan_behind(landing, is_plain, num_waiting, may_admit=may_admit) if has_room else None
         if plan is not None:
-            self._airborne = self._launch(landing.flight.row_B, plan, None, is_plain, (0, 0.0), landing.flight)
+            self._airborne = self._launch(landing.flight.row_B, plan, None, is_plain, (0, 0.0), landing)
         result, surprised = self._settle(landing)
         if self._airborne is not None and len(surprised.row_B):
             self._airborne = None
@@ -112,7 +121,9 @@ class Ahead:
         is_there_B = self._is_there(flight)
         row_B = flight.row_B[is_there_B]
         is_shrunk = not len(row_B) or bucket_of(len(row_B)) < bucket_of(len(flight.row_B))
-        if is_shrunk or slots.num_rows > len(row_B) or may_admit or (batch.policy.uses_suffix and not is_plain):
+        if is_shrunk or slots.num_rows > len(row_B) or may_admit:
+            return None
+        if batch.policy.uses_suffix and not is_plain and not self._may_be_blind(landing):
             return None
         draft_length_B, is_model_B = np.zeros((2, len(is_there_B)), dtype=np.int64)
         if batch.policy.max_draft_length and not is_plain:
@@ -123,6 +134,12 @@ class Ahead:
         has_used_B = flight.plan.is_model_B & (flight.plan.draft_length_B > 0)
         return None if (uses_model_B & ~has_used_B).any() else RoundPlan(draft_length_B, is_model_B > 0)
 
+    def _may_be_blind(self, landing: Airborne) -> bool:
+        """Whether another round may go without a look into the suffix index, which has not seen all text yet."""
+        plan = landing.flight.plan
+        has_looked_up = bool((~plan.is_model_B & (plan.draft_length_B > 0)).any())
+        return not has_looked_up and landing.num_blind < BLIND_ROUNDS
+
     def _launch(
         self,
         row_B: IntArray,
@@ -130,12 +147,15 @@ class Ahead:
         looked_up: Proposal | None,
         is_plain: bool,
         caught_up: tuple[int, float],
-        follows: Flight | None,
+        follows: Airborne | None,
     ) -> Airborne:
         launched = time.perf_counter()
-        is_wanted_B = None if follows is None else self._is_there(follows)
-        flight = self.captured.launch(row_B, plan, looked_up, follows, is_wanted_B)
-        return Airborne(flight, looked_up, is_plain, *caught_up, launched)
+        if follows is None:
+            flight = self.captured.launch(row_B, plan, looked_up)
+            return Airborne(flight, looked_up, is_plain, *caught_up, launched)
+        before = follows.flight
+        flight = self.captured.launch(row_B, plan, looked_up, before, self._is_there(before))
+        return Airborne(flight, looked_up, is_plain, *caught_up, launched, follows.num_blind + 1)
 
     def _undo(self, surprised: Surprised) -> None:
         """The round under way writes behind where the device believed rows to stand; what is known there is read again.

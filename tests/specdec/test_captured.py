@@ -20,8 +20,9 @@ from twin import Rows, WholePrefix, full_twin, run, tokens
 from specbatch.schemas.sampling import SamplingParams
 from specbatch.specdec import lean_paged, reference, winner
 from specbatch.specdec.accept import accept, commit
-from specbatch.specdec.ahead import Ahead, Airborne
+from specbatch.specdec.ahead import BLIND_ROUNDS, Ahead, Airborne
 from specbatch.specdec.captured import CapturedRounds, bucket_of
+from specbatch.specdec.controller import AdaptivePolicy
 from specbatch.specdec.families import FAMILIES
 from specbatch.specdec.generic_paged import LOOKS_INTO_TENSORS
 from specbatch.specdec.graphs import GraphBook
@@ -205,9 +206,9 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     seen: list[bool] = []
     launch = CapturedRounds.launch
 
-    def noted(self: CapturedRounds, row_B: Any, plan: Any, looked_up: Any, follows: Any, wanted: Any) -> Any:
-        seen.append(follows is not None)
-        return launch(self, row_B, plan, looked_up, follows, wanted)
+    def noted(self: CapturedRounds, row_B: Any, plan: Any, looked_up: Any, *behind: Any) -> Any:
+        seen.append(bool(behind))
+        return launch(self, row_B, plan, looked_up, *behind)
 
     monkeypatch.setattr(CapturedRounds, "launch", noted)
     return seen
@@ -222,6 +223,21 @@ def test_most_rounds_are_launched_ahead_and_their_counters_are_those_of_the_loop
     assert sum(launches) > 0.7 * len(launches)
     loop = run(rows, target, draft, k=k, batch=3, path="paged")
     assert [(o.token_ids, o.stats) for o in ahead] == [(o.token_ids, o.stats) for o in loop]
+
+
+def test_rounds_go_ahead_while_the_suffix_index_has_nothing_to_offer(
+    target: Any, draft: Any, launches: list[bool]
+) -> None:
+    """At a high temperature text hardly repeats; where it does, the drafts that were looked up are used."""
+    wild: Rows = [([n, 7], SamplingParams(max_new_tokens=40, temperature=1.5, seed=n)) for n in range(3)]
+    policy = AdaptivePolicy(4, has_draft=True, has_suffix=True)
+    subject = engine(target, draft, k=policy, batch=3, path="ahead", has_suffix=True)
+    outputs = subject.generate([ids for ids, _ in wild], [params for _, params in wild])
+    assert tokens(outputs) == [(t.token_ids, t.finish_reason) for t in full_twin(target, wild, path="lean")]
+    assert 0 < sum(launches) <= BLIND_ROUNDS * (len(launches) - sum(launches))
+    again: Rows = [([5, 6, 7] * 9, SamplingParams(max_new_tokens=60, logit_bias=())) for _ in range(2)]
+    outputs = subject.generate([ids for ids, _ in again], [params for _, params in again])
+    assert tokens(outputs) == [(t.token_ids, t.finish_reason) for t in full_twin(target, again, path="lean")]
 
 
 def test_a_stop_string_ends_a_row_whose_next_round_is_under_way(
