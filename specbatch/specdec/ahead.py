@@ -3,8 +3,8 @@
 While the device runs a round, the host settles the one before: commits, detokenizes, retires. That is possible where
 the host has nothing to say first: no drafts to look up in text that it has not seen yet, nobody to admit. A row that
 the host ends in the meantime (a stop string) is ignored when the round lands; rows that end by a stop id or by their
-limit the device has left out itself. Where the host decides a token otherwise than the device (a near tie), the round under
-way has gone wrong for that row: it is left to itself, and the next one begins from where the host says.
+limit the device has left out itself. Where the host decides a token otherwise than the device (a near tie), the round
+under way has gone wrong for that row: it is left to itself, and the next one begins from where the host says.
 
 Shape letters: B rows.
 """

@@ -113,7 +113,15 @@ def said(subject: Engine) -> list[tuple[int, ...]]:
     return [output.token_ids for output in subject.generate([ids for ids, _ in rows], [p for _, p in rows])]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gpt_neox", "phi3"])
+OFTEN = ("gemma2", "mixtral", "phi3", "qwen3")
+
+
+def long(family: str) -> Any:
+    """A family that takes part in ``make test-all`` only."""
+    return pytest.param(family, marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", *(long(name) for name in ("qwen3", "gpt_neox", "phi3"))])
 def test_the_text_is_that_of_one_process(leader: Leader, tmp_path: Path, family: str) -> None:
     model = tiny_model(family, seed=3)
     draft = perturbed(model, 0.15)
@@ -129,7 +137,7 @@ def test_the_text_is_that_of_one_process(leader: Leader, tmp_path: Path, family:
     assert target.cache.num_bytes * heads == alone._batch.target.cache.num_bytes, "a rank holds its own heads"
 
 
-@pytest.mark.parametrize("family", sorted(DIVISIONS))
+@pytest.mark.parametrize("family", [name if name in OFTEN else long(name) for name in sorted(DIVISIONS)])
 def test_every_family_with_a_plan(leader: Leader, tmp_path: Path, family: str) -> None:
     """Logits of one process, and what the ledger says of a rank is what it holds."""
     model = tiny_model(family, seed=4)
