@@ -162,6 +162,7 @@ def test_the_whole_program_on_a_cpu(tmp_path: Path) -> None:
     assert str(tmp_path) not in text
 
 
+@pytest.mark.long
 def test_the_engines_sides_run_over_pages_as_they_will_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts are equal to those over slots; a second side takes other pages for the same models."""
     import torch

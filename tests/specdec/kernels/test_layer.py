@@ -37,7 +37,7 @@ def test_the_kernels_in_the_interpreter() -> None:
     assert " passed" in run("-m", "pytest", "-p", "no:cacheprovider", str(file), TRITON_INTERPRET="1")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     """For compute capability 9.0; what runs on such a device is another question."""
     pytest.importorskip("triton")

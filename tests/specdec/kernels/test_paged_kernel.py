@@ -38,6 +38,7 @@ def test_the_kernel_on_a_gpu() -> None:
     assert " passed" in run(*CHECKS, TRITON_INTERPRET="0")
 
 
+@pytest.mark.long
 def test_the_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
     out = run(str(HERE / "compile_paged_attention.py"), TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
     assert out.splitlines()[-1] == "compiled"
