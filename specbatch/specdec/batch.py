@@ -146,6 +146,8 @@ class Batch:
                 if pages_of(decoder) is None:
                     decoder.cache.copy(source, slot, num_positions)
             slots.move(source, slot)
+            if self.pages is not None:  # the pages went with the row; in slots a copy stays behind
+                slots.target_kv_S[source] = slots.draft_kv_S[source] = 0
             if self.suffix is not None:
                 self.suffix.move(source, slot)
 
