@@ -176,6 +176,20 @@ def test_rows_make_room_and_come_back_without_changing_a_token(
     np.testing.assert_allclose(np.concatenate(logprobs), np.concatenate([t.logprobs for t in expected[:7]]), atol=1e-5)
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_beginnings_are_held_by_the_slots_that_have_them(target: Any, draft: Any, path: str) -> None:
+    """Rows end at different times and change their slots; the same prompts come again, in another order."""
+    prompts = [[n, *range(20 + n), n] for n in range(9)]
+    first = [SamplingParams(max_new_tokens=3 + 5 * (n % 3)) for n in range(9)]
+    rows: Rows = [(ids, SamplingParams(max_new_tokens=12, temperature=0.8, seed=n)) for n, ids in enumerate(prompts)]
+    subject = engine(target, draft, k=3, batch=4, path=path)
+    subject.generate(prompts, first)
+    for order in ((8, 1, 6, 3, 0, 5, 2, 7, 4), (0, 4, 8, 3, 7, 2, 6, 1, 5)):
+        again = [rows[n] for n in order]
+        outputs = subject.generate([ids for ids, _ in again], [params for _, params in again])
+        assert tokens(outputs) == [(t.token_ids, t.finish_reason) for t in full_twin(target, again, path=path)]
+
+
 STEP = 64
 
 
