@@ -83,14 +83,14 @@ class CapturedRounds:
     """The static tensors and graphs of one engine.
 
     Args:
-        max_rows: rows in flight. is_capturing: False runs the same rounds uncaptured.
+        max_rows: rows in flight.
     """
 
-    def __init__(self, batch: Batch, max_rows: int, *, is_capturing: bool = True) -> None:
+    def __init__(self, batch: Batch, max_rows: int) -> None:
         assert batch.pages is not None
         self._batch = batch
         self._pages: Pages = batch.pages
-        self._book = GraphBook(batch.device, is_capturing=is_capturing)
+        self._book = GraphBook(batch.device)
         self._addresses: tuple[int, ...] = ()
         most_drafts = max(batch.policy.max_draft_length, MAX_AUTO_DRAFT_LENGTH)  # the profile tries all that auto may
         self._tensors = RoundTensors(max_rows, most_drafts, batch.device)

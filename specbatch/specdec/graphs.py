@@ -24,15 +24,11 @@ class _Captured:
 
 
 class GraphBook:
-    """Captured work by key.
+    """Captured work by key; off CUDA everything runs as it stands, the twin of what is captured."""
 
-    Args:
-        is_capturing: False runs everything as it stands: the twin of what is captured.
-    """
-
-    def __init__(self, device: torch.device, *, is_capturing: bool) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._is_capturing = is_capturing and device.type == "cuda"
+        self._is_capturing = device.type == "cuda"
         self._held: dict[Hashable, _Captured] = {}
         self._pool: Any = None
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from specbatch.schemas.errors import ErrorCode, SpecbatchError
+from specbatch.specdec.kernels.layer import triton_module
 from specbatch.specdec.kernels.spans import Spans, by_token
 from specbatch.specdec.kernels.twin import paged_attention_twin
 
@@ -35,14 +35,7 @@ def attend(
         return paged_attention_twin(
             query_MQD, key_NSHD, value_NSHD, spans, scaling=scaling, window=window, softcap=softcap
         )
-    try:
-        from specbatch.specdec.kernels.paged_attention import paged_attention
-    except ModuleNotFoundError as error:
-        raise SpecbatchError(
-            ErrorCode.JOB_VERSION_SKEW,
-            f"the kernels of this GPU need a package that is not installed: {error.name}; install 'triton>=3.5'",
-        ) from error
-    return paged_attention(
+    out_MQV: Tensor = triton_module("paged_attention").paged_attention(
         query_MQD,
         key_NSHD,
         value_NSHD,
@@ -52,3 +45,4 @@ def attend(
         softcap=softcap,
         is_invariant=is_invariant,
     )
+    return out_MQV

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from specbatch.specdec.kernels.twin import write_pages
+
 
 def add_rms_norm_twin(x_ME: Tensor, delta_ME: Tensor | None, weight_E: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """See ``layer.add_rms_norm``."""
@@ -44,8 +46,8 @@ def rotate_and_write_twin(
     half = D // 2
     swapped = torch.cat((both[..., half:], both[..., :half]), dim=-1)
     rotated = torch.addcmul(both * cos_MD.unsqueeze(1), swapped, sin_MD.unsqueeze(1))
-    _write(key_pool_NSHD, place_M, rotated[:, Q:])
-    _write(value_pool_NSHD, place_M, states_MSD[:, Q + H :])
+    write_pages(key_pool_NSHD, rotated[:, Q:], place_M)
+    write_pages(value_pool_NSHD, states_MSD[:, Q + H :], place_M)
     return rotated[:, :Q]
 
 
@@ -63,14 +65,3 @@ def silu_mul_twin(gate_up_MI: Tensor) -> Tensor:
     """See ``layer.silu_mul``."""
     gate, up = gate_up_MI.chunk(2, dim=-1)
     return functional.silu(gate) * up
-
-
-def _write(pool_NSHD: Tensor, place_M: Tensor, states_MHD: Tensor) -> None:
-    """Write in the pool's type. What 8 bits cannot hold becomes the largest number that they can, not NaN."""
-    if pool_NSHD.dtype.itemsize == 1:
-        largest = torch.finfo(pool_NSHD.dtype).max
-        # torch has no indexed write for 8-bit floats; their bytes can be written.
-        states_MHD = states_MHD.clamp(-largest, largest).to(pool_NSHD.dtype).view(torch.uint8)
-        pool_NSHD = pool_NSHD.view(torch.uint8)
-    page_size = pool_NSHD.shape[1]
-    pool_NSHD[place_M // page_size, place_M % page_size] = states_MHD.to(pool_NSHD.dtype)

@@ -52,12 +52,18 @@ def write_pages(pool_NSHD: Tensor, states_MHD: Tensor, place_M: Tensor) -> None:
     """Write tokens at flat places (page * page size + offset), in the pool's type.
 
     Args:
-        pool_NSHD: keys or values of one layer, dense. place_M: int64; no place twice, but those of the scratch page.
+        pool_NSHD: keys or values of one layer. place_M: int64; no place twice, but those of the scratch page.
     """
-    states = states_MHD.to(pool_NSHD.dtype)
-    if pool_NSHD.dtype.itemsize == 1:  # torch copies bytes by index on every device, but not all 8-bit floats
-        pool_NSHD, states = pool_NSHD.view(torch.uint8), states.view(torch.uint8)
-    pool_NSHD.view(-1, *pool_NSHD.shape[2:]).index_copy_(0, place_M, states)
+    if pool_NSHD.dtype.itemsize == 1:
+        # What 8 bits cannot hold becomes the largest number that they can, not NaN. torch copies bytes by index on
+        # every device, but not all 8-bit floats.
+        largest = torch.finfo(pool_NSHD.dtype).max
+        states = states_MHD.clamp(-largest, largest).to(pool_NSHD.dtype).view(torch.uint8)
+        pool_NSHD = pool_NSHD.view(torch.uint8)
+    else:
+        states = states_MHD.to(pool_NSHD.dtype)
+    page_size = pool_NSHD.shape[1]
+    pool_NSHD[place_M // page_size, place_M % page_size] = states
 
 
 def _gathered(pool_NSHD: Tensor, pages_W: Tensor) -> Tensor:
