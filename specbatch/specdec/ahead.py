@@ -18,7 +18,8 @@ import numpy as np
 
 from specbatch.specdec.accept import BoolArray, IntArray
 from specbatch.specdec.batch import Batch
-from specbatch.specdec.captured import CapturedRounds, Flight, Landed, bucket_of
+from specbatch.specdec.buckets import bucket_of
+from specbatch.specdec.captured import CapturedRounds, Flight, Landed
 from specbatch.specdec.controller import RoundMeasure, RoundPlan
 from specbatch.specdec.drafters.suffix import Proposal
 from specbatch.specdec.round_parts import RoundResult, kind_of_match, view

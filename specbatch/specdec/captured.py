@@ -5,7 +5,7 @@ time. One small copy brings the draws to the host. What a round needs of the hos
 rows stand, and their plan. A round that follows another on the same rows needs only the plan: the device knows where
 they stand before the host does.
 
-Whatever does not fit (penalties, biases, prompts in the same forward, models of the generic path) is decoded by the
+Whatever does not fit (penalties, biases, prompts in the same forward, modules that look into tensors) is decoded by the
 loop in ``decoding``, which is also the oracle: the tokens are the same.
 
 Shape letters: B rows, K drafts, T = K + 1, C fields, X stop ids.
@@ -24,6 +24,7 @@ from torch import Tensor
 from specbatch.schemas.sampling import SamplingParams
 from specbatch.specdec.accept import BoolArray, IntArray
 from specbatch.specdec.batch import Batch
+from specbatch.specdec.buckets import bucket_of
 from specbatch.specdec.controller import MAX_AUTO_DRAFT_LENGTH, RoundPlan
 from specbatch.specdec.drafters.suffix import Proposal
 from specbatch.specdec.feed import Decoder
@@ -39,12 +40,6 @@ from specbatch.specdec.static_sampling import StaticSampling, kind_of
 
 _LEAST_KEYS = 512
 _STEADY_LACK = 2
-
-
-def bucket_of(num_rows: int) -> int:
-    """Rows of the smallest bucket that holds so many: powers of two, and three quarters of them from 16 on."""
-    power = 1 << max(num_rows - 1, 0).bit_length()
-    return power * 3 // 4 if power >= 16 and num_rows <= power * 3 // 4 else power
 
 
 @dataclass(frozen=True, slots=True)

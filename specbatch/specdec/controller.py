@@ -70,7 +70,9 @@ class FixedPolicy:
     def observe(self, measure: RoundMeasure) -> None:
         """Nothing to learn."""
 
-    def learn_times(self, score: Mapping[int, float], draft_step: Mapping[int, float]) -> None:
+    def learn_times(
+        self, score: Mapping[int, float], draft_step: Mapping[int, float], *, in_buckets: bool = False
+    ) -> None:
         """Nothing to learn."""
 
 

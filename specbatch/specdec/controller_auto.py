@@ -105,8 +105,11 @@ class AdaptivePolicy:
         is_long = self._num_rounds_without_model >= _GIVE_UP_ROUNDS
         return self.uses_model and is_long and self._num_looks_in_vain >= _GIVE_UP_LOOKS
 
-    def learn_times(self, score: Mapping[int, float], draft_step: Mapping[int, float]) -> None:
+    def learn_times(
+        self, score: Mapping[int, float], draft_step: Mapping[int, float], *, in_buckets: bool = False
+    ) -> None:
         """Seconds from a profile at start; measurements of the job soon outweigh them."""
+        self._score, self._draft_step = StepTimes(in_buckets=in_buckets), StepTimes(in_buckets=in_buckets)
         for times, points in ((self._score, score), (self._draft_step, draft_step)):
             for size in sorted(points):
                 times.add(size, points[size], relative_noise=_PROFILE_NOISE)

@@ -116,5 +116,11 @@ class Policy(Protocol):
     def observe(self, measure: RoundMeasure) -> None:
         """Learn from a round, whoever chose its drafts."""
 
-    def learn_times(self, score: Mapping[int, float], draft_step: Mapping[int, float]) -> None:
-        """Seconds from a profile at start: of scoring by number of tokens, of a draft step by number of rows."""
+    def learn_times(
+        self, score: Mapping[int, float], draft_step: Mapping[int, float], *, in_buckets: bool = False
+    ) -> None:
+        """Seconds from a profile at start: of scoring by number of tokens, of a draft step by number of rows.
+
+        Args:
+            in_buckets: rounds have fixed shapes: they take what the next bucket of tokens or rows takes.
+        """

@@ -93,7 +93,7 @@ class Engine:
             rounds=rounds,
         )
         if has_profile:
-            policy.learn_times(*self._stepper.profile(max_batch_size))
+            policy.learn_times(*self._stepper.profile(max_batch_size), in_buckets=self._stepper.has_fixed_shapes)
 
     @classmethod
     def from_pretrained(

@@ -19,6 +19,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from specbatch.specdec.accept import IntArray
+from specbatch.specdec.buckets import buckets_of
+
 FloatArray = NDArray[np.float64]
 
 _KNOT = np.array(sorted({1} | {2**i for i in range(1, 15)} | {3 * 2**i for i in range(13)}), dtype=np.float64)
@@ -51,9 +54,14 @@ _LEAST_SECONDS = 1e-7
 
 
 class StepTimes:
-    """One curve: seconds by size. Sizes are whole numbers from 1."""
+    """One curve: seconds by size. Sizes are whole numbers from 1.
 
-    def __init__(self) -> None:
+    Args:
+        in_buckets: what is worked on is padded to the next bucket, so that all sizes within one take the same time.
+    """
+
+    def __init__(self, *, in_buckets: bool = False) -> None:
+        self._in_buckets = in_buckets
         self._mean_G: FloatArray = math.log(_PRIOR_SECONDS) + _PRIOR_ELASTICITY * _LOG_KNOT
         self._covariance_GG: FloatArray = _PRIOR_COVARIANCE.copy()
         self._noise_variance = _FIRST_NOISE**2
@@ -76,7 +84,7 @@ class StepTimes:
         A single impossible value is put aside; when the next one is impossible in the same direction, the machine or
         the model has changed: both count, and the level is learnt anew.
         """
-        seconds = max(seconds, _LEAST_SECONDS)
+        size, seconds = int(self._worked_on(size, size)[0]), max(seconds, _LEAST_SECONDS)
         variance = self._noise_variance if relative_noise is None else relative_noise**2
         surprise, spread = self._surprise(size, seconds, variance)
         if self._is_known and abs(surprise) > max(_OUTLIER_SD * spread, _LEAST_OUTLIER):
@@ -108,22 +116,26 @@ class StepTimes:
 
         Between knots nothing overshoots; beyond the last knot the time grows in proportion.
         """
-        size_n = np.arange(first, last + 1, dtype=np.float64)
+        size_n = self._worked_on(first, last)
         seconds_n: FloatArray = np.exp(np.interp(size_n, _KNOT, self._mean_G))
-        if last > _KNOT[-1]:
+        if size_n[-1] > _KNOT[-1]:
             seconds_n *= np.maximum(size_n / _KNOT[-1], 1.0)
         return seconds_n
 
     def doubt_between(self, first: int, last: int, reference: int) -> FloatArray:
         """Relative standard deviation of the ratio of the seconds at each size to those at a reference size."""
-        left, weight = self._locate(reference)
+        left, weight = self._locate(int(self._worked_on(reference, reference)[0]))
         covariance = self._covariance_GG
         with_reference_G = (1 - weight) * covariance[:, left] + weight * covariance[:, left + 1]
         own = (1 - weight) * with_reference_G[left] + weight * with_reference_G[left + 1]
         variance_G = np.diagonal(covariance) - 2 * with_reference_G + own
-        size_n = np.arange(first, last + 1, dtype=np.float64)
-        doubt_n: FloatArray = np.sqrt(np.maximum(np.interp(size_n, _KNOT, variance_G), 0.0))
+        doubt_n: FloatArray = np.sqrt(np.maximum(np.interp(self._worked_on(first, last), _KNOT, variance_G), 0.0))
         return doubt_n
+
+    def _worked_on(self, first: int, last: int) -> IntArray:
+        """What the sizes from ``first`` to ``last`` are padded to."""
+        size_n = np.arange(first, last + 1)
+        return buckets_of(size_n) if self._in_buckets else size_n
 
     def _locate(self, size: int) -> tuple[int, float]:
         """Knot to the left and weight of the one to its right."""

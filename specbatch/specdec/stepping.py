@@ -76,6 +76,11 @@ class Stepper:
         return profile_captured(self._ahead.captured, max_rows, has_draft=self._batch.draft is not None)
 
     @property
+    def has_fixed_shapes(self) -> bool:
+        """Whether rounds without prompts in them are padded to buckets."""
+        return self._ahead is not None
+
+    @property
     def is_flying(self) -> bool:
         """Whether a round is under way that has not been settled."""
         return self._ahead is not None and self._ahead.is_flying

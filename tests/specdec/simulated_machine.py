@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from specbatch.specdec.buckets import bucket_of
 from specbatch.specdec.controller import Policy, RoundMeasure, RoundView
 from specbatch.specdec.rounds import is_plain_sample
 
@@ -33,6 +34,7 @@ class Machine:
         draft_ms, draft_row_ms: a step of the draft model, and what each row adds to it.
         noise: relative standard deviation of every time.
         num_waiting: what the policy is told about the queue.
+        in_buckets: rounds have fixed shapes, as where they are captured: scoring takes what the next bucket takes.
     """
 
     num_rows: int
@@ -46,6 +48,7 @@ class Machine:
     row_tokens: int = 300
     num_waiting: int = 1000
     seed: int = 0
+    in_buckets: bool = False
     hiccup_rounds: tuple[int, ...] = ()
     expected_seconds: float = 0.0
     expected_tokens: float = 0.0
@@ -127,7 +130,8 @@ class Machine:
         noise = hiccup * np.maximum(1 + self.noise * rng.normal(size=4), 0.3)
         num_scored = B + int(draft_length_B.sum())
         propose = num_steps * (self.draft_ms + self.draft_row_ms * int(is_model_B.sum())) / 1000
-        score, other = score_seconds(num_scored), self.other_ms / 1000
+        score = score_seconds(bucket_of(num_scored) if self.in_buckets else num_scored)
+        other = self.other_ms / 1000
         catch_up = (self.draft_ms + self.catch_up_ms * missing) / 1000 if missing else 0.0
         measure = RoundMeasure(
             num_rows=B,

@@ -21,7 +21,8 @@ from specbatch.schemas.sampling import SamplingParams
 from specbatch.specdec import lean_paged, reference, winner
 from specbatch.specdec.accept import accept, commit
 from specbatch.specdec.ahead import BLIND_ROUNDS, Ahead, Airborne
-from specbatch.specdec.captured import CapturedRounds, bucket_of
+from specbatch.specdec.buckets import bucket_of
+from specbatch.specdec.captured import CapturedRounds
 from specbatch.specdec.controller import AdaptivePolicy
 from specbatch.specdec.families import FAMILIES
 from specbatch.specdec.generic_paged import LOOKS_INTO_TENSORS

@@ -24,12 +24,16 @@ ROUNDS = 600
 PROFILE_SIZES = (1, 4, 8, 16, 32, 64, 128)
 
 
-def auto(*, is_profiled: bool = True, has_draft: bool = True, has_suffix: bool = False) -> AdaptivePolicy:
+def auto(
+    *, is_profiled: bool = True, has_draft: bool = True, has_suffix: bool = False, in_buckets: bool = False
+) -> AdaptivePolicy:
     """A fresh policy; the profile at start is 10 % off in level, since the job's contexts are longer."""
     policy = AdaptivePolicy(MAX_AUTO_DRAFT_LENGTH, has_draft=has_draft, has_suffix=has_suffix)
     if is_profiled:
         policy.learn_times(
-            {m: 0.9 * score_seconds(m) for m in PROFILE_SIZES}, {r: (1.2 + 0.05 * r) / 1000 for r in (1, 8, 64)}
+            {m: 0.9 * score_seconds(m) for m in PROFILE_SIZES},
+            {r: (1.2 + 0.05 * r) / 1000 for r in (1, 8, 64)},
+            in_buckets=in_buckets,
         )
     return policy
 
@@ -49,6 +53,24 @@ def test_close_to_the_best_fixed_k_at_every_cap(num_rows: int, acceptance: float
     best = best_fixed(num_rows, acceptance)
     for seed in range(2):
         assert speed(auto(), num_rows, acceptance, seed=seed) >= 0.97 * best
+
+
+@pytest.mark.parametrize("acceptance", [0.7, 0.3, 0.05])
+@pytest.mark.parametrize("num_rows", [20, 33, 64])
+def test_close_to_the_best_fixed_k_where_rounds_are_padded_to_buckets(num_rows: int, acceptance: float) -> None:
+    best = max(speed(FixedPolicy(k), num_rows, acceptance, rounds=300, noise=0.0, in_buckets=True) for k in range(9))
+    for seed in range(2):
+        assert speed(auto(in_buckets=True), num_rows, acceptance, seed=seed, in_buckets=True) >= 0.97 * best
+
+
+@pytest.mark.parametrize("acceptance", [0.7, 0.3])
+def test_where_plain_rounds_are_mostly_padding_it_fills_their_bucket_with_drafts(acceptance: float) -> None:
+    """33 rows are padded to 48: the first 15 drafts cost nothing to score, which a smooth curve does not know."""
+    for seed in range(2):
+        by_size, by_bucket = (
+            speed(auto(in_buckets=knows), 33, acceptance, seed=seed, in_buckets=True) for knows in (False, True)
+        )
+        assert by_bucket >= 1.03 * by_size
 
 
 @pytest.mark.parametrize(("num_rows", "acceptance"), [(1, 0.7), (8, 0.7), (64, 0.7), (16, 0.9)])

@@ -221,7 +221,7 @@ class ErraticPolicy:
         assert (measure.draft_length_B >= measure.matched_B).all()
         assert (measure.num_model_rows > 0) == (measure.num_draft_steps > 0)
 
-    def learn_times(self, score: Any, draft_step: Any) -> None:
+    def learn_times(self, score: Any, draft_step: Any, *, in_buckets: bool = False) -> None:
         raise AssertionError("asked for no profile")
 
 

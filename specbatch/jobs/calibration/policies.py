@@ -108,7 +108,9 @@ class SweepPolicy:
         if is_full and num_drafts >= FULL_DRAFTS * self._turn * measure.num_rows:
             self.rounds[self._turn].append((measure.num_rows, measure.seconds))
 
-    def learn_times(self, score: Mapping[int, float], draft_step: Mapping[int, float]) -> None:
+    def learn_times(
+        self, score: Mapping[int, float], draft_step: Mapping[int, float], *, in_buckets: bool = False
+    ) -> None:
         """Nothing to learn."""
 
 
@@ -151,6 +153,8 @@ class Onlooker:
         self.rounds.append((measure.seconds, measure.num_rows + num_accepted))
         self._inner.observe(measure)
 
-    def learn_times(self, score: Mapping[int, float], draft_step: Mapping[int, float]) -> None:
+    def learn_times(
+        self, score: Mapping[int, float], draft_step: Mapping[int, float], *, in_buckets: bool = False
+    ) -> None:
         """Tell the other policy."""
-        self._inner.learn_times(score, draft_step)
+        self._inner.learn_times(score, draft_step, in_buckets=in_buckets)
