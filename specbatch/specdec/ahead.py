@@ -132,8 +132,12 @@ class Ahead:
             draft_length_B[is_there_B], is_model_B[is_there_B] = plan.draft_length_B, plan.is_model_B
         # Only a draft that took part in the round before lacks no more than the first step feeds.
         uses_model_B = (is_model_B > 0) & (draft_length_B > 0)
-        has_used_B = flight.plan.is_model_B & (flight.plan.draft_length_B > 0)
-        return None if (uses_model_B & ~has_used_B).any() else RoundPlan(draft_length_B, is_model_B > 0)
+        is_late_B = uses_model_B & ~(flight.plan.is_model_B & (flight.plan.draft_length_B > 0))
+        if is_late_B.any():
+            if (is_late_B == uses_model_B).all() or landing.num_blind >= BLIND_ROUNDS:
+                return None
+            draft_length_B[is_late_B] = 0  # the others do not wait for them; they are fed when the rounds next land
+        return RoundPlan(draft_length_B, (is_model_B > 0) & (draft_length_B > 0))
 
     def _may_be_blind(self, landing: Airborne) -> bool:
         """Whether another round may go without a look into the suffix index, which has not seen all text yet."""
@@ -182,6 +186,7 @@ class Ahead:
         batch, flight = self._batch, airborne.flight
         landed = self.captured.land(flight)
         now = time.perf_counter()
+        follower = self._airborne
         began = max(airborne.launched, self._last_landed)
         self._last_landed = now
         is_there_B = self._is_there(flight)
@@ -196,7 +201,8 @@ class Ahead:
         is_other_B = (settled.verdict.num_committed_B != num_committed_B) | (drawn_BT != draws.target_BT).any(axis=1)
         is_other_B &= self._is_there(flight)[is_there_B]
         surprised = Surprised(row_B[is_other_B], device_length_B[is_other_B])
-        verdict, elapsed = settled.verdict, time.perf_counter() - began
+        # Where another round is under way, what the host does here is part of that one's time, and not counted twice.
+        verdict, elapsed = settled.verdict, (now if follower is not None else time.perf_counter()) - began
         plan = flight.plan
         is_model_B = proposals.is_model_B
         num_model_rows = int(is_model_B.sum())
@@ -216,13 +222,15 @@ class Ahead:
             is_model_B=is_model_B,
             match_B=kind_of_match(airborne.looked_up, len(flight.row_B))[is_there_B],
         )
-        if not flight.was_captured:
+        # Capturing takes the host long, the next round's as well; that says nothing about rounds.
+        is_usual = not flight.was_captured and (follower is None or not follower.flight.was_captured)
+        if is_usual:
             batch.policy.observe(measure)
         result = RoundResult(
             finished=settled.finished,
             num_tokens=int(verdict.num_committed_B.sum()),
             is_plain=airborne.is_plain,
-            is_mixed=flight.was_captured,  # compared with nothing, like rounds with prompts in them
+            is_mixed=not is_usual,  # compared with nothing, like rounds with prompts in them
             seconds=elapsed + airborne.catch_up_seconds,
             draft_length_B=verdict.num_proposed_B,
             num_accepted_B=verdict.num_accepted_B,

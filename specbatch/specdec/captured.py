@@ -136,12 +136,12 @@ class CapturedRounds:
         sampling = batch.sampling(row_B) if follows is None else follows.sampling
         num_tokens = min(bucket_of(int((plan.draft_length_B + 1)[wanted_B].sum())), bucket * (K + 1))
         uses_model = bool((plan.is_model_B & (plan.draft_length_B > 0)).any())
-        num_graphs, events = self._book.num_graphs, self._events()
+        num_captured, events = self._book.num_captured, self._events()
         result = self._run(bucket, K, num_tokens, self._max_keys(row_B[wanted_B]), sampling, events, uses_model)
         host = self._tensors.bring(result[:B])
         _record(events, 3)
         opened_B = np.array([batch.slots.opened[int(slot)] for slot in row_B]) if follows is None else follows.opened_B
-        return Flight(row_B, opened_B, plan, K, sampling, host, events, self._book.num_graphs > num_graphs)
+        return Flight(row_B, opened_B, plan, K, sampling, host, events, self._book.num_captured > num_captured)
 
     def seconds_of(self, num_rows: int, num_drafts: int) -> tuple[float, float]:
         """Seconds of the draft's steps and of scoring, for a round without rows: its attention reads nothing.
@@ -246,11 +246,11 @@ class CapturedRounds:
         self._book.clear()
 
     def _max_keys(self, row_B: IntArray) -> int:
-        """A power of two that no row's keys exceed, also in the round behind one that the host has not seen."""
+        """The power of two that no row's keys exceed, also in the round behind one that the host has not seen."""
         ahead = 2 * (self._batch.policy.max_draft_length + 1)
         longest = int(self._batch.slots.length_S[row_B].max(initial=0)) + ahead
         table = self._pages.table
-        return int(min(1 << max(longest, _LEAST_KEYS).bit_length(), table.table_SW.shape[1] * table.page_size))
+        return int(min(1 << (max(longest, _LEAST_KEYS) - 1).bit_length(), table.table_SW.shape[1] * table.page_size))
 
     def _events(self) -> tuple[Any, ...] | None:
         if self._batch.device.type != "cuda":

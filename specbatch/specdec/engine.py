@@ -27,6 +27,7 @@ from specbatch.specdec.output import SequenceOutput
 from specbatch.specdec.ranks import Leader
 from specbatch.specdec.slots import Request
 from specbatch.specdec.stepping import Rounds, Stepper
+from specbatch.specdec.threads import on_device
 from specbatch.specdec.tokenizer import Tokenizer
 
 Coupling = Literal["seed", "distribution"]
@@ -85,15 +86,17 @@ class Engine:
             max_kv_tokens=max_kv_tokens,
             has_ratio_test=coupling == "distribution",
         )
-        self._stepper = Stepper(
-            self._batch,
-            self._queue,
-            max_rows=max_batch_size,
-            grown_max_rows=grown_batch_size or max_batch_size,
-            rounds=rounds,
-        )
-        if has_profile:
-            policy.learn_times(*self._stepper.profile(max_batch_size), in_buckets=self._stepper.has_fixed_shapes)
+        with torch.inference_mode(), on_device(target.device):  # as in ``step``, for graphs are captured in both
+            self._stepper = Stepper(
+                self._batch,
+                self._queue,
+                max_rows=max_batch_size,
+                grown_max_rows=grown_batch_size or max_batch_size,
+                rounds=rounds,
+            )
+            if has_profile:
+                times = self._stepper.profile(max_batch_size)
+                policy.learn_times(*times, in_buckets=self._stepper.has_fixed_shapes)
 
     @classmethod
     def from_pretrained(
@@ -208,7 +211,8 @@ class Engine:
         Raises:
             SpecbatchError: JOB_DEVICE; a row's logits were not finite and the device fails its self-test.
         """
-        return self._stepper.step()
+        with on_device(self._batch.device):
+            return self._stepper.step()
 
     @property
     def max_batch_size(self) -> int:
@@ -259,7 +263,8 @@ class Engine:
         Raises:
             SpecbatchError: JOB_DEVICE; the answer is not the one that was given when the engine was made.
         """
-        self._stepper.selftest.check()
+        with on_device(self._batch.device):
+            self._stepper.selftest.check()
 
     def cancel_all(self) -> None:
         """Drop every queued and active sequence."""

@@ -6,7 +6,10 @@ writes static tensors only, and the book is emptied when any of them moves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import contextlib
+import gc
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +18,8 @@ from torch import Tensor
 
 _WARM_UPS = 2
 """Runs before capture: kernels are compiled, and libraries take their workspace, outside of the graph."""
+_MOST_GRAPHS = 128
+"""A graph holds hundreds of kernels and some megabytes; a job meets a few dozen shapes again and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +34,15 @@ class GraphBook:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._is_capturing = device.type == "cuda"
-        self._held: dict[Hashable, _Captured] = {}
+        self._held: OrderedDict[Hashable, _Captured] = OrderedDict()  # the one used last stands last
         self._pool: Any = None
+        self._aside: Any = None
+        self._num_captured = 0
 
     @property
-    def num_graphs(self) -> int:
-        """Graphs held."""
-        return len(self._held)
+    def num_captured(self) -> int:
+        """Graphs captured so far."""
+        return self._num_captured
 
     def run(self, key: Hashable, work: Callable[[], Tensor | None]) -> Tensor | None:
         """Do some work, captured the first time that its key is met.
@@ -51,7 +58,9 @@ class GraphBook:
             return work()
         held = self._held.get(key)
         if held is None:
+            self._make_room()
             held = self._held[key] = self._capture(work)
+        self._held.move_to_end(key)
         held.graph.replay()
         return held.result
 
@@ -62,16 +71,44 @@ class GraphBook:
         self._held.clear()
         self._pool = None
 
+    def _make_room(self) -> None:
+        """Let the graphs go that were not used for longest; one of them may still be running."""
+        if len(self._held) >= _MOST_GRAPHS:
+            torch.cuda.synchronize(self._device)
+        while len(self._held) >= _MOST_GRAPHS:
+            self._held.popitem(last=False)
+
     def _capture(self, work: Callable[[], Tensor | None]) -> _Captured:
-        aside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream(self._device))
+        current = torch.cuda.current_stream(self._device)
+        self._aside = aside = self._aside or torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        aside.wait_stream(current)
         with torch.cuda.stream(aside):
             for _ in range(_WARM_UPS):
                 work()
-        torch.cuda.current_stream(self._device).wait_stream(aside)
+        current.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         # One pool for all: they never run at the same time, so their temporaries may share memory.
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self._pool):
-            result = work()
+        try:
+            # Other threads go on meanwhile; what they ask of the device is none of this graph's business.
+            with (
+                _no_collection(),
+                torch.cuda.graph(graph, pool=self._pool, stream=aside, capture_error_mode="thread_local"),
+            ):
+                result = work()
+        finally:
+            torch.cuda.set_stream(current)  # where capturing fails, torch stays on the other stream
+        self._num_captured += 1
         return _Captured(graph, result)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without Python's collector: it might destroy a graph that a cycle still held, which capturing does not bear."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -15,6 +15,7 @@ from specbatch.specdec.accept import IntArray
 from specbatch.specdec.batch import Batch
 from specbatch.specdec.captured import CapturedRounds
 from specbatch.specdec.feed import GROUP_WIDTH, Decoder
+from specbatch.specdec.overload import is_out_of_memory
 
 _BUDGET_SECONDS = 0.25
 _CAPTURED_BUDGET_SECONDS = 3.0
@@ -44,20 +45,32 @@ def profile(batch: Batch, max_rows: int) -> tuple[dict[int, float], dict[int, fl
 
 
 def profile_captured(
-    rounds: CapturedRounds, max_rows: int, *, has_draft: bool
+    rounds: CapturedRounds, max_rows: int, *, most_drafts: int, has_draft: bool
 ) -> tuple[dict[int, float], dict[int, float]]:
     """The same of captured rounds: launched one by one, their kernels would cost far more.
 
+    Where memory does not suffice for the largest, what was measured before is all there is.
+
     Args:
+        most_drafts: the largest K of a round.
         has_draft: a draft model proposes.
     """
-    deadline = time.perf_counter() + _CAPTURED_BUDGET_SECONDS
-    steps = {n: rounds.seconds_of(n, 1)[0] for n in sorted({max_rows, 1}, reverse=True)} if has_draft else {}
+    steps: dict[int, float] = {}
     score: dict[int, float] = {}
-    for num_rows, window in _shapes(max_rows):
-        if time.perf_counter() > deadline:
-            break
-        score[num_rows * window] = rounds.seconds_of(num_rows, window - 1)[1]
+    try:
+        # The largest shape first: what it takes is there for all smaller ones. It compiles kernels too, out of budget.
+        score[max_rows * (most_drafts + 1)] = rounds.seconds_of(max_rows, most_drafts)[1]
+        deadline = time.perf_counter() + _CAPTURED_BUDGET_SECONDS
+        for num_rows in sorted({max_rows, 1}, reverse=True) if has_draft else ():
+            steps[num_rows] = rounds.seconds_of(num_rows, 1)[0]
+        for num_rows, window in _shapes(max_rows):
+            if time.perf_counter() > deadline:
+                break
+            score[num_rows * window] = rounds.seconds_of(num_rows, window - 1)[1]
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        rounds.clear()  # the job will find out how many rows there is room for
     return score, steps
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from specbatch.specdec.sampling_tensors import SamplingTensors
+from specbatch.specdec.winner import DEVICE_PREFIX
 
 _ROW_FIELDS = (
     "seed_B",
@@ -31,7 +32,7 @@ _ROW_FIELDS = (
 
 
 class StaticSampling:
-    """Holds the sampling tensors of up to so many rows. Rows beyond those that were loaded hold what was there before.
+    """Holds the sampling tensors of up to so many rows. Rows beyond those that were loaded are drawn too: greedily.
 
     Args:
         like: the sampling of any rows; it says which dtypes the tensors have.
@@ -55,18 +56,19 @@ class StaticSampling:
             for name, held in self._held.items():
                 values = getattr(sampling, name)
                 held[: len(values)].copy_(values, non_blocking=True)
+                held[len(values) :].zero_()  # what was there may not go with the others: a larger top_k, for one
             self._loaded = sampling
         views: dict[str, Any] = {name: held[:num_rows] for name, held in self._held.items()}
         return replace(sampling, **views)
 
 
-def kind_of(sampling: SamplingTensors) -> tuple[bool, bool, bool, bool, int, bool]:
+def kind_of(sampling: SamplingTensors) -> tuple[bool, bool, bool, bool, bool, bool]:
     """What decides which code a draw runs: part of the key of a captured round."""
     return (
         sampling.is_random,
         sampling.has_truncation,
         sampling.has_untruncated,
         sampling.has_top_p,
-        sampling.max_top_k,
+        sampling.max_top_k >= DEVICE_PREFIX,  # below that a device takes the same prefix for all
         sampling.wants_logprobs,
     )

@@ -73,7 +73,11 @@ class Stepper:
         """What rounds cost before any was decoded, for the policy to begin with; see ``profile``."""
         if self._ahead is None:
             return profile(self._batch, max_rows)
-        return profile_captured(self._ahead.captured, max_rows, has_draft=self._batch.draft is not None)
+        batch = self._batch
+        most_drafts = batch.policy.max_draft_length
+        return profile_captured(
+            self._ahead.captured, max_rows, most_drafts=most_drafts, has_draft=batch.draft is not None
+        )
 
     @property
     def has_fixed_shapes(self) -> bool:

@@ -1,9 +1,9 @@
-"""One thread for what must not depend on how many there are."""
+"""What a thread of the host computes with: how many threads, and which device is its current one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -20,3 +20,8 @@ def single_threaded(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(num_threads)
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Make a GPU the current one: graphs, events and kernels of Triton belong to that, whatever their tensors say."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from twin import Rows, WholePrefix, full_twin, run, tokens
 
 from specbatch.schemas.sampling import SamplingParams
-from specbatch.specdec import lean_paged, reference, winner
+from specbatch.specdec import ahead as ahead_module
+from specbatch.specdec import graphs, lean_paged, reference, winner
 from specbatch.specdec.accept import accept, commit
 from specbatch.specdec.ahead import BLIND_ROUNDS, Ahead, Airborne
 from specbatch.specdec.buckets import bucket_of
@@ -30,6 +32,7 @@ from specbatch.specdec.graphs import GraphBook
 from specbatch.specdec.kernels import interface
 from specbatch.specdec.sampling_tensors import SamplingTensors
 from specbatch.specdec.static_round import FIRST_PLANNED, Field, StaticRound
+from specbatch.specdec.static_sampling import StaticSampling
 
 PLAIN = SamplingParams(max_new_tokens=4)
 
@@ -367,7 +370,7 @@ def test_a_round_that_was_captured_only_then_says_nothing_about_speed(
         return run_twin(book, key, work)
 
     monkeypatch.setattr(GraphBook, "run", run_noted)
-    monkeypatch.setattr(GraphBook, "num_graphs", property(lambda book: len(keys)))
+    monkeypatch.setattr(GraphBook, "num_captured", property(lambda book: len(keys)))
     subject = engine(target, draft, k=2, batch=2, path="ahead")
     measured = []
     monkeypatch.setattr(subject._batch.policy, "observe", measured.append)
@@ -376,3 +379,58 @@ def test_a_round_that_was_captured_only_then_says_nothing_about_speed(
     num_captured = sum(block.num_mixed_rounds for block in blocks)
     assert 0 < num_captured <= len(keys)
     assert len(measured) == sum(block.num_spec_rounds + block.num_plain_rounds for block in blocks) > 0
+
+
+def test_of_many_shapes_the_ones_used_last_stay_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the book-keeping: graphs are made of nothing here."""
+
+    class Nothing:
+        def replay(self) -> None: ...
+
+    def capture(book: GraphBook, work: Callable[[], Tensor | None]) -> graphs._Captured:
+        captured.append(work())
+        return graphs._Captured(Nothing(), None)
+
+    captured: list[Any] = []
+    monkeypatch.setattr(GraphBook, "_capture", capture)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: captured.append("waited"))
+    monkeypatch.setattr(graphs, "_MOST_GRAPHS", 3)
+    book = GraphBook(torch.device("cuda"))
+    for key in (1, 2, 3, 1, 4, 1, 3, 2):
+        book.run(key, lambda key=key: key)  # type: ignore[misc]
+    assert captured == [1, 2, 3, "waited", 4, "waited", 2], "2 is the one that was used longest ago when 4 comes"
+
+
+def test_rows_behind_those_that_were_loaded_are_drawn_greedily() -> None:
+    """What stood there before may not go with the new ones: a top_k beyond the prefix that they are sorted by."""
+    wild = SamplingParams(max_new_tokens=4, temperature=1.0, top_k=9)
+    tame = SamplingParams(max_new_tokens=4, temperature=0.5, top_k=2)
+    many, one = (
+        SamplingTensors.from_params([params] * num_rows, [()] * num_rows, torch.device("cpu"), 61)
+        for params, num_rows in ((wild, 4), (tame, 1))
+    )
+    held = StaticSampling(4, many)
+    assert held.load(many, 4).top_k_B.tolist() == [9] * 4
+    loaded = held.load(one, 4)
+    for name in ("top_k_B", "temperature_B", "is_truncated_B"):
+        assert getattr(loaded, name).tolist() == [*getattr(one, name).tolist(), 0, 0, 0]
+
+
+def test_time_is_counted_once_though_rounds_overlap(
+    target: Any, draft: Any, monkeypatch: pytest.MonkeyPatch, launches: list[bool]
+) -> None:
+    """What the host does while another round is under way is part of that one's time."""
+    settle = ahead_module.settle_draws
+
+    def settle_slowly(*args: Any) -> Any:
+        time.sleep(0.005)
+        return settle(*args)
+
+    monkeypatch.setattr(ahead_module, "settle_draws", settle_slowly)
+    subject = engine(target, draft, k=2, batch=2, path="ahead")
+    started = time.perf_counter()
+    subject.generate([[1, 2], [3]], SamplingParams(max_new_tokens=40))
+    elapsed = time.perf_counter() - started
+    assert sum(launches) > len(launches) / 2
+    blocks = subject.take_blocks()
+    assert 0 < sum(block.spec_seconds + block.plain_seconds + block.mixed_seconds for block in blocks) <= elapsed
