@@ -141,7 +141,9 @@ def test_two_processes_share_the_job_and_each_holds_both_models(taught: tuple[Pa
     assert all(worker["memory"]["target_bytes"] > worker["memory"]["draft_bytes"] > 0 for worker in workers)
     assert all(worker["rows"] > 0 for worker in workers)
     assert sum(worker["rows"] for worker in workers) == NUM_ROWS
-    assert (record["outcome"], record["attempts"], record["restarts"]) == ("complete", 6, 0)
+    # On a busy machine a shard may look stuck, and is given to the other worker too.
+    num_again = [line["event"] for line in read_log(str(output))].count("shard_again")
+    assert (record["outcome"], record["attempts"], record["restarts"]) == ("complete", 6 + num_again, 0)
     assert document["counts"] == {"rows": 24, "results": 24, "ok": 24, "errors": 0, "errors_by_code": {}}
     assert len(json.loads((output / "manifest.json").read_bytes())["observed"]["memory"]) == 2
 
@@ -170,7 +172,7 @@ def test_progress_is_told_in_plain_lines_and_the_progress_file(taught: tuple[Pat
     assert (progress["state"], progress["rows_done"], progress["parts_done"]) == ("complete", NUM_ROWS, 6)
     assert (progress["job_rows_done"], progress["remaining_tokens"], progress["eta_seconds"]) == (NUM_ROWS, 0, 0.0)
     assert sum(progress["k_shares"].values()) == pytest.approx(1, abs=0.01)
-    assert [line["event"] for line in read_log(str(output))] == [
+    assert [line["event"] for line in read_log(str(output)) if line["event"] != "shard_again"] == [
         "run_started",
         *["worker_starting"] * 2,
         *["worker_ready"] * 2,
