@@ -7,7 +7,7 @@ import sys
 
 LIBRARY = """
 import sys
-for name in ("ray", "boto3", "pyarrow", "typer", "rich"):
+for name in ("ray", "boto3", "pyarrow", "typer", "rich", "pydantic"):
     sys.modules[name] = None  # an import of it now fails, as where it is not installed
 from specbatch.specdec import Engine, SamplingParams
 engine = Engine.from_pretrained("code-pair/target", draft="code-pair/draft-taught", max_batch_size=2, speculation=3)
@@ -25,6 +25,7 @@ def run(code: str) -> str:
 
 
 def test_the_engine_is_a_library_without_ray_storage_and_command_line() -> None:
+    """Nor pydantic: ``benchmarks`` measure it on machines that have torch, transformers and triton alone."""
     assert "decoded" in run(LIBRARY)
 
 

@@ -6,14 +6,16 @@ Descriptors go out, receipts come back; no prompt and no completion is ever in a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from specbatch.schemas.log_lines import LogSettings
 from specbatch.schemas.plan import Shard
 from specbatch.schemas.prompt import PassThrough, PromptSpec
 from specbatch.schemas.rows import ResultForm
-from specbatch.schemas.spec import DataType, GenerationSpec, KvCacheDtype, OnLoadQuantization, Speculation
 from specbatch.schemas.stats import PartStats, PhaseSeconds, SpecCounters
+
+if TYPE_CHECKING:  # the engine alone needs no pydantic
+    from specbatch.schemas.spec import DataType, GenerationSpec, KvCacheDtype, OnLoadQuantization, Speculation
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,13 @@ bits is another key, and products that add in another order are other products.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.schemas.spec import KvCacheDtype
 from specbatch.specdec.families import LEAN_MODEL_TYPES
+
+if TYPE_CHECKING:
+    from specbatch.schemas.spec import KvCacheDtype
 
 KV_BYTES = {"fp8": 1}
 """Bytes of one number of a key or value, where it is not the model's own type."""

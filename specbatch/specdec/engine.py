@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Hashable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.messages import MemoryReport, RoundBlock
 from specbatch.schemas.sampling import SamplingParams
-from specbatch.schemas.spec import KvCacheDtype
 from specbatch.schemas.stats import PhaseSeconds
 from specbatch.specdec import loading, overload
 from specbatch.specdec.batch import Batch
@@ -29,6 +28,9 @@ from specbatch.specdec.slots import Request
 from specbatch.specdec.stepping import Rounds, Stepper
 from specbatch.specdec.threads import on_device
 from specbatch.specdec.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from specbatch.schemas.spec import KvCacheDtype
 
 Coupling = Literal["seed", "distribution"]
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from specbatch.schemas.messages import MemoryReport
-from specbatch.schemas.spec import KvCacheDtype
 from specbatch.specdec import families, models
 from specbatch.specdec.arithmetic import check_arithmetic, is_usual
 from specbatch.specdec.batch import POSITIONS_STEP
@@ -31,6 +30,9 @@ from specbatch.specdec.quantization import check_device, check_dtype
 from specbatch.specdec.ranks import Leader
 from specbatch.specdec.runner import ModelRunner, load_model
 from specbatch.specdec.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from specbatch.schemas.spec import KvCacheDtype
 
 _KV_DTYPES = {"fp8": torch.float8_e4m3fn}
 

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.schemas.spec import KvCacheDtype
 from specbatch.specdec.arithmetic import KV_BYTES
 from specbatch.specdec.division import rank_kv_bytes_per_token, rank_weight_bytes
 from specbatch.specdec.footprint import activation_bytes, dtype_bytes_of, text_config
 from specbatch.specdec.models import ModelFolder
+
+if TYPE_CHECKING:
+    from specbatch.schemas.spec import KvCacheDtype
 
 AUTO_MAX_ROWS: Mapping[str, int] = {"cpu": 32, "cuda": 256}
 """Most rows that ``auto`` puts in flight; behind some 32 rows a CPU is bound by arithmetic, and more gain nothing."""
