@@ -26,7 +26,7 @@ from specbatch.specdec.packing import can_pack, pack_linears
 from specbatch.specdec.paged_memory import Pages
 from specbatch.specdec.paging import PAGE_SIZE
 from specbatch.specdec.parallel import load_parallel
-from specbatch.specdec.quantization import check_device, check_dtype
+from specbatch.specdec.quantization import check_device, check_dtype, check_ranks
 from specbatch.specdec.ranks import Leader
 from specbatch.specdec.runner import ModelRunner, load_model
 from specbatch.specdec.tokenizer import Tokenizer
@@ -75,7 +75,8 @@ def load_pair(
     With a ``leader`` the target is divided among its ranks; the draft is whole, on this one's device.
 
     Raises:
-        SpecbatchError: the codes of the model checks and of ``check_division``, JOB_MEMORY, JOB_MODEL_LOAD.
+        SpecbatchError: the codes of the model checks, of ``check_division`` and ``check_ranks``; JOB_MEMORY,
+            JOB_MODEL_LOAD.
     """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
@@ -86,6 +87,7 @@ def load_pair(
         models.check_pair(target_folder, draft_folder)
     num_ranks = 1 if leader is None else leader.num_ranks
     check_division(target_folder.name, target_folder.config, num_ranks)
+    check_ranks(target_folder.name, target_folder.quantization, num_ranks)
     dtype_name = models.resolve_dtype(dtype, where.type, target_folder)
     for folder in (target_folder, draft_folder):
         if folder is not None:

@@ -259,6 +259,27 @@ def check_device(name: str, quantization: Quantization | None, device: str) -> N
         )
 
 
+def check_ranks(name: str, quantization: Quantization | None, num_ranks: int) -> None:
+    """Refuse a quantized target that several devices shall share: no plan divides what a quantizer has made.
+
+    Raises:
+        SpecbatchError: JOB_CONFIG.
+    """
+    if quantization is None or num_ranks == 1:
+        return
+    if quantization.on_load is not None:
+        text = (
+            "quantized weights are for one device; leave out --tensor-parallel-size or "
+            f"--quantization {quantization.on_load}"
+        )
+    else:
+        text = (
+            f"{name} is quantized ({quantization.describe()}), and quantized weights are for one device; leave out "
+            "--tensor-parallel-size, or use the weights it was made from"
+        )
+    raise SpecbatchError(ErrorCode.JOB_CONFIG, text)
+
+
 def check_packages(name: str, quantization: Quantization | None) -> None:
     """Refuse a method whose packages are not installed here.
 

@@ -8,6 +8,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -16,10 +17,13 @@ from safetensors.torch import load_file, save_file
 from tiny import VOCAB, decoder, tiny_model
 from twin import Rows, WholePrefix, run, tokens, twin
 
+from specbatch.jobs.planning.execution import resolve_execution
+from specbatch.jobs.spec.settings import PATHS, Settings
 from specbatch.schemas.errors import SpecbatchError
 from specbatch.schemas.sampling import SamplingParams
-from specbatch.schemas.spec import OnLoadQuantization
+from specbatch.schemas.spec import JobSpec, ModelSpec, OnLoadQuantization
 from specbatch.specdec import models, packing, quantization
+from specbatch.specdec.engine import Engine
 from specbatch.specdec.families import model_path
 from specbatch.specdec.footprint import weight_bytes
 from specbatch.specdec.quantization import METHODS, ON_LOAD
@@ -335,6 +339,31 @@ def test_a_package_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.Mon
     assert caught.value.code.value == "JOB_PACKAGE_MISSING"
     assert int(caught.value.exit_code) == 2
     assert "pip install bitsandbytes accelerate" in caught.value.message
+
+
+@pytest.mark.parametrize("on_load", ["torchao-int8", None])
+def test_a_quantized_target_is_for_one_device(tmp_path: Path, on_load: str | None) -> None:
+    """Refused when the job is made, and by an engine; a rank loads no quantized weights."""
+    path = folder_of(tmp_path, tiny_model(dtype=torch.float32, num_key_value_heads=2))
+    if on_load is None:
+        edit(path, quantization_config={"quant_method": "fp8"})
+    folder = models.locate_model(str(path), on_load)
+    given = {"target": str(path), "quantization": on_load, "tensor_parallel_size": 2}
+    settings = Settings(JobSpec(models=ModelSpec(**given)), dict.fromkeys(PATHS, "default"))  # type: ignore[arg-type]
+    if on_load is None:
+        wanted = (
+            rf"{path} is quantized \(fp8 in the files, .*leave out --tensor-parallel-size, or use the weights it was"
+        )
+    else:
+        wanted = f"one device; leave out --tensor-parallel-size or --quantization {on_load}$"
+    with pytest.raises(SpecbatchError, match=wanted) as caught:
+        resolve_execution(settings, folder, None, "auto")
+    assert caught.value.code.value == "JOB_CONFIG"
+    leader: Any = SimpleNamespace(num_ranks=2, free_bytes=1 << 40)
+    with pytest.raises(SpecbatchError, match=wanted):
+        Engine.from_pretrained(path, quantization=on_load, leader=leader)
+    quantization.check_ranks(folder.name, folder.quantization, 1)
+    quantization.check_ranks(folder.name, None, 2)
 
 
 def test_devices_and_dtypes_that_are_not_proved(tmp_path: Path) -> None:

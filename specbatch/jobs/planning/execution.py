@@ -31,7 +31,7 @@ from specbatch.specdec.models import (
     locate_model,
     resolve_dtype,
 )
-from specbatch.specdec.quantization import check_device, check_dtype, check_packages
+from specbatch.specdec.quantization import check_device, check_dtype, check_packages, check_ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +94,12 @@ def resolve_execution(
     """Devices, threads, memory and profile of a run on this machine.
 
     Raises:
-        SpecbatchError: JOB_NO_CAPACITY, a device that is not here; JOB_MEMORY; what ``use_profile`` and
-            ``check_division`` raise.
+        SpecbatchError: JOB_NO_CAPACITY, a device that is not here; JOB_MEMORY; what ``use_profile``,
+            ``check_division`` and ``check_ranks`` raise.
     """
     spec, num_ranks = settings.spec, settings.spec.models.tensor_parallel_size
     check_division(target.name, target.config, num_ranks)
+    check_ranks(target.name, target.quantization, num_ranks)
     models = spec.models
     check_arithmetic(
         target.name,
