@@ -5,6 +5,7 @@ Shape letters: B rows, T tokens per row, V vocabulary.
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,16 @@ def load_model(
         model.to(device)
     model.eval().requires_grad_(False)
     return model
+
+
+def give_back_memory(device: torch.device) -> None:
+    """Free what nobody uses any more: a model of which only its own cycles are left, and the pool of a GPU.
+
+    A load that failed leaves both behind, and what is free then decides how many rows the next one plans for.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _fix_rotary_frequencies(model: Any) -> None:

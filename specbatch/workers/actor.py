@@ -11,7 +11,6 @@ import of ours begins with ``specbatch.``, so nothing there can shadow it.
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import signal
 import socket
@@ -108,8 +107,6 @@ class WorkerActor:
         try:
             with made_to_stay():
                 loaded_as = worker.ready()
-                if loaded_as.note is not None:  # half a model may lie about
-                    gc.collect()
             self._log.ready()
         except Exception as error:
             self._failure = error

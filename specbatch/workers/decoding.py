@@ -151,9 +151,19 @@ def _load_pair(config: WorkerConfig, leader: Leader | None) -> DecodingEngine:
         if config.draft_path is None or not _may_be_the_draft(config, error):
             raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    _forget_attempt(config)  # out here, where nothing refers to the error and to what lay on its way
     engine = _load(config, None, "auto" if config.speculation == "auto" else "off", leader)
     engine.note = f"the draft {config.draft_path} cannot be loaded, going on without it ({reason})"
     return engine
+
+
+def _forget_attempt(config: WorkerConfig) -> None:
+    """Free the target that had been loaded when the draft failed."""
+    import torch
+
+    from specbatch.specdec.runner import give_back_memory
+
+    give_back_memory(torch.device(config.device))
 
 
 def _may_be_the_draft(config: WorkerConfig, error: Exception) -> bool:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from shard_helpers import cut, make_config, read_part, run_shards, write_dataset
 
 import specbatch
-from specbatch.schemas.errors import SpecbatchError
+from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.messages import Lease
 from specbatch.schemas.spec import GenerationSpec
+from specbatch.workers import decoding
 from specbatch.workers.worker import Worker
 
 PAIR = Path(specbatch.__file__).parent / "assets" / "code-pair"
@@ -55,6 +60,37 @@ def test_the_text_does_not_depend_on_the_draft(tmp_path: Path) -> None:
 def test_a_missing_model_is_told_by_ready(tmp_path: Path) -> None:
     with pytest.raises(SpecbatchError, match="JOB_MODEL_MISSING"):
         Worker(pair_config(tmp_path / "out", target_path=str(tmp_path / "nowhere"))).ready()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_going_on_without_the_draft_frees_the_first_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """Before the second load plans with what is free: the error's frames hold the target until then, in a cycle."""
+    freed_pools: list[str] = []
+    targets: list[weakref.ref[Target]] = []
+
+    class Target:
+        pass
+
+    def load(config: Any, draft_path: str | None, *arguments: Any) -> Any:
+        if draft_path is None:
+            return SimpleNamespace(first_target=targets[0](), freed_pools=list(freed_pools))
+        target = Target()
+        targets.append(weakref.ref(target))
+        error = SpecbatchError(ErrorCode.JOB_MODEL_LOAD, "no such weights")
+        raise error
+
+    monkeypatch.setattr(decoding, "_load", load)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed_pools.append(device))
+    gc.disable()  # as in a worker while it loads
+    try:
+        engine: Any = decoding.load_engine(pair_config(tmp_path / "out", device=device))
+    finally:
+        gc.enable()
+    assert "going on without it (SpecbatchError: JOB_MODEL_LOAD: no such weights)" in engine.note
+    assert engine.first_target is None
+    assert engine.freed_pools == (["cuda"] if device == "cuda" else [])
 
 
 @pytest.mark.ray
