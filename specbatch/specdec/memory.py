@@ -40,6 +40,8 @@ _PREFILL_TOKENS: Mapping[str, int] = {"cpu": 1024, "cuda": 4608}
 """Tokens of one forward with a chunk of prompts, at most; canonical evaluation runs a whole prefix at once."""
 _CAPTURED_BYTES: Mapping[str, int] = {"cpu": 0, "cuda": 768 << 20}
 """What captured rounds keep for themselves: temporaries of their graphs, and attention's partial sums (256 MiB)."""
+_COLLECTIVES_BYTES: Mapping[str, int] = {"cpu": 0, "cuda": 1 << 30}
+"""What a rank's collectives keep for themselves: nccl takes buffers for every channel, outside of torch's pool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +256,7 @@ def make_ledger(
             ),
             # The mask of a prefill has a row for each of its tokens, as wide as the longest row.
             Entry("prefill workspace", prefill_bytes + chunk_tokens * row_tokens * dtype_bytes),
-            *([Entry("captured rounds", _CAPTURED_BYTES[device])] if _CAPTURED_BYTES[device] else []),
+            *_held_by_rounds(device, num_ranks),
             Entry("process", process_bytes),
         ),
         kv=tuple(
@@ -270,6 +272,15 @@ def make_ledger(
 def auto_batch_size(ledger: Ledger, device: str) -> int:
     """Rows in flight where the user leaves it open: as many as fit, at most ``AUTO_MAX_ROWS``, at least 1."""
     return max(min(AUTO_MAX_ROWS[device], ledger.row_capacity), 1)
+
+
+def _held_by_rounds(device: str, num_ranks: int) -> tuple[Entry, ...]:
+    """What forwards hold beside their tensors. Ranks capture none: their rounds are told, not launched again."""
+    if num_ranks > 1:
+        entry = Entry("collectives", _COLLECTIVES_BYTES[device])
+    else:
+        entry = Entry("captured rounds", _CAPTURED_BYTES[device])
+    return (entry,) if entry.num_bytes else ()
 
 
 def _most_drafts(speculation: int | Literal["auto", "off"]) -> int:

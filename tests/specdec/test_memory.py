@@ -88,6 +88,17 @@ def test_ranks_divide_the_target_and_the_draft_is_one_ranks() -> None:
         assert shared[name] == alone[name]
 
 
+def test_on_gpus_ranks_keep_room_for_their_collectives_and_capture_no_rounds() -> None:
+    alone, shared = (
+        {entry.name: entry.num_bytes for entry in plan(64 * GIB, device="cuda", num_ranks=ranks).ledger.fixed}
+        for ranks in (1, 2)
+    )
+    assert alone.keys() - shared.keys() == {"captured rounds"}
+    assert shared.keys() - alone.keys() == {"collectives"}
+    assert shared["collectives"] == GIB
+    assert not {"collectives", "captured rounds"} & {entry.name for entry in plan(GIB, num_ranks=2).ledger.fixed}
+
+
 @pytest.mark.parametrize("available_bytes", [GIB, 2 * GIB, 5 * GIB])
 @pytest.mark.parametrize("draft", [None, DRAFT])
 def test_capacities_are_the_largest_that_fit(available_bytes: int, draft: ModelFolder | None) -> None:
