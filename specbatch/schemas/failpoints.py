@@ -6,8 +6,9 @@ comes to make FILE, so that the workers that follow live. COUNT 0 is every time.
 points that belong to a row act for row 17 alone. Without the variable a point costs one dictionary look-up.
 
 Points of a worker: ``worker_load``, ``shard_read``, ``row_submit`` (of a row), ``decode_step``, ``part_spool``,
-``part_create``; of a coordinator: ``plan_create``, ``job_create``, ``manifest_create``, ``success_create``. Each has
-the sides ``before`` and ``after``, but for ``row_submit``, which has ``before`` alone.
+``part_create``; of a rank that is led, ``rank_forward``; of a coordinator: ``plan_create``, ``job_create``,
+``manifest_create``, ``success_create``. Each has the sides ``before`` and ``after``, but for ``row_submit`` and
+``rank_forward``, which have ``before`` alone.
 
 Actions: ``kill`` (SIGKILL), ``stop`` (SIGSTOP), ``exit`` (exit status 1, nothing is cleaned up), ``hang`` (the thread
 sleeps for ever), ``delay-<milliseconds>``, ``error`` (RuntimeError), ``oom`` (MemoryError), ``enospc`` (a full disk).

@@ -21,11 +21,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from specbatch.schemas.failpoints import failpoint
 from specbatch.specdec.cache import SlotCache
 from specbatch.specdec.feed import Feed, IntArray, Layout
 from specbatch.specdec.generic import GenericDecoder
 from specbatch.specdec.ranks import Follower, Leader
-from specbatch.specdec.runner import ModelRunner, load_model
+from specbatch.specdec.runner import ModelRunner, give_back_memory, load_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,12 +203,22 @@ def follow(follower: Follower, device: torch.device, num_ranks: int) -> None:
     """Do what the leader says, until it says that this was all.
 
     Raises:
-        Exception: a forward failed here. The leader knows why; the process has to end.
+        Exception: a forward failed here. The leader knows why, and the process ends.
     """
+    try:
+        _follow(follower, device, num_ranks)
+    except Exception as error:
+        follower.end(error)
+        raise
+
+
+def _follow(follower: Follower, device: torch.device, num_ranks: int) -> None:
     decoder: GenericDecoder | None = None
     for message in follower.messages():
         if isinstance(message, Load):
-            decoder = None  # a second load replaces the first
+            if decoder is not None:  # a second load replaces the first
+                decoder = None
+                give_back_memory(device)
             with torch.inference_mode(False), _answered(follower):
                 decoder = load_share(message, device, num_ranks)
             continue
@@ -216,11 +227,8 @@ def follow(follower: Follower, device: torch.device, num_ranks: int) -> None:
             with _answered(follower):
                 getattr(decoder.cache, message.method)(*message.arguments)
             continue
-        try:
-            _forward(decoder, message, device)
-        except Exception as error:
-            follower.answer(error)
-            raise
+        failpoint("rank_forward:before")
+        _forward(decoder, message, device)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import select
 import socket
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -70,19 +71,25 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A follower's answer; ``error`` where it could not do as it was told."""
+    """A follower's answer; ``error`` where it could not do as it was told. ``is_end``: it does nothing more."""
 
     error: Exception | None = None
+    is_end: bool = False
 
 
 class Stop:
     """The last word of a leader."""
 
 
-def hang_up(connection: Connection) -> None:
-    """End a connection for both sides now; closed alone, it would live on while a thread still watches it."""
+def shut(connection: Connection) -> None:
+    """End a connection for both sides now. What was said before can still be read, and who watches it is woken."""
     with contextlib.suppress(OSError), socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as link:
         link.shutdown(socket.SHUT_RDWR)
+
+
+def hang_up(connection: Connection) -> None:
+    """End a connection and forget it; closed alone, it would live on while a thread still watches it."""
+    shut(connection)
     connection.close()
 
 
@@ -96,23 +103,61 @@ def wait_for_hang_up(files: list[int]) -> int:
             return file
 
 
-def join_collectives(seat: Seat, rank: int) -> None:
-    """Make the process group of a rank, on the device that is its own.
+def divided_device() -> str:
+    """Kind of the devices over which the library divides models here, whatever is asked for.
+
+    It is the kind that torch was built for: hiding its devices makes no difference.
+    """
+    return str(torch._C._get_accelerator().type)
+
+
+def device_index_among(own_ids: Sequence[int | str], visible: str | None, num_seen: int) -> int:
+    """Which of the CUDA devices that a process sees is its own.
+
+    Args:
+        own_ids: the devices that Ray has given it, by number or by the names in ``visible``; empty without Ray.
+        visible: its ``CUDA_VISIBLE_DEVICES``, None where all are visible. num_seen: devices that it sees.
+    """
+    if num_seen <= 1 or not own_ids:
+        return 0
+    own = str(own_ids[0])
+    names = [name.strip() for name in visible.split(",")] if visible is not None else []
+    return names.index(own) if own in names else int(own)
+
+
+def take_device(device: str, index: int) -> torch.device:
+    """Bind this thread, and what the library loads in this process, to one device; which it is.
+
+    Args:
+        device: ``cpu`` or ``cuda``. index: of the device among those of its kind that this process sees.
+    """
+    # The library binds to what this says before it loads; a value of whoever started this process is another's.
+    os.environ["LOCAL_RANK"] = str(index)
+    if device != "cuda":
+        return torch.device(device)
+    torch.cuda.set_device(index)
+    return torch.device(device, index)
+
+
+def check_build(seat: Seat) -> None:
+    """Refuse a group on other devices than those over which the library divides models here.
 
     Raises:
-        SpecbatchError: JOB_CONFIG where the library would take another device than the one asked for.
+        SpecbatchError: JOB_CONFIG.
     """
-    accelerator = torch._C._get_accelerator().type  # what the library divides models over, whatever was asked for
-    if accelerator != seat.device:
+    divided = divided_device()
+    if divided != seat.device:
         raise SpecbatchError(
             ErrorCode.JOB_CONFIG,
-            f"tensor parallel on {seat.device} is not possible in a process that sees {accelerator} devices; "
-            f"use --device {accelerator}, or hide them (CUDA_VISIBLE_DEVICES=)",
+            f"--tensor-parallel-size {seat.num_ranks} cannot divide a target over {seat.device} devices here, since "
+            f"torch is built for {divided}; use --device {divided}, or a build of torch for {seat.device}",
         )
+
+
+def join_collectives(seat: Seat, rank: int) -> None:
+    """Make the process group of a rank, on the device that it has taken."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK)
     os.environ.setdefault("NCCL_SOCKET_IFNAME", _LOOPBACK)
-    if seat.device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group(
         _BACKENDS[seat.device],
         store=FileStore(str(Path(seat.folder) / "rendezvous"), seat.num_ranks),

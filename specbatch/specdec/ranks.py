@@ -33,11 +33,13 @@ from specbatch.specdec.rank_meeting import (
     Hello,
     Seat,
     Stop,
+    check_build,
     hang_up,
     in_words,
     join_collectives,
     leave_collectives,
     portable,
+    shut,
     wait_for_hang_up,
 )
 
@@ -68,8 +70,10 @@ class Leader:
         self._lost = threading.Event()
         self._end: Exception | None = None
         self._is_closed = False
+        self._have_come = False
         self._abandoned: str | None = None
         self._followers: dict[int, Connection] = {}
+        self._last_words: dict[int, str] = {}  # guarded by ``_reading``
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._server.bind(seat.address)
         self._server.listen(seat.num_ranks)
@@ -79,14 +83,21 @@ class Leader:
         """Wait until all have come.
 
         Raises:
-            GroupLostError: one did not.
+            GroupLostError: one did not. SpecbatchError: of ``check_build``.
         """
+        try:
+            self._gather()
+        except Exception as error:
+            self._end = self._end or error  # the news of a death may have come first, and is why this failed
+            self.close()
+            raise self._end from (None if self._end is error else error)
+
+    def _gather(self) -> None:
+        check_build(self._seat)
         until = time.monotonic() + _JOIN_SECONDS
         while len(self._followers) < self.num_ranks - 1:
             if self._abandoned is not None or time.monotonic() > until:
-                self._end = GroupLostError(self._abandoned or f"not all of {self.num_ranks} ranks came")
-                self.close()
-                raise self._end
+                raise GroupLostError(self._abandoned or f"not all of {self.num_ranks} ranks came")
             if select.select([self._server], [], [], 0.5)[0]:
                 connection = Connection(self._server.accept()[0].detach())
                 with contextlib.suppress(EOFError, ConnectionError):  # it went before it had said who it is
@@ -94,11 +105,22 @@ class Leader:
                     self._followers[hello.rank] = connection
                     self.free_bytes = min(self.free_bytes, hello.free_bytes)
         threading.Thread(target=self._watch, name="specbatch-ranks", daemon=True).start()
+        self._have_come = True
+        if self._abandoned is not None:  # while the last one came
+            raise GroupLostError(self._abandoned)
         join_collectives(self._seat, 0)
 
     def abandon(self, reason: str) -> None:
-        """Wait no longer for ranks that have not come."""
+        """A rank has ended: wait no longer for those that have not come, or tell that one of all is lost.
+
+        The socket says so too, with the rank's own words, and mostly before; it has some seconds to be first.
+        """
         self._abandoned = reason
+        if not self._have_come or self._lost.wait(_NOTICE_SECONDS) or self._is_closed:
+            return
+        self._end = self._end or GroupLostError(reason)
+        self._lost.set()
+        self._on_lost(GroupLostError(reason))
 
     def tell(self, message: object) -> None:
         """Say something to every follower.
@@ -125,9 +147,14 @@ class Leader:
         for rank, connection in sorted(self._followers.items()):
             try:
                 with self._reading:
-                    errors.append(connection.recv().error)
+                    done: Done = connection.recv()
+                    if done.is_end:  # of an earlier forward, in which it was still counting when this rank went on
+                        self._last_words[rank] = in_words(done.error) if done.error else ""
             except (OSError, EOFError) as error:
                 raise self._lose(rank) from error
+            if done.is_end:
+                raise self._lose(rank)
+            errors.append(done.error)
         for found in errors:
             if found is not None:
                 raise found
@@ -170,27 +197,28 @@ class Leader:
             self._on_lost(self._lose(ranks[gone]))
 
     def _lose(self, rank: int) -> GroupLostError:
-        error = GroupLostError(f"rank {rank} of {self.num_ranks} is gone{self._last_words(rank)}")
+        words = self._read_last_words(rank)
+        error = GroupLostError(f"rank {rank} of {self.num_ranks} is gone{words and f': {words}'}")
         self._end = self._end or error
         self._lost.set()
         shutil.rmtree(self._seat.folder, ignore_errors=True)  # this process may be killed before it closes the group
         return error
 
-    def _last_words(self, rank: int) -> str:
-        """Why a rank says that it ends, where it still could."""
+    def _read_last_words(self, rank: int) -> str:
+        """Why a rank says that it ends, where it still could; whichever thread comes first has read it for all."""
         connection = self._followers[rank]
         if not self._reading.acquire(timeout=1.0):
             return ""  # another thread reads them now
         try:
-            while connection.poll(0):
-                answer = connection.recv()
+            while rank not in self._last_words and connection.poll(0):
+                answer: Done = connection.recv()
                 if answer.error is not None:
-                    return f": {in_words(answer.error)}"
+                    self._last_words[rank] = in_words(answer.error)
         except (OSError, EOFError):
             pass
         finally:
             self._reading.release()
-        return ""
+        return self._last_words.get(rank, "")
 
 
 class Follower:
@@ -203,8 +231,13 @@ class Follower:
         link.connect(seat.address)
         self._leader = Connection(link.detach())
         self._leader.send(Hello(rank, free_bytes))
-        threading.Thread(target=self._watch, name="specbatch-leader", daemon=True).start()
-        join_collectives(seat, rank)
+        watched = self._leader.fileno()
+        threading.Thread(target=self._watch, args=(watched,), name="specbatch-leader", daemon=True).start()
+        try:
+            join_collectives(seat, rank)
+        except Exception as error:
+            self.end(error)
+            raise
 
     def messages(self) -> Iterator[Any]:
         """What the leader says, until it says that this was all."""
@@ -221,8 +254,17 @@ class Follower:
         """Tell the leader how it went."""
         self._leader.send(Done(portable(error)))
 
-    def _watch(self) -> None:
-        wait_for_hang_up([self._leader.fileno()])
+    def end(self, error: Exception) -> None:
+        """Tell the leader why this rank can do no more, and end the process.
+
+        Raising alone would not: a process of Ray's outlives what its calls raise, and the leader would wait for it.
+        """
+        with contextlib.suppress(OSError):
+            self._leader.send(Done(portable(error), is_end=True))
+        shut(self._leader)
+
+    def _watch(self, watched: int) -> None:
+        wait_for_hang_up([watched])
         if not self._is_leaving:
             shutil.rmtree(self._folder, ignore_errors=True)  # a leader that was killed could not
             os._exit(1)

@@ -7,12 +7,15 @@ worker's, which tells it with its next answer.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from specbatch.schemas.messages import WorkerConfig
-from specbatch.specdec.rank_meeting import Seat, in_words
+from specbatch.specdec.rank_meeting import Seat, device_index_among, in_words, take_device
 from specbatch.specdec.ranks import Leader
 from specbatch.workers.actor import Whereabouts, this_process
 from specbatch.workers.decoding import DecodingEngine, load_engine
@@ -31,14 +34,12 @@ class RankActor:
         Raises:
             Exception: what ended the group here.
         """
-        import torch
-
         from specbatch.specdec.loading import free_bytes
         from specbatch.specdec.parallel import follow
         from specbatch.specdec.ranks import Follower
 
         torch.set_num_threads(num_threads)
-        device = torch.device(seat.device)
+        device = _own_device(seat)
         follow(Follower(seat, rank, free_bytes(device)), device, seat.num_ranks)
 
 
@@ -82,6 +83,7 @@ class Ranks:
             self._leader.close()
 
     def _lead(self) -> Leader:
+        _own_device(self._seat)  # of the thread that decodes
         self._leader = Leader(self._seat, self.on_lost)
         calls = [
             actor.follow.remote(self._seat, rank, self._config.num_threads)
@@ -92,7 +94,7 @@ class Ranks:
         return self._leader
 
     def _wait(self, calls: list[Any]) -> None:
-        """See to it that nobody waits for a rank that died before it could come."""
+        """See to it that nobody waits for a rank that has ended, however it did."""
         import ray
 
         ended, _ = ray.wait(calls, num_returns=1)
@@ -101,3 +103,11 @@ class Ranks:
         except Exception as error:
             assert self._leader is not None
             self._leader.abandon(f"rank {calls.index(ended[0]) + 1} of {self._config.num_ranks}: {in_words(error)}")
+
+
+def _own_device(seat: Seat) -> torch.device:
+    """The device that Ray gave this process, also where it was told to hide none of the others."""
+    import ray
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return take_device(seat.device, device_index_among(ray.get_gpu_ids(), visible, torch.cuda.device_count()))

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import time
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from outputs import Output
 from whole_jobs import Place, check_finished, check_kept, finish, kill, read_run, wait_for_parts, wait_until
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
+from specbatch.jobs.coordinator.policy import HUNG_SECONDS
+from specbatch.specdec.rank_meeting import divided_device
+
+pytestmark = [
+    pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600),
+    pytest.mark.skipif(divided_device() != "cpu", reason="this torch divides targets over GPUs only"),
+]  # fmt: skip
 
 SHARED = ("--tensor-parallel-size", "2")
 
@@ -31,6 +39,21 @@ def test_one_death_is_the_groups(place: Place, output: Output, reference: pa.Tab
     assert not place.processes("ray::")
     assert not list(place.temporary.glob("specbatch-ranks-*")), "the places where ranks met are gone"
     check_kept(output, kept)
+    check_finished(place, output, reference)
+
+
+def test_an_error_in_a_ranks_forward_is_told_at_once_and_the_job_goes_on(
+    place: Place, output: Output, reference: pa.Table, tmp_path: Path
+) -> None:
+    """Ray keeps a process whose call has raised: the leader must not wait in its collective until it counts as hung."""
+    before = time.monotonic()
+    ended = place.run_submit(output, *SHARED, SPECBATCH_FAILPOINT=f"rank_forward:before:20:error@{tmp_path / 'once'}")
+    assert ended.code == 0, ended
+    assert "rank 1 of 2 is gone: RuntimeError: failpoint rank_forward:before" in ended.err
+    assert ended.err.count("worker 0 died") == 1
+    assert time.monotonic() - before < HUNG_SECONDS
+    assert read_run(output, 1)["restarts"] == 1
+    assert not list(place.temporary.glob("specbatch-ranks-*"))
     check_finished(place, output, reference)
 
 

@@ -1,7 +1,8 @@
 """A rank as a process of its own: ``python rank_process.py ROLE FOLDER NUM_RANKS RANK``.
 
-``follow`` serves a target. ``lead`` and ``mate`` share no target, only barriers; ``MOMENT`` says where they stand when
-something happens: both idle, the mate in a barrier, the leader in a barrier, or the mate out of memory meanwhile.
+``follow`` serves a target; ``keep`` too, in a process that goes on after an error, as Ray's do. ``lead`` and ``mate``
+share no target, only barriers; ``MOMENT`` says where they stand when something happens: both idle, the mate in a
+barrier, or the leader in a barrier. With ``forward`` the leader loads ``MODEL`` and runs it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -29,17 +31,41 @@ def main() -> None:
     else:
         from specbatch.specdec.parallel import follow
 
-        follow(Follower(seat, rank, 1 << 40), torch.device("cpu"), num_ranks)
+        try:
+            follow(Follower(seat, rank, 1 << 40), torch.device("cpu"), num_ranks)
+        except Exception:
+            if role == "keep":
+                time.sleep(600)
+            raise
 
 
 def lead(seat: Seat, moment: str) -> None:
+    from specbatch.specdec.parallel import load_parallel
+
     leader = Leader(seat, lambda error: say(f"told: {error}"))
     leader.gather()
+    if moment == "forward":
+        target = load_parallel(
+            leader,
+            Path(os.environ["MODEL"]),
+            torch.float64,
+            torch.device("cpu"),
+            num_slots=2,
+            max_positions=16,
+            context_length=16,
+            vocab_size=16,
+        )
+        say("ready")
+        try:
+            target.canonical_logits(torch.arange(5))
+        except Exception as error:
+            say(f"raised: {error}")
+        time.sleep(600)
     leader.tell(moment)
     say("ready")
     if moment == "overload":
         say(f"raised: {leader.fail(MemoryError())}")
-    if moment not in ("wait", "fail"):
+    if moment != "wait":
         time.sleep(600)
     try:
         dist.barrier()
@@ -58,9 +84,6 @@ def mate(follower: Follower) -> None:
             dist.barrier()
         elif moment == "wait":
             time.sleep(600)
-        elif moment == "fail":
-            follower.answer(torch.OutOfMemoryError("no room"))
-            raise SystemExit(1)
 
 
 if __name__ == "__main__":
