@@ -40,6 +40,7 @@ import torch
 from torch import Tensor
 
 from specbatch.specdec import noise
+from specbatch.specdec.winner import slices
 
 _PROPOSAL_STREAM = 0x5350_4543_5052_4F50
 _COIN_STREAM = 0x5350_4543_434F_494E
@@ -79,7 +80,9 @@ def propose_token(transformed_logits_BV: Tensor, seed_B: Tensor, start_B: Tensor
     Returns:
         int64 [B].
     """
-    return _draw(transformed_logits_BV.to(torch.float64), _keys(_PROPOSAL_STREAM, seed_B, start_B, index_B))
+    key_B = _keys(_PROPOSAL_STREAM, seed_B, start_B, index_B)
+    parts = slices(transformed_logits_BV)
+    return torch.cat([_draw(transformed_logits_BV[part].to(torch.float64), key_B[part]) for part in parts])
 
 
 def accept_block(
@@ -107,9 +110,40 @@ def accept_block(
 
     A position whose q is not finite counts as one without a draft; this is exact, since it does not hang on the draw.
     """
+    first_B = (draft_length_B + 1).cumsum(dim=0) - (draft_length_B + 1)
+    verdicts = [
+        _accept_rows(
+            p_logits_NV,
+            first_B[part],
+            [q_BV[part] for q_BV in q_logits],
+            draft_BK[part],
+            draft_length_B[part],
+            seed_B[part],
+            start_B[part],
+            None if has_q_B is None else has_q_B[part],
+        )
+        for part in slices(p_logits_NV[: len(draft_BK)])
+    ]
+    return Verdict(
+        token_BT=torch.cat([verdict.token_BT for verdict in verdicts]),
+        num_accepted_B=torch.cat([verdict.num_accepted_B for verdict in verdicts]),
+        is_finite_B=torch.cat([verdict.is_finite_B for verdict in verdicts]),
+    )
+
+
+def _accept_rows(
+    p_logits_NV: Tensor,
+    first_B: Tensor,
+    q_logits: Sequence[Tensor],
+    draft_BK: Tensor,
+    draft_length_B: Tensor,
+    seed_B: Tensor,
+    start_B: Tensor,
+    has_q_B: Tensor | None,
+) -> Verdict:
+    """Some rows of a round; ``first_B`` says where each has its first position."""
     B, K = draft_BK.shape
     draft_BK = draft_BK.clamp(min=0)
-    first_B = (draft_length_B + 1).cumsum(dim=0) - (draft_length_B + 1)
     weight_B = torch.ones(B, dtype=torch.float64, device=draft_BK.device)
     num_accepted_B = torch.zeros_like(draft_length_B)
     is_finite_B = torch.ones_like(num_accepted_B, dtype=torch.bool)

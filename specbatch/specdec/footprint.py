@@ -7,10 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
+from specbatch.specdec.buckets import LOGITS_PER_SLICE
 from specbatch.specdec.models import ModelFolder
 from specbatch.specdec.quantization import ON_LOAD, compressed_bits
 from specbatch.specdec.weights_header import read_header
 
+BYTES_PER_LOGIT: Mapping[str, int] = {"cpu": 32, "cuda": 16}
+"""For one scored position and token, by device. On a CPU the logit, its transform, noise and score in float32, a sort
+with indices. Elsewhere draws go by slices, so that only logits are held for a whole round: once more where rows are put
+in order, and as laws of target and draft where drafts are judged by probability."""
+BYTES_PER_SLICED_LOGIT = 80
+"""Temporaries of a draw by slices; the widest is top-p over a vocabulary that is sorted whole."""
+DRAW_BYTES: Mapping[str, int] = {"cpu": 0, "cuda": LOGITS_PER_SLICE * BYTES_PER_SLICED_LOGIT}
 _DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 _HEAD_TENSORS = ("lm_head.weight", "embed_out.weight")
 _NOT_QUANTIZED = ("embed", "lm_head", "wte", "wpe")

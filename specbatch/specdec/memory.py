@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.specdec.arithmetic import KV_BYTES
 from specbatch.specdec.division import rank_kv_bytes_per_token, rank_weight_bytes
-from specbatch.specdec.footprint import activation_bytes, dtype_bytes_of, text_config
+from specbatch.specdec.footprint import BYTES_PER_LOGIT, DRAW_BYTES, activation_bytes, dtype_bytes_of, text_config
 from specbatch.specdec.models import ModelFolder
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ PROCESS_BYTES = 512 << 20
 """What a worker holds beside models and rows: interpreter and libraries on CPU, the device context on CUDA."""
 DEFAULT_MEMORY_FRACTION = 0.9
 
-_BYTES_PER_LOGIT = 32
-"""For one scored position and token: the logit, its transform, noise and score in float32, a sort with indices."""
 _PREFILL_TOKENS: Mapping[str, int] = {"cpu": 1024, "cuda": 4608}
 """Tokens of one forward with a chunk of prompts, at most; canonical evaluation runs a whole prefix at once."""
 _CAPTURED_BYTES: Mapping[str, int] = {"cpu": 0, "cuda": 768 << 20}
@@ -257,13 +255,14 @@ def make_ledger(
             # The mask of a prefill has a row for each of its tokens, as wide as the longest row.
             Entry("prefill workspace", prefill_bytes + chunk_tokens * row_tokens * dtype_bytes),
             *_held_by_rounds(device, num_ranks),
+            *([Entry("draws", DRAW_BYTES[device])] if DRAW_BYTES[device] else []),
             Entry("process", process_bytes),
         ),
         kv=tuple(
             Entry(f"{role} KV", rank_kv_bytes_per_token(config, kv_bytes, ranks[role]))
             for role, config in configs.items()
         ),
-        row_bytes=(draft_length + 1) * vocab_rows * _BYTES_PER_LOGIT,
+        row_bytes=(draft_length + 1) * vocab_rows * BYTES_PER_LOGIT[device],
         row_tokens=row_tokens,
         batch_size=batch_size,
     )

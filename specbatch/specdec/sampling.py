@@ -24,22 +24,25 @@ Shape letters: N scored positions, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from specbatch.specdec.kernels.draw import is_drawn_by_kernel
 from specbatch.specdec.sampling_tensors import History, Positions, SamplingTensors
-from specbatch.specdec.transform import MIN_TEMPERATURE, changed_logits
+from specbatch.specdec.transform import MIN_TEMPERATURE, changed_logits, fraction_bits, whole_numbers
+from specbatch.specdec.untruncated import draw_among_all, draw_by_kernel
 from specbatch.specdec.winner import (
     RELATIVE_ROUNDING,
     Winner,
     borders,
-    draw_among_all,
     draw_among_kept,
     first_of,
     make_scene,
     near_tie_epsilon,
+    slices,
 )
 
 __all__ = ["Draw", "History", "Positions", "SamplingTensors", "draw_draft", "draw_target", "transformed_logits"]
@@ -71,6 +74,14 @@ class Draw:
         stable_N = self.is_stable_N.to(torch.float64)
         return stable_N if self.is_known_N is None else torch.where(self.is_known_N, stable_N, -1.0)
 
+    @staticmethod
+    def joined(draws: Sequence[Draw]) -> Draw:
+        """Those of slices of positions that were drawn alike."""
+        if len(draws) == 1:
+            return draws[0]
+        columns = {field.name: [getattr(draw, field.name) for draw in draws] for field in fields(Draw)}
+        return Draw(**{name: None if parts[0] is None else torch.cat(parts) for name, parts in columns.items()})
+
 
 def draw_target(
     logits_NV: Tensor, positions: Positions, sampling: SamplingTensors, epsilon: float, *, is_final: bool = False
@@ -82,8 +93,27 @@ def draw_target(
         epsilon: perturbation in logits that a stable draw withstands; 0 calls every draw stable that leads at all.
         is_final: leave no draw unknown, whatever it costs.
     """
-    is_exact = logits_NV.dtype == torch.float64 or (epsilon == 0 and logits_NV.dtype == torch.float32)
-    raw_NV = logits_NV.to(torch.float64 if is_exact else torch.float32)
+    is_read_once = _is_read_once(logits_NV, sampling, is_exact=_is_exact(logits_NV, epsilon))
+    is_small = is_read_once and not sampling.wants_logprobs
+    parts = [(logits_NV[part], positions.part(part)) for part in slices(logits_NV, is_small=is_small)]
+    return Draw.joined([_draw(*part, sampling, epsilon, is_final=is_final) for part in parts])
+
+
+def _is_exact(logits_NV: Tensor, epsilon: float) -> bool:
+    return logits_NV.dtype == torch.float64 or (epsilon == 0 and logits_NV.dtype == torch.float32)
+
+
+def _is_read_once(logits_NV: Tensor, sampling: SamplingTensors, *, is_exact: bool = False) -> bool:
+    """Whether a kernel draws from the logits as they are."""
+    return is_drawn_by_kernel(logits_NV) and not (is_exact or sampling.has_changes or sampling.has_truncation)
+
+
+def _draw(
+    logits_NV: Tensor, positions: Positions, sampling: SamplingTensors, epsilon: float, *, is_final: bool
+) -> Draw:
+    raw_NV, is_exact = logits_NV, _is_exact(logits_NV, epsilon)
+    if not _is_read_once(logits_NV, sampling, is_exact=is_exact):
+        raw_NV = logits_NV.to(torch.float64 if is_exact else torch.float32)
     winner = _winner(raw_NV, positions, sampling, epsilon, is_final=is_final)
     return Draw(
         token_N=winner.token_N,
@@ -103,6 +133,13 @@ def draw_draft(logits_NV: Tensor, positions: Positions, sampling: SamplingTensor
     Returns:
         int64 [N].
     """
+    if _is_read_once(logits_NV, sampling):
+        return _winner(logits_NV, positions, sampling, 0.0).token_N
+    parts = [(logits_NV[part], positions.part(part)) for part in slices(logits_NV)]
+    return _joined([_draft_tokens(*part, sampling) for part in parts])
+
+
+def _draft_tokens(logits_NV: Tensor, positions: Positions, sampling: SamplingTensors) -> Tensor:
     raw_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.to(torch.float32)
     if not sampling.is_random:
         return changed_logits(raw_NV, positions, sampling).max(dim=-1).indices
@@ -115,6 +152,11 @@ def transformed_logits(logits_NV: Tensor, positions: Positions, sampling: Sampli
     Returns:
         [N, V], float64 for float64 logits, else float32. At temperature 0 only the most likely token is finite.
     """
+    parts = [(logits_NV[part], positions.part(part)) for part in slices(logits_NV)]
+    return _joined([_transformed(*part, sampling) for part in parts])
+
+
+def _transformed(logits_NV: Tensor, positions: Positions, sampling: SamplingTensors) -> Tensor:
     raw_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.to(torch.float32)
     changed_NV = changed_logits(raw_NV, positions, sampling)
     scene = make_scene(changed_NV, positions, sampling, 0.0)
@@ -132,6 +174,11 @@ def _winner(
     raw_NV: Tensor, positions: Positions, sampling: SamplingTensors, epsilon: float, *, is_final: bool = False
 ) -> Winner:
     changed_NV = changed_logits(raw_NV, positions, sampling)
+    by_kernel = None
+    if sampling.has_untruncated and is_drawn_by_kernel(changed_NV):
+        by_kernel = draw_by_kernel(changed_NV, positions, sampling, epsilon)
+        if not sampling.has_truncation:
+            return by_kernel
     if not sampling.is_random:
         # A copy, where it is not one already: the winner is struck out to find the runner-up.
         score_NV = changed_NV if sampling.has_changes else changed_NV.clone()
@@ -139,12 +186,25 @@ def _winner(
         epsilon_N = near_tie_epsilon(positions, sampling, epsilon) if epsilon > 0 else None
         return first_of(score_NV, epsilon_N, RELATIVE_ROUNDING if has_rounding else 0.0)[0]
     scene = make_scene(changed_NV, positions, sampling, epsilon)
-    return draw_among_kept(scene, sampling, is_final=is_final) if sampling.has_truncation else draw_among_all(scene)
+    untruncated = by_kernel
+    if untruncated is None and sampling.has_untruncated:
+        untruncated = draw_among_all(scene)
+    if not sampling.has_truncation:
+        assert untruncated is not None
+        return untruncated
+    return draw_among_kept(scene, sampling, untruncated, is_final=is_final)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _logprob(raw_NV: Tensor, token_N: Tensor) -> Tensor:
-    """float64 log-softmax of one token each, over raw logits."""
+    """float64 log-softmax of one token each, over raw logits; the sum is one of whole numbers, see ``transform``."""
+    raw_NV = raw_NV if raw_NV.dtype == torch.float64 else raw_NV.to(torch.float32)
     best_N1 = raw_NV.amax(dim=-1, keepdim=True)
-    log_norm_N = (raw_NV - best_N1).exp_().sum(dim=-1).to(torch.float64).log_()
+    num_bits = fraction_bits(raw_NV.shape[1])
+    norm_N = whole_numbers((raw_NV - best_N1).exp_(), num_bits).sum(dim=-1)
+    log_norm_N = (norm_N.to(torch.float64) * 2.0**-num_bits).log_()
     token_N1 = token_N.unsqueeze(-1)
     return (raw_NV.gather(-1, token_N1).to(torch.float64) - best_N1.to(torch.float64)).squeeze(-1) - log_norm_N

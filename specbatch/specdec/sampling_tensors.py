@@ -10,7 +10,7 @@ profiles, S stop ids, F forced tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,6 +47,13 @@ class Positions:
     row_N: Tensor
     index_N: Tensor
     history: History | None = None
+
+    def part(self, chosen: slice) -> Positions:
+        """Those of some positions, with the histories of all rows."""
+        history = self.history
+        if history is not None:
+            history = replace(history, window_NJ=history.window_NJ[chosen])
+        return Positions(self.row_N[chosen], self.index_N[chosen], history)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,9 @@ Steps 1 and 2 are computed in float64 and rounded once, so that float32 logits d
 unit in the last place. Steps 4 to 6 are thresholds on logits ("keep everything at or above"), so ties with a border are
 kept and the transform of a row is described by one number.
 
+Probabilities are added as whole numbers. In what order a library adds depends on how many rows there are, and rounding
+on the order; whole numbers give the same sum in any.
+
 Penalties are derived from the tokens each time. Nothing is stored that an accepted or refused draft could leave stale.
 
 Shape letters: B rows, N scored positions, V vocabulary, P committed tokens, J drafts of a window, W sorted prefix,
@@ -31,7 +34,7 @@ MIN_TEMPERATURE = 0.01
 """Smallest temperature above 0 that ``SamplingParams`` admits; the bound of divisions in rows that are greedy."""
 
 FLOAT32_SLACK = 1e-5
-"""Bound on the error of a probability whose normaliser was summed in float32: terms and sum together."""
+"""Bound on the error of a probability whose normaliser was summed over float32 terms."""
 
 
 def changed_logits(logits_NV: Tensor, positions: Positions, sampling: SamplingTensors) -> Tensor:
@@ -149,6 +152,7 @@ class KeptSet:
         border_N: what is at or above is kept.
         loose_N: what is at or above could be kept after a perturbation of ``epsilon_N``.
         is_covered_N: bool; the prefix holds every token that could matter. False calls for a wider one.
+        weight_NW, tight_norm_N: int64 and float64 weights and their sum, in units of 2 ** -``num_bits``.
     """
 
     value_NW: Tensor
@@ -159,6 +163,7 @@ class KeptSet:
     weight_NW: Tensor
     tight_norm_N: Tensor
     slack_N: Tensor
+    num_bits: int
 
 
 def keep(logits_NV: Tensor, limits: Limits, *, width: int, has_top_p: bool) -> KeptSet:
@@ -172,7 +177,7 @@ def keep(logits_NV: Tensor, limits: Limits, *, width: int, has_top_p: bool) -> K
     odds of any set of tokens change by a factor within exp(epsilon / T), its probability by less than epsilon / T.
     """
     V = logits_NV.shape[1]
-    is_whole = width == V
+    is_whole, num_bits = width == V, fraction_bits(V)
     value_NW, token_NW = logits_NV.sort(dim=-1, descending=True) if is_whole else logits_NV.topk(width, dim=-1)
     value_NW = value_NW.to(torch.float64)
     best_N1 = value_NW[:, :1]
@@ -187,18 +192,16 @@ def keep(logits_NV: Tensor, limits: Limits, *, width: int, has_top_p: bool) -> K
     last_N = torch.full_like(kth_N, -torch.inf) if is_whole else value_NW[:, -1]
     is_covered_N = loose_N - epsilon_N > last_N
     if has_top_p:
-        weight_NW = ((value_NW - best_N1) / temperature_N1).exp_()
-        cumulative_NW = weight_NW.cumsum(dim=-1)
-        before_NW = torch.cat((torch.zeros_like(best_N1), cumulative_NW[:, :-1]), dim=-1)
-        norm_N = _norm(logits_NV, best_N1, temperature_N1)
+        weight_NW = whole_numbers(((value_NW - best_N1) / temperature_N1).exp_(), num_bits)
+        before_NW = weight_NW.cumsum(dim=-1).sub_(weight_NW)
+        norm_N = _norm(logits_NV, best_N1, temperature_N1, num_bits)
         is_top_p_N = limits.top_p_N < 1
-        slack_N = epsilon_N / limits.temperature_N
-        if logits_NV.dtype == torch.float32:
-            slack_N = slack_N + FLOAT32_SLACK * (epsilon_N > 0)
+        rounding = FLOAT32_SLACK if logits_NV.dtype == torch.float32 else V * 2.0**-num_bits
+        slack_N = epsilon_N / limits.temperature_N + rounding * (epsilon_N > 0)
 
         def norm_above(floor_N: Tensor) -> Tensor:
             kept_NW = weight_NW * (value_NW >= floor_N.unsqueeze(-1))
-            return torch.where(is_top_k_N, kept_NW.sum(dim=-1), norm_N)
+            return torch.where(is_top_k_N, kept_NW.sum(dim=-1), norm_N).to(torch.float64)
 
         def last_kept(limit_N: Tensor) -> Tensor:
             count_N1 = (before_NW < limit_N.unsqueeze(-1)).sum(dim=-1, keepdim=True).clamp(min=1)
@@ -213,7 +216,7 @@ def keep(logits_NV: Tensor, limits: Limits, *, width: int, has_top_p: bool) -> K
         is_covered_N = is_covered_N & (loose_N - epsilon_N > last_N)
     # Behind the last token that can be drawn at all there is nothing to miss.
     is_covered_N = is_covered_N | (last_N == -torch.inf)
-    return KeptSet(value_NW, token_NW, border_N, loose_N, is_covered_N, weight_NW, tight_norm_N, slack_N)
+    return KeptSet(value_NW, token_NW, border_N, loose_N, is_covered_N, weight_NW, tight_norm_N, slack_N, num_bits)
 
 
 def is_surely_kept(kept: KeptSet, value_N: Tensor, limits: Limits) -> Tensor:
@@ -228,13 +231,23 @@ def is_surely_kept(kept: KeptSet, value_N: Tensor, limits: Limits) -> Tensor:
     best_N = kept.value_NW[:, 0]
     is_kept_N &= value_N - limits.epsilon_N >= best_N + limits.temperature_N * limits.log_min_p_N
     if kept.weight_NW.numel():
-        own_N = ((value_N - best_N) / limits.temperature_N).exp_()
+        own_N = whole_numbers(((value_N - best_N) / limits.temperature_N).exp_(), kept.num_bits)
         mass_N = (kept.weight_NW * may_precede_NW).sum(dim=-1) - own_N
         is_kept_N &= (limits.top_p_N == 1) | (mass_N < (limits.top_p_N - kept.slack_N) * kept.tight_norm_N)
     return is_kept_N | (num_before_N == 0)
 
 
-def _norm(logits_NV: Tensor, best_N1: Tensor, temperature_N1: Tensor) -> Tensor:
-    """float64 sum of exp((logit - best) / T); the difference comes first, since it keeps its accuracy in float32."""
+def fraction_bits(num_terms: int) -> int:
+    """Binary places with which so many numbers of at most 1 can be added in int64."""
+    return 62 - num_terms.bit_length()
+
+
+def whole_numbers(part_NX: Tensor, num_bits: int) -> Tensor:
+    """int64 multiples of 2 ** -``num_bits``, cut off, of numbers between 0 and 1; these are overwritten."""
+    return part_NX.mul_(2.0**num_bits).to(torch.int64)
+
+
+def _norm(logits_NV: Tensor, best_N1: Tensor, temperature_N1: Tensor, num_bits: int) -> Tensor:
+    """int64 sum of exp((logit - best) / T); the difference comes first, since it keeps its accuracy in float32."""
     shifted_NV = logits_NV - best_N1.to(logits_NV.dtype)
-    return shifted_NV.mul_((1.0 / temperature_N1).to(logits_NV.dtype)).exp_().sum(dim=-1).to(torch.float64)
+    return whole_numbers(shifted_NV.mul_((1.0 / temperature_N1).to(logits_NV.dtype)).exp_(), num_bits).sum(dim=-1)

@@ -1,6 +1,7 @@
-"""The winner of the noisy scores at each position: among all tokens, or among those that truncation keeps.
+"""The winner of the noisy scores at each position: what it is, and which it is among the tokens that truncation keeps.
 
-``sampling`` says what a draw and a stable draw are, and why there is an exact and a fast way.
+``untruncated`` has the winner among all. ``sampling`` says what a draw and a stable draw are, and why there is an exact
+and a fast way.
 
 Shape letters: N positions, M and L some of them, V vocabulary, W sorted prefix, C candidates.
 """
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from specbatch.specdec import noise
+from specbatch.specdec.buckets import rows_per_slice
 from specbatch.specdec.sampling_tensors import Positions, SamplingTensors
 from specbatch.specdec.transform import MIN_TEMPERATURE, KeptSet, Limits, is_surely_kept, keep
 
@@ -26,14 +28,8 @@ _PREFIX_WIDTHS = (64, 512, 4096)
 RELATIVE_ROUNDING = 2.0**-22
 """Bound on what rounding to float32 adds to the difference of two scores, relative to the larger."""
 
-_NOISE_ROUNDING = 2 * noise.GUMBEL_FLOAT32_ERROR + 144 * 2.0**-24
-"""The same in temperatures: error of the float32 noise itself, and of its product, which is below 23 temperatures."""
-
 DEVICE_PREFIX = 4096
 """The sorted prefix on a device. A position whose kept set may reach beyond it is said to be unknown."""
-
-_CHUNK_ELEMENTS = 1 << 17
-"""Scores that are made at a time on a CPU: the temporaries stay in its cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +86,31 @@ class Winner:
         self.best_N.index_copy_(0, place_M, other.best_N)
         self.is_stable_N.index_copy_(0, place_M, other.is_stable_N)
 
+    def where(self, is_own_N: Tensor, other: Winner) -> Winner:
+        """This one at some positions; at the rest the other, which knows all of its own."""
+        return Winner(
+            token_N=torch.where(is_own_N, self.token_N, other.token_N),
+            margin_N=torch.where(is_own_N, self.margin_N, other.margin_N),
+            best_N=torch.where(is_own_N, self.best_N, other.best_N),
+            is_stable_N=torch.where(is_own_N, self.is_stable_N, other.is_stable_N),
+            is_known_N=None if self.is_known_N is None else self.is_known_N | ~is_own_N,
+        )
+
 
 def is_on_host(values: Tensor) -> bool:
     """Whether to look at a tensor costs nothing; on a device nothing may wait, and no shape depend on what is seen."""
     return values.device.type == "cpu"
+
+
+def slices(logits_NV: Tensor, *, is_small: bool = False) -> list[slice]:
+    """Positions to draw at a time, in order, at least one slice: all on a host, few enough on a device.
+
+    Args:
+        is_small: what is done with them makes no temporaries of their shape.
+    """
+    N, V = logits_NV.shape
+    num_rows = max(N, 1) if is_small or is_on_host(logits_NV) else rows_per_slice(V)
+    return [slice(start, start + num_rows) for start in range(0, max(N, 1), num_rows)]
 
 
 def near_tie_epsilon(positions: Positions, sampling: SamplingTensors, epsilon: float) -> Tensor:
@@ -102,67 +119,33 @@ def near_tie_epsilon(positions: Positions, sampling: SamplingTensors, epsilon: f
     return torch.full(positions.row_N.shape, epsilon, dtype=torch.float64, device=positions.row_N.device)
 
 
-def make_scene(changed_NV: Tensor, positions: Positions, sampling: SamplingTensors, epsilon: float) -> Scene:
-    row_N = positions.row_N
-    temperature_N, epsilon_N = sampling.temperature_B[row_N], near_tie_epsilon(positions, sampling, epsilon)
+def random_epsilon(
+    changed_NV: Tensor, positions: Positions, sampling: SamplingTensors, epsilon: float, temperature_N: Tensor
+) -> Tensor:
+    """``near_tie_epsilon`` and what rounding has added where logits were changed."""
+    epsilon_N = near_tie_epsilon(positions, sampling, epsilon)
     has_rounding = sampling.has_changes and changed_NV.dtype == torch.float32
     if has_rounding and epsilon > 0:
         # Tokens further below the best than the noise reaches (26 temperatures) decide nothing.
         epsilon_N = epsilon_N + RELATIVE_ROUNDING * (changed_NV.amax(dim=-1).abs() + 32 * temperature_N)
+    return epsilon_N
+
+
+def make_scene(changed_NV: Tensor, positions: Positions, sampling: SamplingTensors, epsilon: float) -> Scene:
+    row_N = positions.row_N
+    temperature_N = sampling.temperature_B[row_N]
     limits = Limits(
         temperature_N=temperature_N.clamp(min=MIN_TEMPERATURE),
         top_k_N=sampling.top_k_B[row_N],
         top_p_N=sampling.top_p_B[row_N],
         log_min_p_N=sampling.log_min_p_B[row_N],
-        epsilon_N=epsilon_N,
+        epsilon_N=random_epsilon(changed_NV, positions, sampling, epsilon, temperature_N),
     )
     key_N = noise.keys(sampling.seed_B[row_N], positions.index_N)
     return Scene(changed_NV, temperature_N, key_N, limits, sampling.is_truncated_B[row_N], epsilon > 0)
 
 
-def draw_among_all(scene: Scene) -> Winner:
-    """The draw where nothing is truncated: every token gets its noise."""
-    score_NV = _noisy_scores(scene)
-    epsilon_N = scene.limits.epsilon_N if scene.is_tested else None
-    if scene.is_exact:
-        candidate_NC = _candidates(score_NV)
-        score_NC = _exact_scores(scene, candidate_NC, scene.logits_NV.gather(-1, candidate_NC))
-        return first_of(score_NC, epsilon_N, 0.0, candidate_NC)[0]
-    if epsilon_N is not None:
-        epsilon_N = epsilon_N + scene.temperature_N * _NOISE_ROUNDING
-    return first_of(score_NV, epsilon_N, RELATIVE_ROUNDING)[0]
-
-
-def _noisy_scores(scene: Scene) -> Tensor:
-    """Scores in the dtype of the logits, right to ``_NOISE_ROUNDING`` temperatures in float32."""
-    logits_NV = scene.logits_NV
-    N, V = logits_NV.shape
-    token_V = torch.arange(V, dtype=torch.int32, device=logits_NV.device)
-    temperature_N1 = scene.temperature_N.to(logits_NV.dtype).unsqueeze(-1)
-    make = noise.gumbel_fast if scene.is_exact else noise.gumbel_float32
-    score_NV = torch.empty_like(logits_NV)
-    num_rows = max(_CHUNK_ELEMENTS // V, 1) if is_on_host(logits_NV) else N
-    for start in range(0, N, num_rows):
-        part = slice(start, start + num_rows)
-        noise_NV = make(noise.hash_tokens(scene.key_N[part], token_V))
-        torch.addcmul(logits_NV[part], noise_NV, temperature_N1[part], out=score_NV[part])
-    return score_NV
-
-
-def _candidates(score_NV: Tensor) -> Tensor:
-    """Ids of the best scores, ascending, so that the first maximum is the lowest id.
-
-    Where more tokens tie for the best place than are taken, ``topk`` may leave out the lowest id: it takes the last
-    place.
-    """
-    candidate_NC = score_NV.topk(min(NUM_CANDIDATES, score_NV.shape[-1]), dim=-1).indices
-    lowest_N = score_NV.max(dim=-1).indices
-    is_taken_N = (candidate_NC == lowest_N.unsqueeze(-1)).any(dim=-1)
-    candidate_NC[:, -1] = torch.where(is_taken_N, candidate_NC[:, -1], lowest_N)
-    return candidate_NC.sort(dim=-1).values
-
-
-def _exact_scores(scene: Scene, candidate_NC: Tensor, value_NC: Tensor) -> Tensor:
+def exact_scores(scene: Scene, candidate_NC: Tensor, value_NC: Tensor) -> Tensor:
     noise_NC = noise.gumbel(noise.hash_tokens(scene.key_N, candidate_NC))
     scaled_NC = noise_NC * scene.temperature_N.unsqueeze(-1)
     return value_NC + scaled_NC
@@ -182,8 +165,14 @@ def first_of(
         the winner and its column.
     """
     best_N, place_N = score_NC.max(dim=-1)
-    second_N = score_NC.scatter_(-1, place_N.unsqueeze(-1), -torch.inf).amax(dim=-1).to(torch.float64)
-    best_N = best_N.to(torch.float64)
+    second_N = score_NC.scatter_(-1, place_N.unsqueeze(-1), -torch.inf).amax(dim=-1)
+    token_N = place_N if token_NC is None else token_NC.gather(-1, place_N.unsqueeze(-1)).squeeze(-1)
+    return lead(token_N, best_N, second_N, epsilon_N, rounding), place_N
+
+
+def lead(token_N: Tensor, best_N: Tensor, second_N: Tensor, epsilon_N: Tensor | None, rounding: float) -> Winner:
+    """See ``first_of``."""
+    best_N, second_N = best_N.to(torch.float64), second_N.to(torch.float64)
     margin_N = best_N - second_N
     if epsilon_N is None:
         is_stable_N = margin_N > 0
@@ -191,8 +180,7 @@ def first_of(
         if rounding:
             epsilon_N = epsilon_N + rounding * torch.maximum(best_N.abs(), second_N.abs())
         is_stable_N = margin_N >= epsilon_N
-    token_N = place_N if token_NC is None else token_NC.gather(-1, place_N.unsqueeze(-1)).squeeze(-1)
-    return Winner(token_N, margin_N, best_N, is_stable_N), place_N
+    return Winner(token_N, margin_N, best_N, is_stable_N)
 
 
 def _kept_sets(
@@ -220,20 +208,22 @@ def _kept_sets(
                 return
 
 
-def draw_among_kept(scene: Scene, sampling: SamplingTensors, *, is_final: bool) -> Winner:
+def draw_among_kept(scene: Scene, sampling: SamplingTensors, untruncated: Winner | None, *, is_final: bool) -> Winner:
     """The draw where truncation leaves few tokens: only they get noise.
 
+    A row that truncates nothing is drawn as it is without truncated rows beside it: a token must not depend on them.
+
     Args:
+        untruncated: the draw among all tokens, None where every row truncates.
         is_final: leave no position unknown.
     """
-    is_mixed = sampling.has_untruncated and is_on_host(scene.logits_NV)
-    winner = draw_among_all(scene) if is_mixed else None
+    winner = untruncated
     for place_M, part, kept in _kept_sets(scene, sampling, is_final=is_final):
         found = _draw_of_prefix(part, kept)
-        if place_M is None:
-            winner = found
-        elif winner is not None:
+        if place_M is not None and winner is not None:
             winner.put_(place_M, found)
+        else:
+            winner = found if untruncated is None else found.where(scene.is_truncated_N, untruncated)
     assert winner is not None
     return winner
 
@@ -255,7 +245,7 @@ def _draw_of_prefix(scene: Scene, kept: KeptSet) -> Winner:
     best_NC, column_NC = score_NW.topk(min(NUM_CANDIDATES, score_NW.shape[1]), dim=-1)
     token_NC, order_NC = kept.token_NW.gather(-1, column_NC).sort(dim=-1)
     value_NC = kept.value_NW.gather(-1, column_NC).gather(-1, order_NC)
-    score_NC = _exact_scores(scene, token_NC, value_NC) if scene.is_exact else best_NC.gather(-1, order_NC)
+    score_NC = exact_scores(scene, token_NC, value_NC) if scene.is_exact else best_NC.gather(-1, order_NC)
     score_NC = torch.where(value_NC < loose_N1, -torch.inf, score_NC)
     winner, place_N = first_of(score_NC, limits.epsilon_N if scene.is_tested else None, 0.0, token_NC)
     if scene.is_tested:
@@ -264,13 +254,6 @@ def _draw_of_prefix(scene: Scene, kept: KeptSet) -> Winner:
         nominal_NW = torch.where(kept.value_NW < kept.border_N.unsqueeze(-1), -torch.inf, score_NW)
         token_N = kept.token_NW.gather(-1, nominal_NW.max(dim=-1, keepdim=True).indices).squeeze(-1)
         winner = replace(winner, token_N=token_N, is_stable_N=is_stable_N)
-    if not is_on_host(scene.logits_NV):
-        # Rows at temperature 0 are among these, and more tokens than there are candidates may tie for their best.
-        V = scene.logits_NV.shape[1]
-        is_best_NW = (kept.value_NW == kept.value_NW[:, :1]) & (scene.temperature_N == 0).unsqueeze(-1)
-        lowest_N = torch.where(is_best_NW, kept.token_NW, V).amin(dim=-1)
-        is_greedy_N = lowest_N < V
-        # What is greedy needs nothing behind the best; a row that truncates nothing needs all.
-        is_known_N = is_greedy_N | kept.is_covered_N if kept.value_NW.shape[1] < V else None
-        winner = replace(winner, token_N=torch.where(is_greedy_N, lowest_N, winner.token_N), is_known_N=is_known_N)
+    if not is_on_host(scene.logits_NV) and kept.value_NW.shape[1] < scene.logits_NV.shape[1]:
+        winner = replace(winner, is_known_N=kept.is_covered_N)
     return replace(winner, best_N=torch.where(torch.isfinite(kept.value_NW[:, 0]), winner.best_N, torch.nan))
