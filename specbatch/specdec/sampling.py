@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,7 +81,10 @@ class Draw:
         if len(draws) == 1:
             return draws[0]
         columns = {field.name: [getattr(draw, field.name) for draw in draws] for field in fields(Draw)}
-        return Draw(**{name: None if parts[0] is None else torch.cat(parts) for name, parts in columns.items()})
+        values: dict[str, Any] = {
+            name: None if parts[0] is None else torch.cat(parts) for name, parts in columns.items()
+        }
+        return Draw(**values)
 
 
 def draw_target(

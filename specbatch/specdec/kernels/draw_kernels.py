@@ -101,7 +101,7 @@ def _two_best(value_X, token_X, second_X):
     return tl.where(has_nan, float("nan"), best), token, second
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_tiles"])
+@triton.jit(do_not_specialize=["num_tiles"])
 def draw_tiles_kernel(
     best_NT,
     second_NT,

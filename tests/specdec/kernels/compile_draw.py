@@ -29,7 +29,7 @@ def compiled(kernel: Any, constants: dict[str, Any], logits: str, num_warps: int
     aligned = {
         (number,): [["tt.divisibility", 16]]
         for number, name in enumerate(kernel.arg_names)
-        if signature[name].startswith("*") or name == "logits_stride"
+        if signature[name].startswith("*") or name in ("logits_stride", "num_tokens")
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     options = {"num_warps": num_warps, "enable_fp_fusion": False}
@@ -37,7 +37,7 @@ def compiled(kernel: Any, constants: dict[str, Any], logits: str, num_warps: int
     ptx = done.asm["ptx"]
     found = {
         "kernel": kernel.fn.__name__, "type": logits, "is_random": constants.get("IS_RANDOM"),
-        "has_fast_logarithm": "lg2.approx" in ptx, "local_bytes": len(re.findall(r"(?:ld|st)\.local", ptx)),
+        "has_fast_logarithm": "lg2.approx" in ptx, "local_accesses": len(re.findall(r"(?:ld|st)\.local", ptx)),
         "widest_load": max((int(n) for n in re.findall(r"ld\.global\.v(\d)", ptx)), default=1),
         "shared_bytes": done.metadata.shared,
     }  # fmt: skip

@@ -29,7 +29,7 @@ def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     found = [json.loads(line) for line in out.splitlines()]
     assert len(found) == 7
     assert not any(one["has_fast_logarithm"] for one in found)
-    assert not any(one["local_bytes"] for one in found)
+    assert not any(one["local_accesses"] for one in found)
     assert all(one["widest_load"] > 1 for one in found if one["kernel"] == "draw_tiles_kernel")
 
 
