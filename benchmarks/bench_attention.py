@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import gpu  # noqa: F401  # finds the checkout where it is not installed
 import torch
 from torch import Tensor
 from torch.nn import functional

@@ -65,6 +65,7 @@ class Run:
                 "dtype": options.dtype,
                 "acceptance": options.acceptance,
                 "new_tokens": options.new_tokens,
+                "rounds": options.rounds,
                 "seconds": options.seconds,
                 "parameters": {
                     name: {role: getattr(SHAPES[name], role).parameters for role in ("target", "draft")}
@@ -77,6 +78,7 @@ class Run:
             "roof": {},
             "seconds": 0.0,
             "results": [],
+            "not_reached": [],
         }
 
     def go(self) -> None:
@@ -91,6 +93,7 @@ class Run:
                 break
         reason = "the processes that measure did not start" if num_silent == 2 else "no time: the run had ended"
         self.document["results"] += [task.record() | {"status": "left out", "reason": reason} for task in self._todo]
+        self._todo = []
         self._write()
 
     @property
@@ -108,6 +111,7 @@ class Run:
             "dtype": options.dtype,
             "acceptance": options.acceptance,
             "new_tokens": options.new_tokens,
+            "rounds": options.rounds,
             "check_tokens": options.check_tokens,
             "check_rows": options.check_rows,
             "deadline": self._deadline,
@@ -154,12 +158,14 @@ class Run:
         """One line of the process that measures."""
         if "hello" in answer:
             self.document["hardware"] = answer["hello"]
+            self._write()
         elif "begin" in answer:
             self._expect(answer["begin"], answer["limit_seconds"])
             print(f"{time.time() - self._started:5.0f} s  {answer['begin']['name']}", flush=True)
         elif "roof" in answer:
             self.document["roof"] = answer["roof"]
             self._under_way = None
+            self._write()
         elif "result" in answer:
             self._under_way = None
             self._keep(answer["result"])
@@ -183,6 +189,7 @@ class Run:
     def _write(self) -> None:
         """A file that is replaced whole: whoever ends this run finds the last state."""
         self.document["seconds"] = round(time.time() - self._started, 1)
+        self.document["not_reached"] = [task.record() for task in self._todo]
         self.out.parent.mkdir(parents=True, exist_ok=True)
         for path, text in (
             (self.out, json.dumps(self.document, indent=1) + "\n"),
@@ -210,6 +217,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", default=",".join(_KINDS), help=f"of {', '.join(_KINDS)}")
     parser.add_argument("--acceptance", default="0.8", help="of a synthetic draft; 'own' takes the taught one's")
     parser.add_argument("--new-tokens", type=int, default=96, help="tokens of each row (default: 96)")
+    parser.add_argument("--rounds", type=int, default=40, help="fewest rounds of the engine that are timed (40)")
     parser.add_argument("--check-tokens", type=int, default=24, help="tokens of each row of a check")
     parser.add_argument("--check-rows", type=int, default=32, help="rows of the bfloat16 check")
     parser.add_argument("--out", type=Path, help="JSON file; the report is written beside it")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForCausalLM
 
-from gpu.models import TARGET, TAUGHT, equal_rows, prompts, tokenizer
+from gpu.models import TARGET, TAUGHT, equal_rows, prompts, release, tokenizer
 from specbatch.schemas.sampling import SamplingParams
 from specbatch.specdec import Engine, reference
 from specbatch.specdec.models import locate_model
@@ -94,10 +94,10 @@ def against_twin(device: torch.device, dtype: str, new_tokens: int, deadline: fl
     entries: list[dict[str, Any]] = []
     paths: tuple[Literal["auto", "generic"], ...] = ("auto", "generic")
     for path, length, batch in itertools.product(paths, _LENGTHS, _BATCHES):
-        if time.time() > deadline:
-            return {"entries": entries, "is_whole": False}
         engine = make_engine(device, dtype, batch, length, path)
         for temperature in _TEMPERATURES:
+            if time.time() > deadline:
+                return {"entries": entries, "is_whole": False}
             ours = decode(engine, _ROWS, temperature, new_tokens)
             on_device = twin(device, getattr(torch, dtype), temperature, new_tokens)
             on_host = twin(torch.device("cpu"), torch.float64, temperature, new_tokens)
@@ -111,6 +111,8 @@ def against_twin(device: torch.device, dtype: str, new_tokens: int, deadline: fl
                     "equal_to_host_twin": equal_rows(ours, on_host),
                 }
             )
+        del engine
+        release()  # the next one takes its share of what is free
     return {"entries": entries, "is_whole": True}
 
 
@@ -137,4 +139,6 @@ def bfloat16_rate(device: torch.device, new_tokens: int, num_rows: int, deadline
                     "differing": 1.0 - equal_rows(ours, first.setdefault((temperature, bitwise), ours)),
                 }
             )
+        del engine
+        release()
     return {"entries": entries, "is_whole": True}

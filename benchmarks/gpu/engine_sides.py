@@ -11,22 +11,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
-from gpu import plan
+from gpu import plan, watch
 from gpu.models import Pair, tokenizer
-from gpu.roof import round_bytes, synchronize
+from gpu.roof import synchronize
 from specbatch.schemas.sampling import SamplingParams
 from specbatch.specdec import Engine, prefill
-from specbatch.specdec.controller import RoundMeasure, make_policy
+from specbatch.specdec.controller import MAX_AUTO_DRAFT_LENGTH, make_policy
+from specbatch.specdec.output import SequenceOutput
 
 _FILL_CHUNK_TOKENS = 8192
 """While the batch is being filled: so that the first rows have not said much when the last have been read."""
-_MOST_NEW_TOKENS = 1024
-"""Room of a row behind its prompt."""
+_SPARE_ROUNDS = 24
+"""Rounds that captures may spoil: two thirds of them before the timed ones, the rest among those."""
 _PREFILL_TOKENS = 16384
 """Of the pass that times the reading of prompts alone."""
+_PREFILL_ROOM_TOKENS = 64
+"""For the one token behind each of them, and the page that every row must find free to come in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +63,30 @@ def settings_of(side: str, device: torch.device) -> Setting:
     return Setting(speculation, {"rounds": "ahead" if base == side else "loop"}, has_suffix=base == plan.AUTO)
 
 
-def make_engine(pair: Pair, batch: int, context: int, setting: Setting) -> Engine:
-    """A new engine around the resident pair, as ``from_pretrained`` would build it, without its ledger."""
+def room_tokens(side: str, prompt_tokens: int, new_tokens: int, rounds: int) -> int:
+    """Tokens that a row may come to have behind its prompt: every draft of every round accepted.
+
+    Args:
+        prompt_tokens: of all rows together; while the last of them are read, the first rows decode already.
+    """
+    base = side.removesuffix(plan.UNCAPTURED)
+    if base in (plan.AUTO, plan.AUTO_MODEL):
+        most_drafts = MAX_AUTO_DRAFT_LENGTH
+    else:
+        most_drafts = 0 if base == plan.PLAIN else int(base.removeprefix("K="))
+    fill_rounds = -(-prompt_tokens // _FILL_CHUNK_TOKENS)
+    return new_tokens + (most_drafts + 1) * (fill_rounds + 2 * rounds + _SPARE_ROUNDS)
+
+
+def make_engine(pair: Pair, batch: int, row_tokens: int, context: int, setting: Setting) -> Engine:
+    """A new engine around the resident pair, as ``from_pretrained`` would build it, without its ledger.
+
+    Args:
+        row_tokens: that a row may come to have, its prompt of ``context`` tokens included.
+    """
     speculation = setting.speculation
     draft = None if speculation in ("off", 0) else pair.ready_draft(context)
-    pair.fit_caches(batch, context + _MOST_NEW_TOKENS)
+    pair.fit_caches(batch, row_tokens)
     return Engine(
         pair.target,
         draft,
@@ -91,10 +112,10 @@ def large_chunks() -> Iterator[None]:
         prefill.CHUNK_TOKENS, prefill.DEVICE_CHUNK_TOKENS = usual
 
 
-def said(engine: Engine, batch: int) -> list[list[int]]:
-    """What the rows in flight have said, in the order of their keys."""
+def said(engine: Engine, ended: Sequence[SequenceOutput], batch: int) -> list[list[int]]:
+    """What the rows in flight have said, and those that have ended, in the order of their keys."""
     slots = engine._batch.slots
-    texts: dict[Any, list[int]] = {}
+    texts: dict[Any, list[int]] = {output.key: list(output.token_ids) for output in ended}
     for slot, request in enumerate(slots.requests):
         if request is not None:
             texts[request.key] = slots.token_SP[slot, slots.prompt_length_S[slot] : slots.length_S[slot]].tolist()
@@ -102,104 +123,94 @@ def said(engine: Engine, batch: int) -> list[list[int]]:
 
 
 def measure(
-    pair: Pair, batch: int, prompts: Sequence[Sequence[int]], side: str, new_tokens: int, deadline: float
+    pair: Pair,
+    batch: int,
+    prompts: Sequence[Sequence[int]],
+    side: str,
+    new_tokens: int,
+    deadline: float,
+    *,
+    rounds: int,
 ) -> tuple[dict[str, Any], list[list[int]]]:
     """One side of one cell; returns its figures and the texts of the rows.
 
-    A quarter of ``new_tokens`` warms up, the rest is timed. The timed part also ends with the first row that has all
-    its tokens, or at the deadline, so that all rows are in flight in all of it.
+    ``rounds`` warm up, and more until a stretch of them has captured nothing; then at least as many are timed, and
+    three quarters of ``new_tokens`` in every row. The timed part also ends with the first row that has all its tokens,
+    or at the deadline, so that all rows are in flight in all of it. All sides warm up by as many rounds, because what
+    comes later reads longer rows.
 
     Raises:
-        NotOfferedError: see ``settings_of``. RuntimeError: memory ran out, or there was no time for a single round.
+        NotOfferedError: see ``settings_of``. RuntimeError: memory ran out, there was no time for a single round, or the
+            rounds do not add up to what the rows have said.
     """
     context, device = len(prompts[0]), pair.device
-    engine = make_engine(pair, batch, context, settings_of(side, device))
-    policy, rounds = engine._batch.policy, list[RoundMeasure]()
-    observe = policy.observe
-
-    def watch(measure: RoundMeasure) -> None:
-        rounds.append(measure)
-        observe(measure)
-
-    policy.observe = watch  # type: ignore[method-assign]
-    params = SamplingParams(max_new_tokens=4 * new_tokens, ignore_eos=True)
+    room = room_tokens(side, batch * context, new_tokens, rounds)
+    engine = make_engine(pair, batch, context + room, context, settings_of(side, device))
+    seen = watch.Watch(engine)
+    params = SamplingParams(max_new_tokens=room, ignore_eos=True)
     for row, ids in enumerate(prompts):
         engine.submit(row, ids, params)
-    slots = engine._batch.slots
+    slots, ended = engine._batch.slots, list[SequenceOutput]()
 
     def step() -> bool:
         """Whether all rows go on."""
         finished = engine.step()
-        if engine.num_active < batch and not finished:
+        ended.extend(finished)
+        for output in finished:
+            if output.error_code is not None:
+                raise RuntimeError(f"a row ended with {output.error_code}: {output.error_message}")
+        if engine.num_queued and not finished:
             raise RuntimeError(f"memory ran out: {engine.num_active} of {batch} rows are in flight")
         return not finished and time.time() < deadline
 
     started = time.perf_counter()
     with large_chunks():
         goes_on = step()
-        while goes_on and (engine.num_queued or len(slots.rows(begun=False))):
+        while goes_on and len(slots.rows(begun=False)):
             goes_on = step()
     synchronize(device)
     fill_seconds = time.perf_counter() - started
-    lengths = _lengths(engine)
-    while goes_on and _lengths(engine) < lengths + batch * new_tokens // 4:
+    seen.begin()
+    # Where captures do not end, half of the time is kept for what is timed.
+    warm_deadline = (time.time() + deadline) / 2
+    most_warm_rounds = rounds + _SPARE_ROUNDS * 2 // 3
+    while goes_on and not seen.is_warm(rounds, most_warm_rounds) and time.time() < warm_deadline:
         goes_on = step()
-    synchronize(device)
-    rounds.clear()
-    before, started = _lengths(engine), time.perf_counter()
-    while goes_on and _lengths(engine) < before + batch * new_tokens * 3 // 4:
+    warm = seen.rounds
+    seen.begin()
+    before = _lengths(engine, ended, context)
+    wanted = batch * new_tokens * 3 // 4
+    while goes_on and (seen.num_timed < rounds or seen.num_timed_tokens < wanted):
         goes_on = step()
-    synchronize(device)
-    seconds = time.perf_counter() - started
-    if not rounds:
-        raise RuntimeError("no time was left for a single round in steady state")
-    texts = said(engine, batch)
-    figures = _figures(pair, batch, rounds, before, seconds) | {"fill_seconds": fill_seconds}
+    texts, after = said(engine, ended, batch), _lengths(engine, ended, context)
+    counted = sum(each.num_tokens for each in seen.rounds)
+    if counted != after - before:
+        raise RuntimeError(f"the rounds counted {counted} tokens, and the rows grew by {after - before}")
+    figures = watch.figures(pair.target_model, pair.draft_model, seen.rounds, batch, before, after)
+    figures |= {
+        "fill_seconds": fill_seconds,
+        "warm_rounds": len(warm),
+        "warm_captured_rounds": sum(each.has_captured for each in warm),
+        "warm_captured_seconds": sum(each.seconds for each in warm if each.has_captured),
+    }
     engine.cancel_all()
     if side == plan.PLAIN and time.time() < deadline:
         figures |= _prefill_rate(pair, prompts)
-    pair.fit_caches(1)
     return figures, texts
 
 
-def _lengths(engine: Engine) -> int:
-    """Tokens of all rows together."""
+def _lengths(engine: Engine, ended: Sequence[SequenceOutput], context: int) -> int:
+    """Tokens of all rows together, prompts of ``context`` tokens included."""
     slots = engine._batch.slots
-    return int(slots.length_S[slots.rows(begun=True)].sum())
-
-
-def _figures(pair: Pair, batch: int, rounds: list[RoundMeasure], before: int, seconds: float) -> dict[str, Any]:
-    """What the timed rounds come to."""
-    matched = sum(int(each.matched_B.sum()) for each in rounds)
-    drafted = sum(int(each.draft_length_B.sum()) for each in rounds)
-    judged = sum(int(np.minimum(each.matched_B + 1, each.draft_length_B).sum()) for each in rounds)
-    rows = sum(each.num_rows for each in rounds)
-    tokens = rows + matched
-    row_tokens = before + tokens / 2
-    steps = sum(each.num_draft_steps for each in rounds) / len(rounds)
-    # A step of few rows reads their caches only.
-    draft_rows = sum(each.num_draft_steps * each.num_model_rows for each in rounds) / len(rounds)
-    draft = pair.draft_model if steps else None
-    return {
-        "tokens": tokens,
-        "rounds": len(rounds),
-        "seconds": seconds,
-        "tokens_per_second": tokens / seconds,
-        "round_seconds": seconds / len(rounds),
-        "round_bytes": round_bytes(pair.target_model, draft, row_tokens, steps, draft_rows * row_tokens / batch),
-        "draft_steps_per_round": steps,
-        "drafted_per_round": drafted / rows,
-        "accepted_per_round": matched / rows,
-        "accepted_share": matched / drafted if drafted else None,
-        "acceptance": matched / judged if judged else None,
-    }
+    in_flight = int(slots.length_S[slots.rows(begun=True)].sum())
+    return in_flight + sum(context + len(output.token_ids) for output in ended)
 
 
 def _prefill_rate(pair: Pair, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Tokens of prompts that the engine reads in a second, in its own chunks and with nothing beside them."""
     context = len(prompts[0])
     rows = prompts[: max(_PREFILL_TOKENS // context, 1)]
-    engine = make_engine(pair, len(rows), context, Setting("off", {}))
+    engine = make_engine(pair, len(rows), context + _PREFILL_ROOM_TOKENS, context, Setting("off", {}))
     for row, ids in enumerate(rows):
         engine.submit(row, ids, SamplingParams(max_new_tokens=1, ignore_eos=True))
     started, left = time.perf_counter(), len(rows)

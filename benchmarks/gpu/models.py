@@ -12,13 +12,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
-from workload import ROOT
 
 from gpu.roof import Model
 from gpu.shapes import SHAPES
@@ -32,6 +31,7 @@ from specbatch.specdec.paged_memory import Pages
 from specbatch.specdec.paging import PAGE_SIZE
 from specbatch.specdec.tokenizer import Tokenizer
 
+_PROMPTS = Path(__file__).resolve().parent.parent.parent / "examples" / "prompts.parquet"
 CONTEXT_LENGTH = 32768
 """Positions that the models are told to know; the bundled pair was trained on far fewer, so its text there is poor."""
 TARGET, TAUGHT = "code-pair/target", "code-pair/draft-taught"
@@ -66,7 +66,9 @@ def tokenizer() -> Tokenizer:
 @lru_cache(maxsize=1)
 def _tokens() -> list[int]:
     """Tokens of all demo prompts, one after another."""
-    table = pq.read_table(ROOT / "examples" / "prompts.parquet")
+    import pyarrow.parquet as pq  # here, so that on a bare machine a task can say what it lacks
+
+    table = pq.read_table(_PROMPTS)
     return [token for text in table.column("prompt").to_pylist() for token in tokenizer().encode(text)]
 
 
@@ -110,6 +112,11 @@ def lean(small: Source, goal: Shape, device: torch.device, dtype: torch.dtype) -
         decoder = LeanDecoder(module, **sizes, **known)
     release()
     return decoder
+
+
+def num_pages(num_slots: int, row_tokens: int) -> int:
+    """Pages for so many rows of so many tokens."""
+    return num_slots * -(-row_tokens // PAGE_SIZE)
 
 
 def release() -> None:
@@ -203,7 +210,7 @@ class Pair:
         decoders = [decoder for decoder in (self.target, self.draft) if decoder is not None]
         paged = [decoder for decoder in decoders if isinstance(decoder, PagedLeanDecoder)]
         if paged:
-            pages = Pages(1 + num_slots * -(-row_tokens // PAGE_SIZE), num_slots, CONTEXT_LENGTH, self.device)
+            pages = Pages(1 + num_pages(num_slots, row_tokens), num_slots, CONTEXT_LENGTH, self.device)
             for decoder in paged:
                 decoder.use(pages)
         for other in decoders:

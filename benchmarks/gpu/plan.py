@@ -6,7 +6,7 @@ would miss most, so that whatever ends the run early leaves the best part of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,14 +23,18 @@ PEERS = (GENERATE, STATIC, ASSISTED, GENERATE_BATCH)
 UNCAPTURED = ", uncaptured"
 """Behind the name of a side: the same with the engine's switch for captured rounds off, where it has one."""
 SIDES = (
-    *(PLAIN, AUTO, AUTO_MODEL, GENERATE_BATCH, *FIXED),
-    *(PLAIN + UNCAPTURED, AUTO + UNCAPTURED, ASSISTED, GENERATE, STATIC),
+    *(PLAIN, AUTO, AUTO_MODEL, GENERATE_BATCH, GENERATE, *FIXED),
+    *(PLAIN + UNCAPTURED, AUTO + UNCAPTURED, ASSISTED, STATIC),
 )
 MAIN_SIDES = (PLAIN, AUTO, AUTO_MODEL, GENERATE_BATCH)
+BATCHED_PEERS = (GENERATE_BATCH, GENERATE, STATIC)
+"""Whichever of them is the best in a cell is what the engine is held against."""
+PEER_BATCHES = (8, 64)
+"""From and to so many rows in flight there is an aim against the peers, so ``generate`` is among the main sides."""
 
 BATCHES = (1, 4, 8, 16, 32, 64, 128, 256)
 CONTEXTS = (512, 2048, 4096, 16384)
-CHECKS = ("float32", "float64", "bfloat16")
+CHECKS = ("float32", "bfloat16", "float64")
 
 _FIRST = (
     ("8B", 1, 512), ("8B", 8, 512), ("8B", 32, 512), ("8B", 64, 512), ("8B", 16, 512), ("8B", 8, 2048),
@@ -39,6 +43,8 @@ _FIRST = (
 _COMPILED = (("8B", 1, 512), ("8B", 8, 512))
 """Compiling takes about a minute for each shape, so few shapes are."""
 _BEFORE_CHECKS = 3
+_EARLY_CHECKS = ("float32", "bfloat16")
+"""Whether the text is right matters more than most cells do; the other checks come behind all telling ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +81,29 @@ def schedule(
     others = sorted(set(cells) - set(first), key=lambda cell: cells.index(cell))
     eager = [side for side in sides if side != STATIC]
     tasks = [*_of(first[:_BEFORE_CHECKS], eager)]
-    tasks += [Task(check=check) for check in checks]
-    main = [side for side in eager if side in MAIN_SIDES]
-    rest = [side for side in eager if side not in MAIN_SIDES]
+    tasks += [Task(check=check) for check in checks if check in _EARLY_CHECKS]
     compiled = [STATIC] if STATIC in sides else []
-    tasks += _of(first[_BEFORE_CHECKS:], main)
+    tasks += _of(first[_BEFORE_CHECKS:], eager, _is_main)
+    tasks += [Task(check=check) for check in checks if check not in _EARLY_CHECKS]
     tasks += _of([cell for cell in _COMPILED if cell in cells], compiled)
-    tasks += _of(others, main)
-    tasks += _of([*first[_BEFORE_CHECKS:], *others], rest)
+    tasks += _of(others, eager, _is_main)
+    tasks += _of([*first[_BEFORE_CHECKS:], *others], eager, lambda cell, side: not _is_main(cell, side))
     if not set(_COMPILED) & set(cells):
         tasks += _of(cells[:1], compiled)  # a trial of the program: the smallest cell stands for them
     return tasks
 
 
-def _of(cells: Iterable[tuple[str, int, int]], sides: Iterable[str]) -> list[Task]:
+def _is_main(cell: tuple[str, int, int], side: str) -> bool:
+    """Whether a side is measured in every cell before any other side is."""
+    return side in MAIN_SIDES or (side == GENERATE and PEER_BATCHES[0] <= cell[1] <= PEER_BATCHES[1])
+
+
+def _of(
+    cells: Iterable[tuple[str, int, int]],
+    sides: Iterable[str],
+    is_wanted: Callable[[tuple[str, int, int], str], bool] = lambda cell, side: True,
+) -> list[Task]:
     """Assisted generation takes one row alone."""
     chosen = list(sides)
-    return [Task(*cell, side) for cell in cells for side in chosen if side != ASSISTED or cell[1] == 1]
+    pairs = [(cell, side) for cell in cells for side in chosen if is_wanted(cell, side)]
+    return [Task(*cell, side) for cell, side in pairs if side != ASSISTED or cell[1] == 1]

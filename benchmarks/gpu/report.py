@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from gpu.plan import AUTO, AUTO_MODEL, GENERATE_BATCH, PLAIN, UNCAPTURED
+from gpu.plan import AUTO, AUTO_MODEL, BATCHED_PEERS, GENERATE_BATCH, PEER_BATCHES, PLAIN, UNCAPTURED
 
 MOST_OVER_ROOF, LEAST_OVER_BATCH = 1.25, 2.5
-ROOF_BATCHES, BATCH_BATCHES = (1, 32), (8, 64)
+ROOF_BATCHES = (1, 32)
 Cell = tuple[str, int, int]
 Cells = dict[Cell, dict[str, dict[str, Any]]]
 
 _HEADER = (
-    "| batch | side | tokens/s | ms per round | roof, ms | round / roof | accepted per row and round "
-    "| share of K | acceptance | / plain | / generate_batch | equal rows | prompts, tokens/s | setting |"
+    "| batch | side | tokens/s | rounds timed (left out for captures) | ms per round | roof, ms | round / roof "
+    "| accepted per row and round | share of K | acceptance | / plain | / generate_batch | / best peer "
+    "| equal rows | prompts, tokens/s | setting |"
 )
 
 
@@ -58,22 +59,36 @@ def aims(cells: Cells, acceptance: str) -> list[tuple[str, str]]:
         ("`auto` is never below the best of `plain`", _verdict(never_below, min, lambda ratio: ratio >= 1.0)),
         *(
             (
-                f"`{side}` gives at least {LEAST_OVER_BATCH} times `generate_batch` at batch {BATCH_BATCHES[0]} to "
-                f"{BATCH_BATCHES[1]} (acceptance asked of the draft model: {acceptance})",
-                _verdict(_ahead(cells, side), min, lambda ratio: ratio >= LEAST_OVER_BATCH),
+                f"`{side}` gives at least {LEAST_OVER_BATCH} times {named} at batch {PEER_BATCHES[0]} to "
+                f"{PEER_BATCHES[1]} (acceptance asked of the draft model: {acceptance})",
+                _verdict(_ahead(cells, side, peers), min, lambda ratio: ratio >= LEAST_OVER_BATCH),
             )
             for side in (AUTO_MODEL, AUTO)
+            for peers, named in (
+                ((GENERATE_BATCH,), "`generate_batch`"),
+                (BATCHED_PEERS, "the best batched peer of the cell"),
+            )
         ),
     ]
 
 
-def _ahead(cells: Cells, side: str) -> list[tuple[float, str]]:
-    """Ratios to ``generate_batch`` where both were measured."""
+def _ahead(cells: Cells, side: str, peers: Sequence[str]) -> list[tuple[float, str]]:
+    """Ratios to the best of some peers, where one of them was measured."""
     return [
-        (sides[side]["tokens_per_second"] / sides[GENERATE_BATCH]["tokens_per_second"], _name(cell))
+        (sides[side]["tokens_per_second"] / sides[best]["tokens_per_second"], f"{_name(cell)}, against {best}")
         for cell, sides in cells.items()
-        if BATCH_BATCHES[0] <= cell[1] <= BATCH_BATCHES[1] and side in sides and GENERATE_BATCH in sides
+        if PEER_BATCHES[0] <= cell[1] <= PEER_BATCHES[1] and side in sides
+        if (best := best_peer(sides, peers)) is not None
     ]
+
+
+def best_peer(sides: dict[str, dict[str, Any]], peers: Sequence[str] = BATCHED_PEERS) -> str | None:
+    """The fastest of some peers in a cell; None where none was measured."""
+    return max((peer for peer in peers if peer in sides), key=lambda peer: _speed(sides[peer]), default=None)
+
+
+def _speed(result: dict[str, Any]) -> float:
+    return float(result["tokens_per_second"])
 
 
 def _verdict(found: list[tuple[float, str]], worst_of: Any, is_met: Any) -> str:
@@ -99,7 +114,7 @@ def render(document: dict[str, Any]) -> str:
     for model, context in dict.fromkeys((cell[0], cell[2]) for cell in cells):
         lines += [f"## {model}, prompts of {context} tokens", "", *_table(cells, model, context, roof), ""]
         lines += _drafts(cells, model, context)
-    lines += [*_missing(results), *_checks(results)]
+    lines += [*_missing(results, document["not_reached"]), *_checks(results)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -108,8 +123,9 @@ def _description(
 ) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in hardware.get("versions", {}).items())
     yield (
-        f"Device: {hardware.get('device', 'unknown')}, {hardware.get('cores')} cores, load before: "
-        f"{hardware.get('load_average')}. Versions: {versions}. Date: {document['date']}. "
+        f"Device: {hardware.get('device', 'unknown')}{_memory(hardware)}, {hardware.get('cores')} cores, load before: "
+        f"{hardware.get('load_average')}. Versions: {versions}. Flash kernels for the peers: "
+        f"{', '.join(hardware.get('flash_kernels') or []) or 'none is installed'}. Date: {document['date']}. "
         f"{document['seconds']:.0f} s. Command: `{document['command']}`."
     )
     if roof:
@@ -138,8 +154,10 @@ def _description(
     yield (
         f"Greedy, {recipe['new_tokens']} new tokens a row, end of sequence ignored. A round's bytes: weights of the "
         "target and keys and values of all rows once, and the same for every draft step. The engine's speed is that of "
-        "its rounds in steady state; a peer's is the difference between a whole run and one that ends with the first "
-        "token. Equal rows: share that says what `plain` said, as far as both went."
+        f"at least {recipe['rounds']} rounds behind as many that warm up, all rows in flight; rounds that a graph was "
+        "captured in are left out, and their number and seconds stand beside. A peer's is the difference between a "
+        "whole run and one that ends with the first token. Equal rows: share that says what `plain` said, as far as "
+        "both went."
     )
 
 
@@ -152,7 +170,8 @@ def _table(cells: Cells, model: str, context: int, roof: dict[str, float]) -> It
         for side, result in sides.items():
             speed = result["tokens_per_second"]
             against = [
-                sides[other]["tokens_per_second"] if other in sides else None for other in (PLAIN, GENERATE_BATCH)
+                _speed(sides[other]) if other is not None and other in sides else None
+                for other in (PLAIN, GENERATE_BATCH, best_peer(sides))
             ]
             prompts = _number(result.get("prefill_tokens_per_second"), ".0f")
             if result.get("prefill_flops_per_second") and roof:
@@ -163,6 +182,7 @@ def _table(cells: Cells, model: str, context: int, roof: dict[str, float]) -> It
                 str(cell[1]),
                 side,
                 f"{speed:.1f}",
+                _rounds(result),
                 _number(result.get("round_seconds"), ".2f", 1e3),
                 _number(result.get("roof_seconds"), ".2f", 1e3),
                 _number(over_roof(result), ".2f"),
@@ -189,16 +209,30 @@ def _drafts(cells: Cells, model: str, context: int) -> Iterator[str]:
         yield from (f"Draft set to agree on {found[-1]:.2f} of the target's tokens behind these prompts.", "")
 
 
+def _memory(hardware: dict[str, Any]) -> str:
+    return f" with {hardware['memory_bytes'] / 2**30:.0f} GiB" if hardware.get("memory_bytes") else ""
+
+
+def _rounds(result: dict[str, Any]) -> str:
+    """How many rounds were timed, and what captures took of the same window."""
+    if not result.get("captured_rounds"):
+        return str(result.get("rounds", ""))
+    return f"{result['rounds']} ({result['captured_rounds']}, {result['captured_seconds']:.2f} s)"
+
+
 def _number(value: float | None, form: str, scale: float = 1.0) -> str:
     return "" if value is None else format(value * scale, form)
 
 
-def _missing(results: Iterable[dict[str, Any]]) -> Iterator[str]:
-    failed = [result for result in results if result["status"] == "failed"]
+def _missing(results: Iterable[dict[str, Any]], not_reached: Iterable[dict[str, Any]]) -> Iterator[str]:
+    failed = [f"- {_task(result)}: {result['reason']}" for result in results if result["status"] == "failed"]
+    failed += [
+        f"- {_task(result)}, tried with {setting}: {reason}"
+        for result in results
+        for setting, reason in result.get("failed_settings", {}).items()
+    ]
     if failed:
-        yield from ("## Failed", "")
-        yield from (f"- {_task(result)}: {result['reason']}" for result in failed)
-        yield ""
+        yield from ("## Failed", "", *failed, "")
     left_out: dict[str, list[str]] = {}
     for result in results:
         if result["status"] == "left out":
@@ -208,6 +242,9 @@ def _missing(results: Iterable[dict[str, Any]]) -> Iterator[str]:
         yield from ("## Left out", "")
         yield from (f"- {reason}: {'; '.join(tasks)}" for reason, tasks in left_out.items())
         yield ""
+    waiting = [_task(result) for result in not_reached]
+    if waiting:
+        yield from ("## Not reached", "", f"The run has not ended, or was ended: {'; '.join(waiting)}", "")
 
 
 def _task(result: dict[str, Any]) -> str:

@@ -13,13 +13,14 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 import transformers
 
-from gpu import engine_checks, engine_sides, peer_sides, plan, roof
-from gpu.models import Pair, equal_rows, prompts, release
+from gpu import continuous, engine_checks, engine_sides, peer_sides, peer_timing, plan, roof
+from gpu.models import PAGE_SIZE, Pair, equal_rows, num_pages, prompts, release
 from gpu.shapes import SHAPES
 from specbatch import __version__
 
@@ -28,6 +29,12 @@ _SPARE_BYTES = 6 << 30
 _FLOPS_SHARE, _LAYER_SECONDS, _PEER_LAYER_SECONDS = 0.2, 0.0007, 0.0015
 """For estimates: share of the measured FLOP/s that prefill reaches, and host seconds of one layer in one round."""
 _COMPILE_SECONDS = 75.0
+_CAPTURE_SECONDS, _DRAFT_SECONDS = 4.0, 5.0
+"""The graphs of a side of the engine; and its profile and the making of a draft, where it has one."""
+_CHECK_SECONDS = 60.0
+"""On a GPU a check stops by itself then, and says that it was not whole."""
+_MOST_SHARE = 1 / 3
+"""Of the time that is left, a task on a GPU may take no more, so that one that hangs does not cost the run."""
 _LEAST_LIMIT_SECONDS = {"cuda": 100.0, "cpu": 300.0}
 """What any task may take, the making of its models among it, before it counts as hanging."""
 
@@ -42,6 +49,7 @@ class Orders:
     new_tokens: int
     check_tokens: int
     check_rows: int
+    rounds: int
     deadline: float
     roof: dict[str, float] | None
     tasks: list[dict[str, Any]]
@@ -72,8 +80,7 @@ class Worker:
             if reason is not None:
                 self._say({"result": record | {"status": "left out", "reason": reason}})
                 continue
-            least = _LEAST_LIMIT_SECONDS["cuda" if self._device.type == "cuda" else "cpu"]
-            limit = min(4 * self._estimate(task) + least, max(left, 0.0) + 15.0)
+            limit = self._limit(task, left)
             self._say({"begin": record | {"name": task.name}, "limit_seconds": limit})
             self._say({"result": record | self._attempt(task, min(self._orders.deadline, time.time() + limit - 10.0))})
 
@@ -89,7 +96,7 @@ class Worker:
         except Exception as error:
             traceback.print_exc()
             outcome = {"status": "failed", "reason": f"{type(error).__name__}: {_one_line(error)}"}
-            if isinstance(error, peer_sides.TooSlowError) or self._is_poisoned(error):
+            if isinstance(error, peer_timing.TooSlowError) or self._is_poisoned(error):
                 # What hangs goes on in its thread, and a fault of the device stays: a fresh process does the rest.
                 self._say({"result": task.record() | outcome})
                 os._exit(3)
@@ -99,8 +106,14 @@ class Worker:
     def _cell(self, task: plan.Task, deadline: float) -> dict[str, Any]:
         pair = self._ready(task.model)
         rows = prompts(task.batch, task.context)
-        measure = peer_sides.measure if task.side in plan.PEERS else engine_sides.measure
-        figures, texts = measure(pair, task.batch, rows, task.side, self._orders.new_tokens, deadline)
+        what = pair, task.batch, rows, task.side, self._orders.new_tokens, deadline
+        try:
+            if task.side in plan.PEERS:
+                figures, texts = peer_sides.measure(*what)
+            else:
+                figures, texts = engine_sides.measure(*what, rounds=self._orders.rounds)
+        finally:
+            pair.fit_caches(1)  # also where it failed: the next task must find the memory free
         if task.side == plan.PLAIN:
             self._plain_texts[task.cell] = texts
         plain = self._plain_texts.get(task.cell)
@@ -114,6 +127,8 @@ class Worker:
 
     def _check(self, task: plan.Task, deadline: float) -> dict[str, Any]:
         orders = self._orders
+        if self._device.type == "cuda":
+            deadline = min(deadline, time.time() + _CHECK_SECONDS)
         if task.check == "bfloat16":
             return engine_checks.bfloat16_rate(self._device, orders.check_tokens, orders.check_rows, deadline)
         return engine_checks.against_twin(self._device, task.check, orders.check_tokens, deadline)
@@ -145,23 +160,44 @@ class Worker:
         if self._device.type != "cuda":
             return 0.0
         if task.check:
-            return 40.0
+            return _CHECK_SECONDS
         target, _ = self._models(task)
-        is_peer = task.side in plan.PEERS
+        orders = self._orders
         read = target.prefill_flops(task.batch, task.context) / (_FLOPS_SHARE * self._roof["flops_per_second"])
-        tokens = task.batch * (task.context + self._orders.new_tokens)
+        tokens = task.batch * (task.context + orders.new_tokens)
         memory = roof.round_bytes(target, None, tokens, 0, 0) / self._roof["bytes_per_second"]
-        host = target.shape.layers * (_PEER_LAYER_SECONDS if is_peer else _LAYER_SECONDS)
-        decode = self._orders.new_tokens * max(1.5 * memory, host)
-        passes = {plan.ASSISTED: 4, plan.STATIC: 4, plan.GENERATE_BATCH: 3}.get(task.side, 2 if is_peer else 1)
-        return 2.0 + passes * read + decode * (2 if passes > 2 else 1) + _COMPILE_SECONDS * (task.side == plan.STATIC)
+        if task.side in plan.PEERS:
+            host = target.shape.layers * _PEER_LAYER_SECONDS
+            reads, decodes = peer_sides.num_passes(task.side, task.model, task.batch, orders.new_tokens, self._device)
+            compiling = _COMPILE_SECONDS * (task.side == plan.STATIC)
+            return 2.0 + reads * read + decodes * orders.new_tokens * max(1.5 * memory, host) + compiling
+        rounds = orders.rounds + max(orders.rounds, orders.new_tokens)
+        round_seconds = max(1.5 * memory, target.shape.layers * _LAYER_SECONDS)
+        drafting = 0.0 if task.side.startswith(plan.PLAIN) else _DRAFT_SECONDS
+        return 2.0 + _CAPTURE_SECONDS + drafting + 1.5 * read + rounds * round_seconds
+
+    def _limit(self, task: plan.Task, left: float) -> float:
+        """Seconds after which a task counts as hanging, and is ended with its process."""
+        estimate = self._estimate(task)
+        if self._device.type != "cuda":
+            return min(_LEAST_LIMIT_SECONDS["cpu"], max(left, 0.0) + 15.0)
+        if task.check:
+            return min(2 * _CHECK_SECONDS, max(left, 0.0) + 15.0)
+        fair = max(1.5 * estimate + 30.0, _MOST_SHARE * left)
+        return min(4 * estimate + _LEAST_LIMIT_SECONDS["cuda"], fair, max(left, 0.0) + 15.0)
 
     def _bytes(self, task: plan.Task) -> float:
-        """Memory of a task: both copies of the weights, and caches a fifth larger than what is in them."""
+        """Memory of a task: both copies of the weights, and what its caches are made for."""
         target, draft = self._models(task)
-        tokens = 1.2 * task.batch * (task.context + 2 * self._orders.new_tokens)
-        kv = tokens * (target.kv_bytes + draft.kv_bytes)
-        return 2 * (target.weight_bytes + draft.weight_bytes) + kv + _SPARE_BYTES
+        weights = 2 * (target.weight_bytes + draft.weight_bytes)
+        if task.side in plan.PEERS:
+            cache = peer_sides.needed_bytes(task.side, target, task.batch, task.context, self._orders.new_tokens)
+            return weights + cache + _SPARE_BYTES
+        room = engine_sides.room_tokens(
+            task.side, task.batch * task.context, self._orders.new_tokens, self._orders.rounds
+        )
+        tokens = (1 + num_pages(task.batch, task.context + room)) * PAGE_SIZE
+        return weights + tokens * (target.kv_bytes + draft.kv_bytes) + _SPARE_BYTES
 
     def _hardware(self) -> dict[str, Any]:
         name = platform.processor() or platform.machine()
@@ -174,10 +210,12 @@ class Worker:
             "memory_bytes": memory,
             "cores": len(os.sched_getaffinity(0)),
             "load_average": round(os.getloadavg()[0], 2),
+            "flash_kernels": continuous.flash_kernels(),
             "versions": {
                 "specbatch": __version__,
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
+                "triton": _version_of("triton"),
                 "cuda": torch.version.cuda,
                 "python": platform.python_version(),
             },
@@ -196,6 +234,14 @@ class Worker:
     def _say(self, line: dict[str, Any]) -> None:
         self._answer.write(json.dumps(line) + "\n")
         self._answer.flush()
+
+
+def _version_of(package: str) -> str | None:
+    """None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _one_line(error: BaseException) -> str:
