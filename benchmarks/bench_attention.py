@@ -1,20 +1,25 @@
 """Paged attention on a GPU against the bytes that it must read: which part of the speed of a copy does it reach?
 
 python benchmarks/bench_attention.py
+python benchmarks/bench_attention.py --seconds 120 --without-flex
 
 One layer of 32 query heads and 8 key-value heads of width 128 in bfloat16. Beside it ``scaled_dot_product_attention``
-and, where it is there, FlexAttention, both on keys padded to the longest row.
+and FlexAttention, both on keys padded to the longest row. FlexAttention is compiled anew for each shape, which takes
+most of the time; cases that the time does not suffice for are named.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 import gpu  # noqa: F401  # finds the checkout where it is not installed
 import torch
+import triton
 from torch import Tensor
 from torch.nn import functional
 
@@ -63,7 +68,9 @@ def rows(contexts: list[int], width: int) -> tuple[Tensor, Tensor, Tensor, Spans
     return query, key, value, spans
 
 
-def padded(contexts: list[int], width: int) -> tuple[Callable[[], object], Callable[[], object] | None]:
+def padded(
+    contexts: list[int], width: int, *, has_flex: bool
+) -> tuple[Callable[[], object], Callable[[], object] | None]:
     """The same work by the others."""
     B, P = len(contexts), max(contexts) + width
     query = torch.randn(B, Q, width, D, dtype=DTYPE, device="cuda")
@@ -75,20 +82,21 @@ def padded(contexts: list[int], width: int) -> tuple[Callable[[], object], Calla
     def sdpa() -> object:
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
 
-    try:
-        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-    except ImportError:
+    if not has_flex:
         return sdpa, None
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     def is_seen(b: Tensor, _: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return k <= start[b] + q
 
+    # Compiled shapes are counted, and the ninth of a function would run uncompiled.
+    torch._dynamo.reset()
     block_mask = create_block_mask(is_seen, B, None, width, P, device="cuda")
     compiled: Any = torch.compile(flex_attention, dynamic=False)
     return sdpa, lambda: compiled(query, key, value, block_mask=block_mask, enable_gqa=True)
 
 
-def measured(contexts: list[int], width: int) -> list[float]:
+def measured(contexts: list[int], width: int, *, has_flex: bool) -> list[float]:
     """Microseconds of the kernel, of the kernel with one shape of tile, and of the others."""
     from specbatch.specdec.kernels.paged_attention import paged_attention
 
@@ -101,15 +109,21 @@ def measured(contexts: list[int], width: int) -> list[float]:
         )
         for is_invariant in (False, True)
     ]
-    times += [microseconds(other) if other else float("nan") for other in padded(contexts, width)]
+    times += [microseconds(other) if other else float("nan") for other in padded(contexts, width, has_flex=has_flex)]
     torch.cuda.empty_cache()
     return times
 
 
 def main() -> None:
     """Print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=300.0, help="no case begins later (default: 300)")
+    parser.add_argument("--without-flex", action="store_true", help="leave FlexAttention out")
+    options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("bench_attention: no GPU here; the kernel's times in the interpreter would mean nothing")
+    deadline, left_out = time.monotonic() + options.seconds, list[str]()
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}")
     speed = copy_bytes_per_microsecond()
     print(f"copy: {speed / 1e6:.2f} TB/s\n")
     print("| rows | context | T | paged µs | part of copy | invariant µs | sdpa µs | flex µs |\n" + "|---" * 8 + "|")
@@ -120,10 +134,16 @@ def main() -> None:
         if num_bytes > 16e9 or max(contexts) * len(contexts) * 2 * H * D * DTYPE.itemsize > 16e9:
             continue
         for width in (1, 5, 9):
-            times = measured(contexts, width)
+            if time.monotonic() > deadline:
+                left_out.append(f"{len(contexts)} x {name}, T = {width}")
+                continue
+            times = measured(contexts, width, has_flex=not options.without_flex)
             part = num_bytes / speed / times[0]
             cells = [len(contexts), name, width, f"{times[0]:.0f}", f"{part:.2f}", f"{times[1]:.0f}"]
-            print("|" + "|".join(f" {cell} " for cell in [*cells, *(f"{time:.0f}" for time in times[2:])]) + "|")
+            cells += [f"{microseconds:.0f}" for microseconds in times[2:]]
+            print("|" + "|".join(f" {cell} " for cell in cells) + "|", flush=True)
+    if left_out:
+        print(f"\nnot measured, no time: {'; '.join(left_out)}")
 
 
 if __name__ == "__main__":
