@@ -58,6 +58,7 @@ class Run:
         )
         self._under_way: dict[str, Any] | None = None
         self._limit = 0.0
+        self._last_words = ""
         self._out: Path | None = options.out
         self.document: dict[str, Any] = {
             "recipe": {
@@ -91,7 +92,9 @@ class Run:
             num_silent = num_silent + 1 if len(self._todo) == before else 0
             if num_silent == 2:
                 break
-        reason = "the processes that measure did not start" if num_silent == 2 else "no time: the run had ended"
+        reason = "no time: the run had ended"
+        if num_silent == 2:
+            reason = f"the processes that measure did not start{self._why()}"
         self.document["results"] += [task.record() | {"status": "left out", "reason": reason} for task in self._todo]
         self._todo = []
         self._write()
@@ -121,10 +124,13 @@ class Run:
         paths = [str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")]
         # Nothing is looked for on a hub: there may be no network, and waiting for one would cost the run.
         environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "HF_HUB_OFFLINE": "1"}
-        process = subprocess.Popen(self._worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ, text=True)
-        requests, lines = process.stdin, process.stdout
+        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        process = subprocess.Popen(self._worker, env=environ, text=True, **pipes)
+        requests, lines, complaints = process.stdin, process.stdout, process.stderr
         assert requests is not None
         assert lines is not None
+        assert complaints is not None
+        self._last_words = ""
         with contextlib.suppress(BrokenPipeError):  # it has ended already; that shows below
             requests.write(json.dumps(orders))
             requests.close()
@@ -135,7 +141,14 @@ class Run:
                 answers.put(line)
             answers.put(None)
 
-        threading.Thread(target=listen, daemon=True).start()
+        def overhear() -> None:
+            for line in complaints:
+                sys.stderr.write(line)
+                self._last_words = line.strip() or self._last_words
+
+        threads = [threading.Thread(target=work, daemon=True) for work in (listen, overhear)]
+        for thread in threads:
+            thread.start()
         self._expect(None, min(_START_SECONDS, self._deadline - time.time()))
         reason = "its process ended"
         try:
@@ -150,9 +163,14 @@ class Run:
         finally:
             process.kill()  # also where this process itself is told to end
             code = process.wait()
+            threads[1].join(timeout=1.0)
         if self._under_way is not None and "side" in self._under_way:
             task = plan.Task(**{key: value for key, value in self._under_way.items() if key != "name"})
-            self._keep(task.record() | {"status": "failed", "reason": f"{reason} (exit code {code})"})
+            self._keep(task.record() | {"status": "failed", "reason": f"{reason} (exit code {code}){self._why()}"})
+
+    def _why(self) -> str:
+        """What the process that measures said last, where it said anything."""
+        return f", with the last words {self._last_words[:200]!r}" if self._last_words else ""
 
     def _take(self, answer: dict[str, Any]) -> None:
         """One line of the process that measures."""

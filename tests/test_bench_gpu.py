@@ -150,10 +150,14 @@ def test_a_side_that_breaks_or_hangs_is_named_and_the_others_are_measured(tmp_pa
 
 def test_a_process_that_never_starts_ends_the_run(tmp_path: Path) -> None:
     options = bench_gpu.parse(["--shapes", "tiny", "--batches", "4", "--out", str(tmp_path / "gpu.json")])
-    run = bench_gpu.Run(options, "command", (sys.executable, "-c", "import sys; sys.stdin.read()"))
+    lacks = "import sys; sys.stdin.read(); import there_is_no_such_module"
+    run = bench_gpu.Run(options, "command", (sys.executable, "-c", lacks))
     run.go()
     reasons = {entry["reason"] for entry in run.document["results"]}
-    assert reasons == {"the processes that measure did not start"}
+    why = "ModuleNotFoundError: No module named 'there_is_no_such_module'"
+    assert reasons == {f"the processes that measure did not start, with the last words {why!r}"}
+    assert why in (tmp_path / "gpu.md").read_text()
+    assert run.document["not_reached"] == []
 
 
 @pytest.mark.parametrize("arguments", [["--shapes", "3B"], ["--sides", "vllm"], ["--acceptance", "1.2"]])

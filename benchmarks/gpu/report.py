@@ -236,7 +236,8 @@ def _missing(results: Iterable[dict[str, Any]], not_reached: Iterable[dict[str, 
     left_out: dict[str, list[str]] = {}
     for result in results:
         if result["status"] == "left out":
-            reason = result["reason"].split(":")[0]
+            # What differs from task to task stands behind a colon.
+            reason = result["reason"].split(": it takes about")[0]
             left_out.setdefault(reason, []).append(_task(result))
     if left_out:
         yield from ("## Left out", "")
