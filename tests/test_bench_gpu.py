@@ -245,7 +245,7 @@ def test_every_settled_round_is_seen_and_what_captures_take_falls_into_those_lef
         return run_twin(book, key, work)
 
     monkeypatch.setattr(GraphBook, "run", run_captured)
-    monkeypatch.setattr(GraphBook, "num_graphs", property(lambda book: len(keys)))
+    monkeypatch.setattr(GraphBook, "num_captured", property(lambda book: len(keys)))
     subject = an_engine()
     seen, started = watch.Watch(subject), time.perf_counter()
     for row in range(2):
