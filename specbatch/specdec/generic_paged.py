@@ -18,8 +18,9 @@ from specbatch.specdec.families import num_heads, num_kv_heads
 from specbatch.specdec.feed import Feed, IntArray
 from specbatch.specdec.kernels import interface
 from specbatch.specdec.kernels.spans import Spans
-from specbatch.specdec.kernels.twin import write_pages
+from specbatch.specdec.kernels.twin import pages_and_offsets, write_pages
 from specbatch.specdec.paged_memory import PagedMemory, Pages
+from specbatch.specdec.paging import PAGE_SIZE
 from specbatch.specdec.runner import ModelRunner
 
 LOOKS_INTO_TENSORS = frozenset({"granitemoe", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"})
@@ -32,15 +33,19 @@ class PagedCache(Cache):  # type: ignore[misc]
     def __init__(self, memory: PagedMemory) -> None:
         super().__init__(layers=[])
         self._memory = memory
-        self.place_M = torch.empty(0, dtype=torch.int64)
+        self._places = pages_and_offsets(torch.empty(0, dtype=torch.int64), PAGE_SIZE)
+
+    def write_at(self, place_M: Tensor) -> None:
+        """Where the tokens of the next forward go: int64 page * page size + offset."""
+        self._places = pages_and_offsets(place_M, PAGE_SIZE)
 
     def update(
         self, key_1HMD: Tensor, value_1HMD: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Write [1, H, M, D] at the places that were set before the forward."""
         keys, values = self._memory.keys[layer_idx], self._memory.values[layer_idx]
-        write_pages(keys, key_1HMD[0].transpose(0, 1), self.place_M)
-        write_pages(values, value_1HMD[0].transpose(0, 1), self.place_M)
+        write_pages(keys, key_1HMD[0].transpose(0, 1), self._places)
+        write_pages(values, value_1HMD[0].transpose(0, 1), self._places)
         return keys, values
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -110,7 +115,7 @@ class PagedGenericDecoder:
         self, token_M: Tensor, position_M: Tensor, place_M: Tensor, spans: Spans, index_N: Tensor | None
     ) -> Tensor:
         """See ``lean_paged.PagedLeanDecoder.forward``."""
-        self._cache.place_M = place_M
+        self._cache.write_at(place_M)
         output = self._model(
             input_ids=token_M.unsqueeze(0),
             position_ids=position_M.clamp(max=self.context_length - 1).unsqueeze(0),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from specbatch.specdec.kernels.twin import write_pages
+from specbatch.specdec.kernels.twin import pages_and_offsets, write_pages
 
 
 def add_rms_norm_twin(x_ME: Tensor, delta_ME: Tensor | None, weight_E: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
@@ -46,8 +46,9 @@ def rotate_and_write_twin(
     half = D // 2
     swapped = torch.cat((both[..., half:], both[..., :half]), dim=-1)
     rotated = torch.addcmul(both * cos_MD.unsqueeze(1), swapped, sin_MD.unsqueeze(1))
-    write_pages(key_pool_NSHD, rotated[:, Q:], place_M)
-    write_pages(value_pool_NSHD, states_MSD[:, Q + H :], place_M)
+    places = pages_and_offsets(place_M, key_pool_NSHD.shape[1])
+    write_pages(key_pool_NSHD, rotated[:, Q:], places)
+    write_pages(value_pool_NSHD, states_MSD[:, Q + H :], places)
     return rotated[:, :Q]
 
 

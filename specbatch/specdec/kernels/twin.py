@@ -48,11 +48,16 @@ def paged_attention_twin(
     return out_MQV
 
 
-def write_pages(pool_NSHD: Tensor, states_MHD: Tensor, place_M: Tensor) -> None:
-    """Write tokens at flat places (page * page size + offset), in the pool's type.
+def pages_and_offsets(place_M: Tensor, page_size: int) -> tuple[Tensor, Tensor]:
+    """Flat places (page * page size + offset, int64) as ``write_pages`` takes them, for all layers of a forward."""
+    return place_M // page_size, place_M % page_size
+
+
+def write_pages(pool_NSHD: Tensor, states_MHD: Tensor, places: tuple[Tensor, Tensor]) -> None:
+    """Write tokens in the pool's type.
 
     Args:
-        pool_NSHD: keys or values of one layer. place_M: int64; no place twice, but those of the scratch page.
+        pool_NSHD: keys or values of one layer. places: pages and offsets [M]; none twice, but of the scratch page.
     """
     if pool_NSHD.dtype.itemsize == 1:
         # What 8 bits cannot hold becomes the largest number that they can, not NaN. torch copies bytes by index on
@@ -62,8 +67,7 @@ def write_pages(pool_NSHD: Tensor, states_MHD: Tensor, place_M: Tensor) -> None:
         pool_NSHD = pool_NSHD.view(torch.uint8)
     else:
         states = states_MHD.to(pool_NSHD.dtype)
-    page_size = pool_NSHD.shape[1]
-    pool_NSHD[place_M // page_size, place_M % page_size] = states
+    pool_NSHD[places] = states
 
 
 def _gathered(pool_NSHD: Tensor, pages_W: Tensor) -> Tensor:

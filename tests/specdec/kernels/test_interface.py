@@ -1,4 +1,4 @@
-"""Unmodified modules over paged memory, for every supported family."""
+"""Unmodified modules over paged memory, for every supported family; on a GPU where there is one, by the kernel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from paged_cases import int32
+from paged_cases import int32 as int32_on_cpu
 from tiny import CONTEXT, VARIANTS, VOCAB, tiny_model
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
@@ -16,12 +16,17 @@ from specbatch.specdec.attention import layer_masks
 from specbatch.specdec.families import FAMILIES, layer_windows
 from specbatch.specdec.kernels import interface
 from specbatch.specdec.kernels.spans import Spans
-from specbatch.specdec.kernels.twin import write_pages
+from specbatch.specdec.kernels.twin import pages_and_offsets, write_pages
 
 _KINDS = {family: family for family in FAMILIES} | {name: kind for name, (kind, _) in VARIANTS.items()}
 _PAGED = [name for name, kind in _KINDS.items() if interface.takes_pages(kind) and name != "qwen2_moe with windows"]
 PAGE = 16
 NUM_PAGES = 8
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def int32(values: list[Any]) -> Tensor:
+    return int32_on_cpu(values).to(DEVICE)
 
 
 class Pages(Cache):
@@ -38,10 +43,11 @@ class Pages(Cache):
     def update(self, key_1HMD: Tensor, value_1HMD: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         states = [tensor[0].transpose(0, 1) for tensor in (key_1HMD, value_1HMD)]
         if layer not in self.pools:
-            keys, values = (torch.full((NUM_PAGES, PAGE, *state.shape[1:]), torch.nan).double() for state in states)
+            shapes = [(NUM_PAGES, PAGE, *state.shape[1:]) for state in states]
+            keys, values = (torch.full(shape, torch.nan, device=DEVICE).double() for shape in shapes)
             self.pools[layer] = keys, values
         for pool, state in zip(self.pools[layer], states, strict=True):
-            write_pages(pool, state, self.place_M)
+            write_pages(pool, state, pages_and_offsets(self.place_M, PAGE))
         return self.pools[layer]
 
 
@@ -51,7 +57,9 @@ def paged_logits(model: Any, rows: list[Tensor], pieces: list[int]) -> list[Tens
     cache, outs, begins = Pages(), [[] for _ in rows], [0] * len(rows)
     for piece in pieces:
         counts = [min(piece, len(row) - begin) for row, begin in zip(rows, begins, strict=True)]
-        positions = [torch.arange(begin, begin + count) for begin, count in zip(begins, counts, strict=True)]
+        positions = [
+            torch.arange(begin, begin + count, device=DEVICE) for begin, count in zip(begins, counts, strict=True)
+        ]
         cache.place_M = torch.cat(
             [table[number, where // PAGE].long() * PAGE + where % PAGE for number, where in enumerate(positions)]
         )
@@ -74,7 +82,7 @@ def paged_logits(model: Any, rows: list[Tensor], pieces: list[int]) -> list[Tens
 
 def whole_logits(model: Any, row: Tensor) -> Tensor:
     """By the same attention function without spans; its tokens are held against ``generate`` elsewhere."""
-    positions = torch.arange(len(row)).unsqueeze(0)
+    positions = torch.arange(len(row), device=DEVICE).unsqueeze(0)
     masks = layer_masks(layer_windows(model.config), positions, len(row), torch.float64)
     return model(input_ids=row.unsqueeze(0), position_ids=positions, attention_mask=masks, use_cache=False).logits[0]
 
@@ -83,9 +91,9 @@ def whole_logits(model: Any, row: Tensor) -> Tensor:
 @torch.inference_mode()
 def test_modules_over_pages_say_what_they_say_without(family: str) -> None:
     interface.register()
-    model = tiny_model(family, seed=2)
+    model = tiny_model(family, seed=2).to(DEVICE)
     generator = torch.Generator().manual_seed(1)
-    rows = [torch.randint(0, VOCAB, (length,), generator=generator) for length in (40, 23)]
+    rows = [torch.randint(0, VOCAB, (length,), generator=generator).to(DEVICE) for length in (40, 23)]
     model.set_attn_implementation(interface.PAGED_ATTENTION_NAME)
     expected = [whole_logits(model, row) for row in rows]
     for logits, wanted in zip(paged_logits(model, rows, [17, 5, 1, CONTEXT]), expected, strict=True):
@@ -96,10 +104,10 @@ def test_modules_over_pages_say_what_they_say_without(family: str) -> None:
 @torch.inference_mode()
 def test_modules_that_keep_arguments_to_themselves_are_refused(family: str) -> None:
     interface.register()
-    model = tiny_model(family)
+    model = tiny_model(family).to(DEVICE)
     model.set_attn_implementation(interface.PAGED_ATTENTION_NAME)
     with pytest.raises(SpecbatchError, match=r"that it does not tell its function|does not say where its tokens stand"):
-        paged_logits(model, [torch.arange(12), torch.arange(9)], [CONTEXT])
+        paged_logits(model, [torch.arange(12, device=DEVICE), torch.arange(9, device=DEVICE)], [CONTEXT])
 
 
 def test_the_families_that_stay_without_pages() -> None:

@@ -9,7 +9,7 @@ import torch
 from paged_cases import PAGE, by_the_book, case
 
 from specbatch.specdec.kernels import attend
-from specbatch.specdec.kernels.twin import paged_attention_twin, write_pages
+from specbatch.specdec.kernels.twin import paged_attention_twin, pages_and_offsets, write_pages
 
 SCALING = 0.3
 
@@ -40,7 +40,7 @@ def test_tokens_are_written_where_they_stand(pool: torch.dtype) -> None:
     memory = torch.zeros(4, PAGE, 2, 8, dtype=pool)
     states = torch.randn(3, 2, 8, dtype=torch.float64)
     places = torch.tensor([3 * PAGE + 15, PAGE, 2 * PAGE + 7])
-    write_pages(memory, states, places)
+    write_pages(memory, states, pages_and_offsets(places, PAGE))
     for number, (page, slot) in enumerate([(3, 15), (1, 0), (2, 7)]):
         assert torch.equal(memory[page, slot].double(), states[number].to(pool).double())
     assert int((memory.double() != 0).any(-1).any(-1).sum()) == 3
