@@ -36,8 +36,8 @@ DEFAULT_MEMORY_FRACTION = 0.9
 
 _PREFILL_TOKENS: Mapping[str, int] = {"cpu": 1024, "cuda": 4608}
 """Tokens of one forward with a chunk of prompts, at most; canonical evaluation runs a whole prefix at once."""
-_CAPTURED_BYTES: Mapping[str, int] = {"cpu": 0, "cuda": 768 << 20}
-"""What captured rounds keep for themselves: temporaries of their graphs, and attention's partial sums (256 MiB)."""
+_CAPTURED_BYTES: Mapping[str, int] = {"cpu": 0, "cuda": 1536 << 20}
+"""What captured rounds keep for themselves: temporaries of their graphs, and attention's partial sums (1 GiB)."""
 _COLLECTIVES_BYTES: Mapping[str, int] = {"cpu": 0, "cuda": 1 << 30}
 """What a rank's collectives keep for themselves: nccl takes buffers for every channel, outside of torch's pool."""
 

@@ -2,16 +2,17 @@
 
 What is launched, in a forward of M tokens with GROUP query heads per key-value head:
 
-- Few queries (decoding rounds): a tile of 16 to 64 rows holds the queries of a segment with their heads. One program
+- Few queries (decoding rounds): a tile of 16 to 128 rows holds the queries of a segment with their heads. One program
   per segment, key-value head and share p of the row's splits; the partial results go to memory and a second launch
-  folds them. There are as many shares as keep the device busy, and one share needs neither partials nor second launch.
+  folds them. There are as many shares as keep the device busy and let no program walk a long row alone, while short
+  rows leave theirs at once; one share needs neither partials nor second launch.
 - Many queries (chunks of prompts): one program per tile and key-value head, which folds in registers.
-- Both in one call: the tiles are counted off over the segments, at most M * GROUP / BLOCK_M + segments of them, so
-  that a segment costs what its tokens cost. A round of 256 rows with one token each beside a chunk of 2,048 tokens,
-  with a GROUP of 4 and 8 key-value heads, is (2304 * 4 / 64 + 257) * 8 = 3,208 programs; 3,072 of them find work.
+- Both in one call: where most tiles would be empty they are counted off over the segments, at most
+  M * GROUP / BLOCK_M + segments of them, so that a segment costs what its tokens cost. A round of 256 rows with one
+  token each beside a chunk of 2,048 tokens, with a GROUP of 4 and 8 key-value heads, is
+  (2304 * 4 / 64 + 257) * 8 = 3,208 programs; 3,072 of them find work.
 
-The number of shares never changes a bit of the result: see ``paged_kernels``. The shape of a tile may, because another
-matrix instruction is used; ``is_invariant`` holds it fixed.
+``launch`` decides about all of this, and says what of it may change bits.
 
 Shape letters: M tokens, Q query heads, H key-value heads, D and V widths of keys and values, N pages of S positions.
 """
@@ -19,13 +20,13 @@ Shape letters: M tokens, Q query heads, H key-value heads, D and V widths of key
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from specbatch.specdec.kernels.launch import SPLIT, plan_launch, tile_options, tile_rows
 from specbatch.specdec.kernels.paged_kernels import (
     FIND_WIDTH,
     MERGE_HEADS,
@@ -35,30 +36,7 @@ from specbatch.specdec.kernels.paged_kernels import (
 )
 from specbatch.specdec.kernels.spans import Spans
 
-SPLIT = 256
-"""Keys of a split. Part of the meaning of "the same bits": another number rounds differently."""
-
-MAX_PARTIAL_BYTES = 256 * 2**20
-"""Partial results that would take more are not made: so many tokens or keys keep a device busy without shares."""
-
-_PROGRAMS_PER_PROCESSOR = 4
-_INVARIANT_ROWS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """Shape of a launch; all of it follows from host integers.
-
-    Attributes:
-        rows: of a tile. num_tiles: programs per key-value head and share. tiles_per_segment: 0 where the tiles are
-            counted off over the segments. num_programs: shares of a row's splits. num_splits: that a token may have.
-    """
-
-    rows: int
-    num_tiles: int
-    tiles_per_segment: int
-    num_programs: int
-    num_splits: int
+_SUMS = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
 def paged_attention(
@@ -95,7 +73,7 @@ def paged_attention(
         return out_MQV
     _check(query_MQD, key_NSHD, value_NSHD)
     group = Q // H
-    launch = _launch(
+    launch = plan_launch(
         num_tokens=M,
         num_segments=num_segments,
         max_count=spans.max_count,
@@ -137,72 +115,6 @@ def paged_attention(
                 enable_fp_fusion=False, **common,
             )  # fmt: skip
     return out_MQV
-
-
-_SUMS = {torch.float32: tl.float32, torch.float64: tl.float64}
-
-
-def tile_rows(
-    dtype: torch.dtype, width: int, *, num_rows: int, num_segments: int, max_rows: int, is_invariant: bool
-) -> int:
-    """Rows of a tile for segments of at most ``max_rows`` rows, ``num_rows`` in all; a row is a query's head.
-
-    Wide types have no matrix instruction that is exact: their tiles are small, always the same, and computed by fma.
-    """
-    if dtype.itemsize > 2:
-        return 16
-    if is_invariant:
-        return _INVARIANT_ROWS
-    if num_rows >= 128 * num_segments and width <= 128:  # the sums of wider values do not fit the registers
-        return 128
-    return next((rows for rows in (16, 32) if max_rows <= rows), 64)
-
-
-def tile_options(dtype: torch.dtype, width: int, rows: int) -> dict[str, object]:
-    """Compile options of the tile: they follow from the types and the shape, so that equal shapes give equal bits."""
-    block: dict[str, object]
-    if dtype.itemsize > 2:
-        block = {"BLOCK_N": 32 if dtype == torch.float32 else 16, "num_stages": 2, "PRECISION": "ieee"}
-    else:
-        block = {"BLOCK_N": 64 if width <= 128 else 32, "num_stages": 4 if rows < 64 else 3, "PRECISION": "tf32"}
-    num_warps = 8 if rows > 64 or (rows == 64 and width > 128) else 4
-    # Multiply-adds only where they are written: not where a compiler finds some, in one program and not in the next.
-    return block | {"BLOCK_M": rows, "num_warps": num_warps, "enable_fp_fusion": False}
-
-
-def _launch(
-    *,
-    num_tokens: int,
-    num_segments: int,
-    max_count: int,
-    max_keys: int,
-    heads: tuple[int, int],
-    window: int | None,
-    rows: int,
-    partial_bytes: int,
-    num_processors: int,
-    num_programs: int | None,
-) -> Launch:
-    """Decide the shape of the launch; ``heads`` are key-value heads and their group, ``partial_bytes`` of one split."""
-    H, group = heads
-    tiles_per_segment = -(-max_count * group // rows)
-    num_tiles = num_segments * tiles_per_segment
-    # A segment's last tile is not full, so counting off needs at most one tile more for each.
-    counted = num_tokens * group // rows + num_segments
-    is_counted = counted < num_tiles
-    num_splits = -(-max(max_keys, 1) // SPLIT)
-    if window is not None:  # the splits of a token lie side by side, so that these places are enough
-        num_splits = min(num_splits, (window + SPLIT - 2) // SPLIT + 1)
-    wanted = -(-_PROGRAMS_PER_PROCESSOR * num_processors // (min(counted, num_tiles) * H))
-    if num_splits * partial_bytes > MAX_PARTIAL_BYTES or is_counted:
-        wanted = 1
-    return Launch(
-        rows=rows,
-        num_tiles=counted if is_counted else num_tiles,
-        tiles_per_segment=0 if is_counted else tiles_per_segment,
-        num_programs=num_programs or max(1, min(wanted, num_splits)),
-        num_splits=num_splits,
-    )
 
 
 @functools.cache

@@ -61,7 +61,15 @@ def _find_tile(count_R, tile, num_segments, GROUP: tl.constexpr, BLOCK_M: tl.con
         "num_programs",
         "num_splits",
     ],
-    do_not_specialize_on_alignment=["query_MQD", "first_R", "count_R", "start_R", "table_RW"],
+    do_not_specialize_on_alignment=[
+        "top_MQS",
+        "total_MQS",
+        "query_MQD",
+        "first_R",
+        "count_R",
+        "start_R",
+        "table_RW",
+    ],
 )
 def attend_kernel(
     out_MQV,
@@ -124,25 +132,30 @@ def attend_kernel(
     if tile * BLOCK_M >= count * GROUP:
         return
     start = tl.load(start_R + segment)
+    # Keys of the tile: from the first that its first query sees to the last that its last query sees.
+    end = start + tl.minimum(count, (tile * BLOCK_M + BLOCK_M - 1) // GROUP + 1)
+    lowest = 0
+    if WINDOW > 0:
+        lowest = tl.maximum(start + tile * BLOCK_M // GROUP - WINDOW + 1, 0)
+    # There are as many shares as the longest row wants. The merge reads nothing that one without splits would write.
+    first_split = lowest // SPLIT + tl.program_id(2)
+    if first_split >= tl.cdiv(end, SPLIT):
+        return
     row_X = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     query_X = row_X // GROUP
     is_row_X = query_X < count
     token_X = (tl.load(first_R + segment) + query_X).to(tl.int64)
     head_X = kv_head * GROUP + row_X % GROUP
     position_X = start + query_X
+    lowest_X = position_X * 0
+    if WINDOW > 0:
+        lowest_X = tl.maximum(position_X - WINDOW + 1, 0)
     d_D, v_V = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
     query_XD = tl.load(
         query_MQD + token_X[:, None] * query_token_stride + head_X[:, None] * query_head_stride + d_D[None, :],
         mask=is_row_X[:, None] & (d_D < D)[None, :],
         other=0.0,
     )
-    # Keys of the tile: from the first that its first query sees to the last that its last query sees.
-    end = start + tl.minimum(count, (tile * BLOCK_M + BLOCK_M - 1) // GROUP + 1)
-    lowest = 0
-    lowest_X = position_X * 0
-    if WINDOW > 0:
-        lowest = tl.maximum(start + tile * BLOCK_M // GROUP - WINDOW + 1, 0)
-        lowest_X = tl.maximum(position_X - WINDOW + 1, 0)
     key_base = key_NSHD + kv_head.to(tl.int64) * key_head_stride
     value_base = value_NSHV + kv_head.to(tl.int64) * value_head_stride
     table_row = table_RW + segment.to(tl.int64) * table_stride
@@ -150,7 +163,7 @@ def attend_kernel(
     top_X = tl.full([BLOCK_M], float("-inf"), SUMS)
     total_X = tl.zeros([BLOCK_M], SUMS)
     sum_XV = tl.zeros([BLOCK_M, BLOCK_V], SUMS)
-    for split in range(lowest // SPLIT + tl.program_id(2), tl.cdiv(end, SPLIT), num_programs):
+    for split in range(first_split, tl.cdiv(end, SPLIT), num_programs):
         split_top_X = tl.full([BLOCK_M], float("-inf"), SUMS)
         split_total_X = tl.zeros([BLOCK_M], SUMS)
         split_sum_XV = tl.zeros([BLOCK_M, BLOCK_V], SUMS)
@@ -213,7 +226,10 @@ def attend_kernel(
         )
 
 
-@triton.jit(do_not_specialize=["max_count", "num_splits"])
+@triton.jit(
+    do_not_specialize=["max_count", "num_splits"],
+    do_not_specialize_on_alignment=["top_MQS", "total_MQS", "first_R", "count_R", "start_R"],
+)
 def merge_kernel(
     out_MQV,
     sum_MQSV,
