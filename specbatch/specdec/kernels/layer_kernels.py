@@ -4,8 +4,11 @@ What eager mode rounds between two operations is rounded here too, so that half 
 the order of sums and the last bit of exponentials. Fusing multiply-adds is switched off: whether it is Triton's default
 changes with its version. No result of a token depends on another token: a program sees one.
 
-The launchers read nothing from the device and choose shapes from widths alone, so they may stand in a CUDA graph. They
-launch on the current device, which must be that of the tensors.
+The launchers read nothing from the device and choose shapes from widths alone, so they may stand in a CUDA graph.
+
+A model has one binary of each kernel, whatever the number of tokens and wherever a batch's tensors begin: Triton sees
+rows that are dense and begin at 16 bytes, and no stride of them. How a program loads decides how it divides a row among
+its threads, and so the order of the sums in a norm.
 
 Shape letters: M tokens, E hidden width, I inner width of the MLP, Q query heads, H key-value heads, D head width,
 N pages of S positions.
@@ -30,8 +33,6 @@ def add_rms_norm_kernel(
     x_ME,
     delta_ME,
     weight_E,
-    x_stride,
-    delta_stride,
     E: tl.constexpr,
     EPSILON: tl.constexpr,
     HAS_DELTA: tl.constexpr,
@@ -42,9 +43,9 @@ def add_rms_norm_kernel(
     token = tl.program_id(0).to(tl.int64)
     index = tl.arange(0, BLOCK)
     is_inside = index < E
-    x = tl.load(x_ME + token * x_stride + index, mask=is_inside, other=0.0)
+    x = tl.load(x_ME + token * E + index, mask=is_inside, other=0.0)
     if HAS_DELTA:
-        delta = tl.load(delta_ME + token * delta_stride + index, mask=is_inside, other=0.0)
+        delta = tl.load(delta_ME + token * E + index, mask=is_inside, other=0.0)
         x = (x.to(COMPUTE) + delta.to(COMPUTE)).to(x_ME.dtype.element_ty)
         tl.store(sum_ME + token * E + index, x, mask=is_inside)
     x = x.to(COMPUTE)
@@ -76,7 +77,7 @@ def _store(pointer, low, high, index, is_inside, HALF: tl.constexpr, LARGEST: tl
     tl.store(pointer + HALF + index, high.to(pointer.dtype.element_ty), mask=is_inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["place_M"])
 def rotate_and_write_kernel(
     query_MQD,
     key_NSHD,
@@ -87,9 +88,6 @@ def rotate_and_write_kernel(
     place_M,
     query_norm_D,
     key_norm_D,
-    states_stride,
-    cos_stride,
-    sin_stride,
     key_page_stride,
     key_slot_stride,
     key_head_stride,
@@ -114,7 +112,7 @@ def rotate_and_write_kernel(
     head = tl.program_id(1)
     index = tl.arange(0, BLOCK)
     is_inside = index < HALF
-    source = states_MSD + token * states_stride + head * D
+    source = states_MSD + token * (Q + 2 * H) * D + head * D
     low = tl.load(source + index, mask=is_inside, other=0.0)
     high = tl.load(source + HALF + index, mask=is_inside, other=0.0)
     place = tl.load(place_M + token).to(tl.int64)
@@ -129,10 +127,10 @@ def rotate_and_write_kernel(
         if HAS_KEY_NORM:  # noqa: SIM102
             if head >= Q:
                 low, high = _normed(low, high, key_norm_D, index, is_inside, D, EPSILON, COMPUTE)
-        low_cos = tl.load(cos_MD + token * cos_stride + index, mask=is_inside, other=0.0).to(COMPUTE)
-        high_cos = tl.load(cos_MD + token * cos_stride + HALF + index, mask=is_inside, other=0.0).to(COMPUTE)
-        low_sin = tl.load(sin_MD + token * sin_stride + index, mask=is_inside, other=0.0).to(COMPUTE)
-        high_sin = tl.load(sin_MD + token * sin_stride + HALF + index, mask=is_inside, other=0.0).to(COMPUTE)
+        low_cos = tl.load(cos_MD + token * D + index, mask=is_inside, other=0.0).to(COMPUTE)
+        high_cos = tl.load(cos_MD + token * D + HALF + index, mask=is_inside, other=0.0).to(COMPUTE)
+        low_sin = tl.load(sin_MD + token * D + index, mask=is_inside, other=0.0).to(COMPUTE)
+        high_sin = tl.load(sin_MD + token * D + HALF + index, mask=is_inside, other=0.0).to(COMPUTE)
         # The product with the cosine is rounded, the rest is one multiply-add: ``addcmul`` of a stored product.
         low_product = (low.to(COMPUTE) * low_cos).to(low.dtype).to(COMPUTE)
         high_product = (high.to(COMPUTE) * high_cos).to(high.dtype).to(COMPUTE)
@@ -146,16 +144,22 @@ def rotate_and_write_kernel(
 
 
 @triton.jit
-def silu_mul_kernel(out_MI, gate_up_MI, stride, inner, COMPUTE: tl.constexpr, BLOCK: tl.constexpr):
+def silu_mul_kernel(out_MI, gate_up_MI, inner, COMPUTE: tl.constexpr, BLOCK: tl.constexpr):
     """Grid (M, blocks of I). SiLU is rounded before it is multiplied."""
     token = tl.program_id(0).to(tl.int64)
     index = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     is_inside = index < inner
-    gate = tl.load(gate_up_MI + token * stride + index, mask=is_inside, other=0.0).to(COMPUTE)
-    up = tl.load(gate_up_MI + token * stride + inner + index, mask=is_inside, other=0.0)
+    gate = tl.load(gate_up_MI + token * 2 * inner + index, mask=is_inside, other=0.0).to(COMPUTE)
+    up = tl.load(gate_up_MI + token * 2 * inner + inner + index, mask=is_inside, other=0.0)
     gate = (gate / (1.0 + tl.exp(-gate))).to(up.dtype)
     out = gate.to(COMPUTE) * up.to(COMPUTE)
     tl.store(out_MI + token * inner + index, out.to(out_MI.dtype.element_ty), mask=is_inside)
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy, without gaps and beginning at 16 bytes: so that all launches of a kernel are alike."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % 16 else tensor
 
 
 def launch_add_rms_norm(
@@ -163,21 +167,21 @@ def launch_add_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """See ``layer.add_rms_norm``."""
     M, E = x_ME.shape
-    delta = x_ME if delta_ME is None else delta_ME
-    assert x_ME.stride(1) == 1
-    assert delta.shape == x_ME.shape
-    assert delta.stride(1) == 1
+    x = dense(x_ME)
+    delta = x if delta_ME is None else dense(delta_ME)
+    assert delta.shape == x.shape
     assert weight_E.shape == (E,)
-    normed = torch.empty((M, E), dtype=x_ME.dtype, device=x_ME.device)
+    normed = torch.empty((M, E), dtype=x.dtype, device=x.device)
     total = x_ME if delta_ME is None else torch.empty_like(normed)
     if M == 0:
         return total, normed
     block = triton.next_power_of_2(E)
-    add_rms_norm_kernel[(M,)](
-        total, normed, x_ME, delta, weight_E, x_ME.stride(0), delta.stride(0), E=E, EPSILON=epsilon,
-        HAS_DELTA=delta_ME is not None, COMPUTE=_COMPUTE.get(x_ME.dtype, tl.float32), BLOCK=block,
-        num_warps=min(16, max(1, block // 512)), enable_fp_fusion=False,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        add_rms_norm_kernel[(M,)](
+            normed if delta_ME is None else total, normed, x, delta, weight_E, E=E, EPSILON=epsilon,
+            HAS_DELTA=delta_ME is not None, COMPUTE=_COMPUTE.get(x.dtype, tl.float32), BLOCK=block,
+            num_warps=min(16, max(1, block // 512)), enable_fp_fusion=False,
+        )  # fmt: skip
     return total, normed
 
 
@@ -197,42 +201,43 @@ def launch_rotate_and_write(
     """See ``layer.rotate_and_write``."""
     M, D = cos_MD.shape
     Q, H, S = num_heads, num_kv_heads, key_pool_NSHD.shape[1]
-    states = states_MSD.view(M, (Q + 2 * H) * D)
+    states, cos, sin = dense(states_MSD), dense(cos_MD), dense(sin_MD)
+    assert states.numel() == M * (Q + 2 * H) * D
     assert D % 2 == 0
-    assert sin_MD.shape == (M, D)
+    assert sin.shape == (M, D)
     assert place_M.shape == (M,)
     assert place_M.is_contiguous()
     assert key_pool_NSHD.shape == value_pool_NSHD.shape
     assert key_pool_NSHD.shape[2:] == (H, D)
-    dense = (states, cos_MD, sin_MD, key_pool_NSHD, value_pool_NSHD)
-    assert all(tensor.stride(-1) == 1 for tensor in dense), "heads must be dense"
+    assert key_pool_NSHD.stride(3) == value_pool_NSHD.stride(3) == 1, "heads must be dense"
     query = torch.empty((M, Q, D), dtype=states.dtype, device=states.device)
     if M == 0:
         return query
-    rotate_and_write_kernel[(M, Q + 2 * H)](
-        query, key_pool_NSHD, value_pool_NSHD, states, cos_MD, sin_MD, place_M,
-        states if query_norm_D is None else query_norm_D, states if key_norm_D is None else key_norm_D,
-        states.stride(0), cos_MD.stride(0), sin_MD.stride(0),
-        *key_pool_NSHD.stride()[:3], *value_pool_NSHD.stride()[:3],
-        PAGE=S, Q=Q, H=H, D=D, EPSILON=epsilon,
-        HAS_QUERY_NORM=query_norm_D is not None, HAS_KEY_NORM=key_norm_D is not None,
-        KEY_LARGEST=_largest(key_pool_NSHD), VALUE_LARGEST=_largest(value_pool_NSHD),
-        COMPUTE=_COMPUTE.get(states.dtype, tl.float32), BLOCK=triton.next_power_of_2(D // 2),
-        num_warps=1, enable_fp_fusion=False,
-    )  # fmt: skip
+    with torch.cuda.device_of(states):
+        rotate_and_write_kernel[(M, Q + 2 * H)](
+            query, key_pool_NSHD, value_pool_NSHD, states, cos, sin, place_M,
+            states if query_norm_D is None else query_norm_D, states if key_norm_D is None else key_norm_D,
+            *key_pool_NSHD.stride()[:3], *value_pool_NSHD.stride()[:3],
+            PAGE=S, Q=Q, H=H, D=D, EPSILON=epsilon,
+            HAS_QUERY_NORM=query_norm_D is not None, HAS_KEY_NORM=key_norm_D is not None,
+            KEY_LARGEST=_largest(key_pool_NSHD), VALUE_LARGEST=_largest(value_pool_NSHD),
+            COMPUTE=_COMPUTE.get(states.dtype, tl.float32), BLOCK=triton.next_power_of_2(D // 2),
+            num_warps=1, enable_fp_fusion=False,
+        )  # fmt: skip
     return query
 
 
 def launch_silu_mul(gate_up_MI: Tensor) -> Tensor:
     """See ``layer.silu_mul``."""
     M, inner = gate_up_MI.shape[0], gate_up_MI.shape[1] // 2
-    assert gate_up_MI.stride(1) == 1
     assert gate_up_MI.shape[1] % 2 == 0
-    out = torch.empty((M, inner), dtype=gate_up_MI.dtype, device=gate_up_MI.device)
-    if M > 0:
+    gate_up = dense(gate_up_MI)
+    out = torch.empty((M, inner), dtype=gate_up.dtype, device=gate_up.device)
+    if M == 0:
+        return out
+    with torch.cuda.device_of(gate_up):
         silu_mul_kernel[(M, triton.cdiv(inner, _SILU_BLOCK))](
-            out, gate_up_MI, gate_up_MI.stride(0), inner,
-            COMPUTE=_COMPUTE.get(out.dtype, tl.float32), BLOCK=_SILU_BLOCK, num_warps=4,
+            out, gate_up, inner, COMPUTE=_COMPUTE.get(out.dtype, tl.float32), BLOCK=_SILU_BLOCK, num_warps=4,
             enable_fp_fusion=False,
         )  # fmt: skip
     return out
