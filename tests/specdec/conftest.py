@@ -1,15 +1,18 @@
-"""Shared models of the engine's tests."""
+"""Shared models of the engine's tests.
+
+What they are made with is imported where it is asked for: the tests of kernels run on machines that lack most of it.
+"""
 
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from tiny import CONTEXT, VOCAB, perturbed, tiny_model
 
-from specbatch.schemas.sampling import SamplingParams
+if TYPE_CHECKING:
+    from specbatch.schemas.sampling import SamplingParams
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,17 +22,25 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def target() -> Any:
+    from tiny import tiny_model
+
     return tiny_model(seed=3)
 
 
 @pytest.fixture(scope="session")
 def draft(target: Any) -> Any:
+    from tiny import perturbed
+
     return perturbed(target, 0.15)
 
 
 @pytest.fixture(scope="session")
 def rows() -> list[tuple[list[int], SamplingParams]]:
     """Ragged prompts and lengths, greedy and random rows side by side, one-token and full-context prompts."""
+    from tiny import CONTEXT, VOCAB
+
+    from specbatch.schemas.sampling import SamplingParams
+
     generator = random.Random(5)
     rows = []
     for number in range(14):

@@ -10,6 +10,7 @@ import re
 import sys
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -18,7 +19,28 @@ from specbatch.specdec.kernels import invariant_kernels as products
 from specbatch.specdec.kernels import layer_kernels as layers
 
 _POINTERS = re.compile(r"_[A-Z0-9]{1,5}$")
+_LOAD = re.compile(r"ldmatrix\.\S+ \{([^}]*)\}, \[(%r\d+)(?:\+(\d+))?\]")
+_MULTIPLY = re.compile(r"mma\.sync\S+m16n8k16\S+ \{ ([^}]*) \}, \{ ([^}]*) \}, \{ [^}]* \}, \{ \1 \}")
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _MATRIX = re.compile(r"(?:mma\.sync|wgmma\.mma_async)\S*?\.(m\d+n\d+k\d+)")
+
+
+def orders(ptx: str) -> list[list[tuple[int, int]]]:
+    """In which order the inputs of a step are multiplied, one list for each kind of output that there is.
+
+    Every matrix instruction adds to four sums in place. Where its rows were loaded from says which inputs it takes: an
+    address, counted off, and what is added to it, of which whole rows of a step are left out.
+    """
+    loaded, addresses = {}, []
+    for registers, address, offset in _LOAD.findall(ptx):
+        loaded[registers] = address, int(offset or 0) % products.STEP_BYTES
+    found: dict[str, list[tuple[int, int]]] = {}
+    for sums, rows in _MULTIPLY.findall(ptx):
+        address, offset = loaded[rows]
+        if address not in addresses:
+            addresses.append(address)
+        found.setdefault(sums, []).append((addresses.index(address), offset))
+    return sorted({tuple(order) for order in found.values()})
 
 
 def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], default: str, **options: int) -> None:
@@ -40,6 +62,7 @@ def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], defa
         "kernel": kernel.fn.__name__, "type": default, "shared_bytes": done.metadata.shared,
         "matrix": sorted(set(_MATRIX.findall(ptx))), "is_wgmma": "wgmma.mma_async" in ptx,
         "async_copies": len(re.findall(r"cp\.async\.c[ag]", ptx)), "is_8_bits": "e4m3x2" in ptx,
+        "rows": constants.get("BLOCK_M"), "orders": orders(ptx),
     }  # fmt: skip
     sys.stdout.write(json.dumps(found) + "\n")
 
@@ -62,15 +85,16 @@ def main() -> None:
             }  # fmt: skip
             types = {"key_NSHD": f"*{pool}", "value_NSHD": f"*{pool}", "place_M": "*i64"}
             compiled(layers.rotate_and_write_kernel, types, constants, default, num_warps=1)
-        for is_even in (True, False):
-            constants = {
-                "HAS_BIAS": True, "IS_EVEN": is_even, "COMPUTE": tl.float32, "BLOCK_M": products.ROWS,
-                "BLOCK_N": products.OUTPUTS, "BLOCK_K": products.STEP_BYTES // size,
-            }  # fmt: skip
-            compiled(
-                products.invariant_linear_kernel, {}, constants, default,
-                num_warps=products.NUM_WARPS, num_stages=products.NUM_STAGES,
-            )  # fmt: skip
+        for tile in {products.tile_of(_DTYPES[default], rows) for rows in (1, 1000)}:
+            for is_even in (True, False):
+                constants = {
+                    "HAS_BIAS": True, "IS_EVEN": is_even, "COMPUTE": tl.float32, "BLOCK_M": tile.rows,
+                    "BLOCK_N": tile.outputs, "BLOCK_K": products.STEP_BYTES // size,
+                }  # fmt: skip
+                compiled(
+                    products.invariant_linear_kernel, {}, constants, default,
+                    num_warps=tile.num_warps, num_stages=tile.num_stages,
+                )  # fmt: skip
 
 
 if __name__ == "__main__":

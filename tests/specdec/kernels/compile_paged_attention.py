@@ -1,6 +1,6 @@
 """Compile the kernels of paged attention down to machine code for compute capability 9.0, which needs no GPU.
 
-Run by ``test_paged_kernel.py``; ``python compile_paged_attention.py --all`` compiles every kind of tile and prints what
+Run by ``test_kernels.py``; ``python compile_paged_attention.py --all`` compiles every kind of tile and prints what
 each takes.
 """
 
@@ -15,7 +15,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from specbatch.specdec.kernels.paged_attention import SPLIT, tile_options
+from specbatch.specdec.kernels.launch import SPLIT, tile_options
 from specbatch.specdec.kernels.paged_kernels import (
     FIND_WIDTH,
     MERGE_HEADS,

@@ -1,46 +1,28 @@
 """What the kernel of paged attention must do, in Triton's interpreter or on a GPU.
 
-``test_paged_kernel.py`` runs this file, each way in a process of its own. By hand, with TRITON_INTERPRET=1 or 0:
-
-    TRITON_INTERPRET=1 python -m pytest tests/specdec/kernels/paged_kernel_checks.py
+``test_kernels.py`` runs this file, each way in a process of its own. By hand: see ``device.py``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from device import DEVICE, HALF, IS_GPU
 from paged_cases import Case
 from paged_cases import case as case_on_cpu
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from specbatch.specdec.kernels import paged_attention as module
-from specbatch.specdec.kernels.paged_attention import SPLIT, paged_attention
+from specbatch.specdec.kernels.launch import SPLIT, tile_rows
+from specbatch.specdec.kernels.paged_attention import paged_attention
 from specbatch.specdec.kernels.twin import paged_attention_twin
 
-DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
-IS_GPU = DEVICE == "cuda"
 SCALING = 0.3
 TOLERANCES = {torch.float64: 1e-13, torch.float32: 3e-6, torch.float16: 3e-3}
-if IS_GPU:  # the interpreter multiplies the bits of bfloat16 as whole numbers
+if IS_GPU:
     TOLERANCES[torch.bfloat16] = 2e-2
-
-
-@pytest.fixture
-def _rows_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the interpreter a product that rounds a row alike wherever it stands; its own, by BLAS, does not."""
-    if IS_GPU:
-        return
-
-    def create_dot(_: Any, a: TensorHandle, b: TensorHandle, d: TensorHandle, *__: Any) -> TensorHandle:
-        left, right = (operand.data.astype(d.data.dtype) for operand in (a, b))
-        return TensorHandle(np.add.reduce(left[:, :, None] * right[None], axis=1) + d.data, d.dtype.scalar)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
 
 
 def case(*counts_and_starts: list[int], **options: Any) -> Case:
@@ -85,17 +67,35 @@ def test_windows_and_caps(options: dict[str, Any], num_programs: int) -> None:
     check(case([1, 6], [2 * SPLIT + 40, SPLIT - 3], heads=(2, 1)), num_programs=num_programs, **options)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
-def test_pools_of_8_bits(dtype: torch.dtype) -> None:
-    check(case([1, 3], [20, 9], dtype=dtype, pool=torch.float8_e4m3fn))
+@pytest.mark.parametrize(
+    ("dtype", "width"),
+    [(torch.float64, 16), (torch.float16, 16), *[(torch.bfloat16, width) for width in (64, 128, 256) if IS_GPU]],
+    ids=str,
+)
+def test_pools_of_8_bits(dtype: torch.dtype, width: int) -> None:
+    check(case([1, 3], [20, 9], widths=(width, width), dtype=dtype, pool=torch.float8_e4m3fn))
 
 
-@pytest.mark.parametrize("is_invariant", [False, True])
-def test_a_long_chunk_beside_short_segments(is_invariant: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(not IS_GPU, reason="the interpreter knows no tile that does not fit")
+@pytest.mark.parametrize("pool", [torch.bfloat16, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("width", [64, 128, 256])
+@pytest.mark.parametrize("count", [1, 3, 8, 18, 70])
+def test_every_tile(count: int, width: int, pool: torch.dtype) -> None:
+    """With a group of 4: tiles of 16, 32, 64 and 128 rows, where the width has them."""
+    paged = case([count, count], [SPLIT + 20, 9], heads=(8, 2), widths=(width, width), dtype=torch.bfloat16, pool=pool)
+    for num_programs in (1, 2):
+        check(paged, num_programs=num_programs)
+
+
+@pytest.mark.parametrize(("is_invariant", "num_programs"), [(False, 1), (True, 1), (True, 2)])
+def test_a_long_chunk_beside_short_segments(
+    is_invariant: bool, num_programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     launches = []
-    decide = module._launch
-    monkeypatch.setattr(module, "_launch", lambda **sizes: launches.append(decide(**sizes)) or launches[-1])
-    check(case([1, 0, 70, 1, 2, 3], [30, 0, 5, SPLIT + 2, 60, 0], dtype=torch.float16), is_invariant=is_invariant)
+    decide = module.plan_launch
+    monkeypatch.setattr(module, "plan_launch", lambda **sizes: launches.append(decide(**sizes)) or launches[-1])
+    paged = case([1, 0, 70, 1, 2, 3], [30, 0, 5, SPLIT + 2, 60, 0], heads=(2, 1), dtype=torch.float16)
+    check(paged, is_invariant=is_invariant, num_programs=num_programs)
     assert launches[0].tiles_per_segment == 0
     assert launches[0].num_tiles < 6 * -(-70 * 2 // launches[0].rows)
 
@@ -105,17 +105,14 @@ def test_more_segments_than_are_counted_at_once(monkeypatch: pytest.MonkeyPatch)
     check(case([0, 1, 2, 0, 1, 18, 0, 0, 0, 40, 1], list(range(11)), heads=(1, 1), dtype=torch.float32))
 
 
-_HALF = torch.bfloat16 if IS_GPU else torch.float16
-
-
 @pytest.mark.usefixtures("_rows_alike")
 @pytest.mark.parametrize(
     ("dtype", "pool", "width", "window"),
     [
-        (_HALF, None, 16, None),
-        (_HALF, None, 16, SPLIT - 40),
+        (HALF, None, 16, None),
+        (HALF, None, 16, SPLIT - 40),
         (torch.float32, None, 16, None),
-        *[(_HALF, pool, width, None) for pool in (None, torch.float8_e4m3fn) for width in (64, 128, 256) if IS_GPU],
+        *[(HALF, pool, width, None) for pool in (None, torch.float8_e4m3fn) for width in (64, 128, 256) if IS_GPU],
     ],
     ids=str,
 )
@@ -170,7 +167,7 @@ def test_an_invariant_tile_has_one_shape(dtype: torch.dtype) -> None:
     """The interpreter rounds all shapes alike, and would not tell."""
     sizes = [(4, 1, 4), (2048, 1, 2048), (2304, 257, 2048), (160, 32, 5)]
     shapes = {
-        module.tile_rows(dtype, 64, num_rows=rows, num_segments=segments, max_rows=most, is_invariant=True)
+        tile_rows(dtype, 64, num_rows=rows, num_segments=segments, max_rows=most, is_invariant=True)
         for rows, segments, most in sizes
     }
     assert len(shapes) == 1

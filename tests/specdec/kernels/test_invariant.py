@@ -1,4 +1,4 @@
-"""What an invariant product promises on a CPU, and what that rests on; its kernel's cases: ``interpreted_layer.py``."""
+"""What an invariant product promises on a CPU, and what that rests on; its kernel: ``layer_kernel_checks.py``."""
 
 from __future__ import annotations
 

@@ -1,12 +1,8 @@
-"""The small operations of a layer: the twins against the lean decoder, the kernels in the interpreter and compiled."""
+"""The small operations of a layer: the twins against the lean decoder. Their kernels: ``layer_kernel_checks.py``."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,44 +12,6 @@ from torch import Tensor
 
 from specbatch.specdec.kernels import layer
 from specbatch.specdec.lean import LeanDecoder
-
-HERE = Path(__file__).parent
-
-
-def run(*arguments: str, **environment: str) -> str:
-    """Triton decides at its import whether to interpret, so it has a process of its own."""
-    done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=280, check=False,
-        env=os.environ | environment,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
-    return done.stdout
-
-
-@pytest.mark.slow
-def test_the_kernels_in_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    file = HERE / "interpreted_layer.py"
-    assert " passed" in run("-m", "pytest", "-p", "no:cacheprovider", str(file), TRITON_INTERPRET="1")
-
-
-@pytest.mark.long
-def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
-    """For compute capability 9.0; what runs on such a device is another question."""
-    pytest.importorskip("triton")
-    out = run("-W", "error", str(HERE / "compile_layer.py"), TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
-    found = [json.loads(line) for line in out.splitlines()]
-    assert {one["kernel"] for one in found} == {
-        "add_rms_norm_kernel", "silu_mul_kernel", "rotate_and_write_kernel", "invariant_linear_kernel",
-    }  # fmt: skip
-    products = [one for one in found if one["kernel"] == "invariant_linear_kernel"]
-    for product in products:
-        expected = [] if product["type"] == "fp32" else ["m16n8k16"]
-        assert product["matrix"] == expected
-        assert not product["is_wgmma"]
-        assert product["async_copies"] > 0
-        assert product["shared_bytes"] <= 227 * 1024 // 4
-    assert any(one["is_8_bits"] for one in found)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
