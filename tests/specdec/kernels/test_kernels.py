@@ -23,7 +23,9 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("triton") is None and not IS_ASKED, reason="triton is not installed"),
 ]
-CHECKS = pytest.mark.parametrize("checks", ["paged_kernel_checks.py", "layer_kernel_checks.py"])
+CHECKS = pytest.mark.parametrize(
+    "checks", ["paged_kernel_checks.py", "layer_kernel_checks.py", "draw_kernel_checks.py"]
+)
 
 
 def run(*arguments: str, **environment: str) -> str:
@@ -80,3 +82,14 @@ def test_the_kernels_of_a_layer_compile_for_a_gpu(tmp_path: Path) -> None:
     assert all(order == orders[0] for order in orders)
     assert len(orders[0]) == 1
     assert len(set(map(tuple, orders[0][0]))) == 128 // 16
+
+
+@pytest.mark.long
+def test_the_kernels_of_draws_compile_for_a_gpu(tmp_path: Path) -> None:
+    """The bound on the noise asks for the library's logarithm; Triton has a fast one for exponentials and the like."""
+    out = run("-W", "error", str(HERE / "compile_draw.py"), TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
+    found = [json.loads(line) for line in out.splitlines()]
+    assert len(found) == 7
+    assert not any(one["has_fast_logarithm"] for one in found)
+    assert not any(one["local_accesses"] for one in found)
+    assert all(one["widest_load"] > 1 for one in found if one["kernel"] == "draw_tiles_kernel")

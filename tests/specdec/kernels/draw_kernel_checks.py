@@ -1,14 +1,13 @@
-"""The draw's kernels in Triton's interpreter, against the twin in torch; ``test_draw.py`` runs this file:
+"""What the draw's kernels must do, in Triton's interpreter or on a GPU, against the twin in torch.
 
-TRITON_INTERPRET=1 python -m pytest tests/specdec/kernels/interpreted_draw.py
-
-A program takes the interpreter some 30 ms, however little it computes, so rows are few here.
+``test_kernels.py`` runs this file, each way in a process of its own. By hand: see ``device.py``. A program takes the
+interpreter some 30 ms, however little it computes, so rows are few here.
 """
 
 from __future__ import annotations
 
 import math
-import os
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from device import DEVICE
 from torch import Tensor
 
 from specbatch.schemas.sampling import SamplingParams
@@ -25,12 +25,17 @@ from specbatch.specdec.kernels import draw_kernels
 from specbatch.specdec.sampling import Draw, Positions, SamplingTensors, draw_draft, draw_target
 from specbatch.specdec.winner import Winner, make_scene
 
-assert os.environ.get("TRITON_INTERPRET") == "1"
 VOCAB = draw_kernels.TILE + 77
 
 
+@pytest.fixture(autouse=True)
+def _on_device() -> Iterator[None]:
+    with torch.device(DEVICE):
+        yield
+
+
 def tensors(params: list[SamplingParams], vocab: int = VOCAB) -> SamplingTensors:
-    return SamplingTensors.from_params(params, [()] * len(params), torch.device("cpu"), vocab)
+    return SamplingTensors.from_params(params, [()] * len(params), torch.device(DEVICE), vocab)
 
 
 def mixed_rows(num_rows: int, **settings: Any) -> list[SamplingParams]:
@@ -47,8 +52,8 @@ def places(num_rows: int, index: int = 3) -> Positions:
 
 def logits(num_rows: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
     """Rows of a wider tensor, like those of a head that is larger than the vocabulary."""
-    generator = torch.Generator().manual_seed(seed)
-    return (3 * torch.randn(num_rows, VOCAB + 19, generator=generator)).to(dtype)[:, :VOCAB]
+    torch.manual_seed(seed)
+    return (3 * torch.randn(num_rows, VOCAB + 19)).to(dtype)[:, :VOCAB]
 
 
 def by_kernel(logits_NV: Tensor, positions: Positions, given: SamplingTensors, epsilon: float) -> Winner:
@@ -73,10 +78,10 @@ def hash_kernel(bits_NC, seed_N, index_N, token_C, C: tl.constexpr):
 
 
 def test_the_bits_are_those_of_the_noise() -> None:
-    generator = torch.Generator().manual_seed(1)
-    seed_N = torch.cat((torch.randint(1 << 62, (30,), generator=generator), torch.tensor([0, 1, (1 << 63) - 1])))
-    index_N = torch.cat((torch.randint(1 << 40, (30,), generator=generator), torch.tensor([0, 7, 1000])))
-    token_C = torch.cat((torch.randint(1 << 31, (60,), generator=generator), torch.tensor([0, 1, 149_999, 2**31 - 1])))
+    torch.manual_seed(1)
+    seed_N = torch.cat((torch.randint(1 << 62, (30,)), torch.tensor([0, 1, (1 << 63) - 1])))
+    index_N = torch.cat((torch.randint(1 << 40, (30,)), torch.tensor([0, 7, 1000])))
+    token_C = torch.cat((torch.randint(1 << 31, (60,)), torch.tensor([0, 1, 149_999, 2**31 - 1])))
     token_C = token_C.to(torch.int32)
     bits_NC = torch.zeros(33, 64, dtype=torch.int32)
     hash_kernel[(33,)](bits_NC, seed_N, index_N, token_C, C=64)
@@ -181,7 +186,7 @@ def test_equal_tokens_strange_numbers_and_no_rows(is_random: bool) -> None:
 def test_draws_through_the_door_that_a_gpu_takes(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, epsilon: float
 ) -> None:
-    """Untruncated, truncated and greedy rows, changed logits, log-probabilities; each against the way of a CPU."""
+    """Untruncated, truncated and greedy rows, changed logits, log-probabilities; each against the way of torch."""
     logits_NV = logits(4, dtype, seed=2)
     cut = [SamplingParams(temperature=0.8, top_p=0.9, seed=9, logprobs=True)]
     batches = {
@@ -199,7 +204,10 @@ def test_draws_through_the_door_that_a_gpu_takes(
     monkeypatch.setattr(untruncated, "two_best", counted)
     for name, params in batches.items():
         given, positions = tensors(params), places(4)
-        expected, drafted_N = draw_target(logits_NV, positions, given, epsilon), draw_draft(logits_NV, positions, given)
+        with monkeypatch.context() as patched:
+            patched.setattr(sampling, "is_drawn_by_kernel", lambda values: False)
+            expected = draw_target(logits_NV, positions, given, epsilon)
+            drafted_N = draw_draft(logits_NV, positions, given)
         with monkeypatch.context() as patched:
             patched.setattr(sampling, "is_drawn_by_kernel", lambda values: values.dtype != torch.float64)
             found = draw_target(logits_NV, positions, given, epsilon)
