@@ -23,7 +23,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *EXAMPLES.rg
 RUN = {"bash", "python"}
 DECODING = ("submit", "resume", "retry-failed", "repair", "preview", "calibrate", "schedule run")
 MANY_COMMANDS = 40
-MANY_DECODING = 3
+MANY_DECODING = 2
 """From so many commands that decode a page is left to ``make test-all``.
 
 Each starts a Ray and loads the models, some ten seconds, and ``make test`` is short of time. What such a page shows may
@@ -42,10 +42,10 @@ def num_decoding(page: Path) -> int:
     return sum(text.count(f"specbatch {name} ") for name in DECODING)
 
 
-def marks_of(num_decoding: int) -> list[pytest.MarkDecorator]:
-    """The marks of a page with so many commands that decode."""
+def marks_of(num_decoding: int, *, is_first: bool = False) -> list[pytest.MarkDecorator]:
+    """The marks of a page with so many commands that decode; the first that a user follows is never left out."""
     marks = [pytest.mark.ray, pytest.mark.slow] if num_decoding else []
-    return [*marks, pytest.mark.long] if num_decoding >= MANY_DECODING else marks
+    return [*marks, pytest.mark.long] if num_decoding >= MANY_DECODING and not is_first else marks
 
 
 def process_of(block: Block) -> list[str]:
@@ -63,7 +63,8 @@ def _cases() -> list[object]:
     cases = []
     for page in PAGES:
         if any(block.language in RUN for block in commands(page)):
-            cases.append(pytest.param(page, id=str(page.relative_to(ROOT)), marks=marks_of(num_decoding(page))))
+            marks = marks_of(num_decoding(page), is_first=page.name == "quickstart.md")
+            cases.append(pytest.param(page, id=str(page.relative_to(ROOT)), marks=marks))
     return cases
 
 
@@ -137,7 +138,8 @@ def test_a_page_with_many_commands_that_decode_is_a_long_one(tmp_path: Path) -> 
     page = tmp_path / "page.md"
     page.write_text("```bash\nspecbatch submit a --output b\nspecbatch schedule run --once\nspecbatch plan a\n```\n")
     assert num_decoding(page) == 2
-    assert [[mark.name for mark in marks_of(number)] for number in (0, 2, 3)] == [
+    assert [mark.name for mark in marks_of(3, is_first=True)] == ["ray", "slow"]
+    assert [[mark.name for mark in marks_of(number)] for number in (0, 1, 2)] == [
         [],
         ["ray", "slow"],
         ["ray", "slow", "long"],
