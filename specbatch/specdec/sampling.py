@@ -174,6 +174,20 @@ def _transformed(logits_NV: Tensor, positions: Positions, sampling: SamplingTens
     return scaled_NV.masked_fill((temperature_N1 == 0) & ~is_best_NV, -torch.inf)
 
 
+def logprobs_at(logits_NV: Tensor, place_BT: Tensor, token_BT: Tensor) -> Tensor:
+    """float64 [B, T] log-probabilities of tokens under the raw logits of some positions.
+
+    Args:
+        place_BT: int64 position of each token.
+    """
+    place_X, token_X = place_BT.flatten(), token_BT.flatten()
+    found = [
+        _logprob(logits_NV[place_X[part]].to(torch.float64), token_X[part])
+        for part in slices(logits_NV[:1].expand(len(place_X), -1))
+    ]
+    return _joined(found).view_as(place_BT)
+
+
 def _winner(
     raw_NV: Tensor, positions: Positions, sampling: SamplingTensors, epsilon: float, *, is_final: bool = False
 ) -> Winner:

@@ -18,7 +18,7 @@ from specbatch.specdec.accept import NO_CUT, BoolArray, Commit, IntArray, accept
 from specbatch.specdec.batch import Batch
 from specbatch.specdec.coupling import accept_block
 from specbatch.specdec.output import SequenceOutput
-from specbatch.specdec.sampling import Positions, SamplingTensors, draw_target, transformed_logits
+from specbatch.specdec.sampling import Positions, SamplingTensors, draw_target, logprobs_at, transformed_logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +196,7 @@ def _ratio_test(
     )
     parts = [verdict.token_BT, verdict.num_accepted_B, verdict.is_finite_B]
     if sampling.wants_logprobs:
-        place_BT = batch.tensor(pad_BT)
-        logprob_BTV = logits_NV.to(torch.float64).log_softmax(dim=-1)[place_BT]
-        parts.append(logprob_BTV.gather(-1, verdict.token_BT.clamp(min=0).unsqueeze(-1)))
+        parts.append(logprobs_at(logits_NV, batch.tensor(pad_BT), verdict.token_BT.clamp(min=0)))
     return parts
 
 

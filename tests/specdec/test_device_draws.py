@@ -17,7 +17,7 @@ from specbatch.schemas.sampling import SamplingParams
 from specbatch.specdec import buckets, sampling, transform, winner
 from specbatch.specdec.coupling import accept_block, propose_token
 from specbatch.specdec.footprint import BYTES_PER_SLICED_LOGIT
-from specbatch.specdec.sampling import Draw, Positions, draw_draft, draw_target, transformed_logits
+from specbatch.specdec.sampling import Draw, Positions, draw_draft, draw_target, logprobs_at, transformed_logits
 
 MIXED = [
     {"temperature": 0.9},
@@ -133,9 +133,14 @@ def everything(cases: list[Case], dtype: torch.dtype) -> Any:
         law_NV.repeat_interleave(2, dim=0), [law_NV], drafted_B[:, None], torch.ones_like(index_B), seed_B, index_B
     )
     drafts_B = draw_draft(logits_NV, positions, given)
+    place_BT = torch.stack((index_B, index_B.flip(0)), dim=1) % len(cases)
+    logprob_BT = logprobs_at(logits_NV, place_BT, judged.token_BT.clamp(min=0))
+    exact_NV = logits_NV.to(torch.float64).log_softmax(dim=-1)
+    expected_BT = exact_NV[place_BT].gather(-1, judged.token_BT.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(logprob_BT, expected_BT, rtol=1e-12, atol=1e-12)
     return (
         draw_target(logits_NV, positions, given, 1e-4), drafts_B, law_NV, drafted_B, judged.token_BT,
-        judged.num_accepted_B,
+        judged.num_accepted_B, logprob_BT,
     )  # fmt: skip
 
 
