@@ -107,13 +107,22 @@ def test_the_device_accepts_and_commits_as_the_host_does(seed: int, num_rows: in
 
 
 class NoLooking(TorchDispatchMode):
-    """Refuses what would wait for a device, or make a shape from what is in a tensor."""
+    """Refuses what would wait for a device, or make a shape from what is in a tensor.
 
-    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique", "item", "equal")
+    In inference mode, as the engine runs, operations that are made of others arrive whole: ``if tensor`` is another one
+    there than elsewhere.
+    """
+
+    FORBIDDEN = (
+        *("_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "one_hot"),
+        *("nonzero", "argwhere", "masked_select", "unique", "_unique"),
+    )
+    FORBIDDEN_FORMS = ("aten.where.default", "aten.repeat_interleave.Tensor", "aten.repeat_interleave.self_Tensor")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.split("::")[1]
-        assert name.split(".")[0] not in self.FORBIDDEN, f"{name} looks into a tensor"
+        assert name not in self.FORBIDDEN, f"{name} looks into a tensor"
+        assert str(func) not in self.FORBIDDEN_FORMS, f"{func} looks into a tensor"
         if name.startswith(("index.", "index_put")) or name in ("index", "index_put", "index_put_"):
             masks = [index for index in args[1] if index is not None and index.dtype == torch.bool]
             assert not masks, "a mask of bools makes a shape of its contents"
@@ -195,10 +204,20 @@ def test_unmodified_modules_over_pages_equal_their_twin_and_can_be_captured(
 
 
 def test_the_watch_sees_a_look_into_a_tensor() -> None:
+    """Also as the engine runs, in inference mode, where other operations arrive here."""
     values = torch.arange(3)
-    for look in (lambda: values[values > 1], lambda: int(values[0]), lambda: values.nonzero()):
-        with pytest.raises(AssertionError), NoLooking():
-            look()
+    looks: list[Callable[[], Any]] = [
+        lambda: values[values > 1],
+        lambda: int(values[0]),
+        lambda: bool(values.max() > 1),
+        lambda: values.nonzero(),
+        lambda: torch.where(values > 1),
+        lambda: torch.repeat_interleave(values, values),
+    ]
+    for look in looks:
+        for mode in (torch.inference_mode, torch.no_grad):
+            with pytest.raises(AssertionError), mode(), NoLooking():
+                look()
 
 
 # ---- rounds that are launched before the last one is settled -------------------------------------------------------
