@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -220,5 +220,16 @@ def _trimmed(run: range, count_R: IntArray) -> range:
 
 def send(arrays: Sequence[IntArray], device: torch.device) -> list[Tensor]:
     """Host arrays to the device as views of one tensor: one transfer instead of many."""
-    flat = torch.from_numpy(np.concatenate(arrays)).to(device, non_blocking=True)
-    return list(torch.split(flat, [len(array) for array in arrays]))
+    return list(torch.split(on_device(np.concatenate(arrays), device), [len(array) for array in arrays]))
+
+
+def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """A host array on the device. On a GPU the host waits neither for the copy nor for what is before it in the queue.
+
+    That takes memory that the device can read by itself, and a buffer that nobody writes to meanwhile: each call takes
+    one, and torch hands it out again when its copy is over. What lies elsewhere is staged by the driver, in turn.
+    """
+    host = torch.from_numpy(np.ascontiguousarray(array))
+    if device.type == "cuda":
+        host = host.pin_memory()
+    return host.to(device, non_blocking=True)

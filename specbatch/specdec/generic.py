@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from specbatch.specdec.cache import SlotCache
-from specbatch.specdec.feed import Feed, Group, IntArray
+from specbatch.specdec.feed import Feed, Group, IntArray, on_device
 from specbatch.specdec.runner import ModelRunner
 
 
@@ -58,7 +58,7 @@ class GenericDecoder:
 
     def _run_group(self, feed: Feed, group: Group, kept: IntArray) -> Tensor:
         token_BT = feed.token_M[group.begin : group.end][group.gather_BT]
-        index = torch.from_numpy(kept).to(self.device, non_blocking=True)
+        index = on_device(kept, self.device)
         is_alone = group.num_rows == 1
         # Logits of a whole prompt would be the largest tensor of all, so a row that is alone keeps only what is wanted.
         keep = index if is_alone and len(kept) else (1 if is_alone else 0)

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from specbatch.specdec.families import num_heads, num_kv_heads
-from specbatch.specdec.feed import Feed, IntArray
+from specbatch.specdec.feed import Feed, IntArray, on_device
 from specbatch.specdec.kernels import interface
 from specbatch.specdec.kernels.spans import Spans
 from specbatch.specdec.kernels.twin import pages_and_offsets, write_pages
@@ -108,7 +108,7 @@ class PagedGenericDecoder:
     def run(self, feed: Feed, keep_N: IntArray | None) -> Tensor:
         """See ``feed.Decoder``."""
         paged = self._pages.feed(feed.layout)
-        index_N = None if keep_N is None else torch.from_numpy(keep_N).to(self.device, non_blocking=True)
+        index_N = None if keep_N is None else on_device(keep_N, self.device)
         return self.forward(feed.token_M, paged.position_M, paged.place_M, paged.spans, index_N)
 
     def forward(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from specbatch.specdec.feed import Feed, IntArray
+from specbatch.specdec.feed import Feed, IntArray, on_device
 from specbatch.specdec.kernels import attend
 from specbatch.specdec.kernels.invariant import InvariantProduct
 from specbatch.specdec.kernels.layer import add_rms_norm, rotate_and_write, silu_mul
@@ -86,7 +86,7 @@ class PagedLeanDecoder(LeanDecoder):
     def run(self, feed: Feed, keep_N: IntArray | None) -> Tensor:
         """See ``feed.Decoder``."""
         paged = self._pages.feed(feed.layout)
-        index_N = None if keep_N is None else torch.from_numpy(keep_N).to(self.device, non_blocking=True)
+        index_N = None if keep_N is None else on_device(keep_N, self.device)
         return self.forward(feed.token_M, paged.position_M, paged.place_M, paged.spans, index_N)
 
     def forward(

@@ -1,6 +1,7 @@
 """Keys and values in pages: the pools of both models, under one page table.
 
-Shape letters: N pages, S positions of a page, H key-value heads, D head width, M tokens, R segments, W table width.
+Shape letters: N pages, S positions of a page, H key-value heads, D head width, M tokens, R segments, W table width,
+C entries that have changed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from specbatch.specdec.feed import IntArray, Layout, send
-from specbatch.specdec.kernels.spans import Spans
+from specbatch.specdec.kernels.spans import SCRATCH_PAGE, Spans
 from specbatch.specdec.paging import PAGE_SIZE, PageTable
 
 
@@ -41,8 +42,8 @@ class Pages:
         self.table = PageTable(num_pages, num_slots, max_sequence_tokens)
         self.memories: list[PagedMemory] = []
         self._device = device
-        self._sent_version = -1
-        self.device_SW = torch.zeros(self.table.table_SW.shape, dtype=torch.int32, device=device)
+        self._sent_version, self._sent_width = -1, 0
+        self._make_device_table()
 
     @property
     def capacity_tokens(self) -> int:
@@ -71,8 +72,7 @@ class Pages:
             return
         page_size, width = self.table.page_size, self.table.table_SW.shape[1]
         self.table.resize(num_slots, width * page_size)
-        self.device_SW = torch.zeros(self.table.table_SW.shape, dtype=torch.int32, device=self._device)
-        self._sent_version = -1
+        self._make_device_table()
 
     def release_all(self) -> None:
         """No slot holds anything any more."""
@@ -93,13 +93,20 @@ class Pages:
         self.table.extend(num_pages)
 
     def refresh(self) -> None:
-        """Bring the device's copy of the table up to date, if anything has changed."""
-        if self._sent_version == self.table.version:
+        """Bring the device's copy of the table up to date; only entries that have changed cross."""
+        table = self.table
+        if self._sent_version == table.version:
             return
-        width = max(int(self.table.held_S.max(initial=0)), 1)
-        held_SW = torch.from_numpy(np.ascontiguousarray(self.table.table_SW[:, :width]))
-        self.device_SW[:, :width].copy_(held_SW, non_blocking=True)
-        self._sent_version = self.table.version
+        held = int(table.held_S.max(initial=0))
+        width = max(held, self._sent_width)
+        slot_C, column_C = np.nonzero(table.table_SW[:, :width] != self._sent_SW[:, :width])
+        if len(slot_C):
+            page_C = table.table_SW[slot_C, column_C]
+            places = slot_C * table.table_SW.shape[1] + column_C
+            place_C, sent_C = send([places, page_C.astype(np.int64)], self._device)
+            self.device_SW.view(-1).index_copy_(0, place_C, sent_C.to(torch.int32))
+            self._sent_SW[slot_C, column_C] = page_C
+        self._sent_version, self._sent_width = table.version, held
 
     def feed(self, layout: Layout) -> PagedFeed:
         """A layout on the device; every position that it writes must be held by its slot."""
@@ -124,6 +131,13 @@ class Pages:
             max_keys=max_keys,
         )
         return PagedFeed(position_M, place_sent_M, spans)
+
+    def _make_device_table(self) -> None:
+        """The device's copy of a table in which no slot holds anything, and what the host knows of it."""
+        shape = self.table.table_SW.shape
+        self.device_SW = torch.full(shape, SCRATCH_PAGE, dtype=torch.int32, device=self._device)
+        self._sent_SW = np.full(shape, SCRATCH_PAGE, dtype=np.int32)
+        self._sent_version, self._sent_width = -1, 0
 
     def _copy(self, copied: tuple[int, int] | None) -> None:
         if copied is not None:
@@ -157,9 +171,9 @@ class PagedMemory:
         return sum(memory.nbytes for memory in (*self.keys, *self.values))
 
     def copy_page(self, source: int, destination: int) -> None:
-        """Copy one page to another, in all layers."""
-        for memory in (*self.keys, *self.values):
-            memory[destination] = memory[source]
+        """Copy one page to another, in all layers: one operation, which a device does in a launch or two."""
+        pools = [pool.view(torch.uint8) if pool.itemsize == 1 else pool for pool in (*self.keys, *self.values)]
+        torch._foreach_copy_([pool[destination] for pool in pools], [pool[source] for pool in pools])
 
     def extend(self, num_pages: int) -> None:
         """More pages; layer by layer, so that little is held twice."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from specbatch.specdec.accept import BoolArray, IntArray
 from specbatch.specdec.controller import RoundPlan
 from specbatch.specdec.drafters.suffix import Proposal
+from specbatch.specdec.feed import on_device
 from specbatch.specdec.sampling_tensors import SamplingTensors
 from specbatch.specdec.slots import SlotTable
 from specbatch.specdec.static_round import FIRST_PLANNED, Field
@@ -108,7 +109,4 @@ class RoundTensors:
         return host.copy_(result, non_blocking=True)
 
     def _send(self, array: IntArray) -> Tensor:
-        host = torch.from_numpy(np.ascontiguousarray(array))
-        if self._device.type == "cuda":
-            host = host.pin_memory()
-        return host.to(self._device, non_blocking=True)
+        return on_device(array, self._device)
