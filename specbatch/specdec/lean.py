@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from specbatch.specdec import families
 from specbatch.specdec.attention import visibility_mask
-from specbatch.specdec.feed import Feed, Group, IntArray, Padded
+from specbatch.specdec.feed import Feed, Group, IntArray, Padded, on_device
 from specbatch.specdec.lean_memory import LeanMemory
 from specbatch.specdec.packing import Product, RowProduct
 from specbatch.specdec.threads import single_threaded
@@ -45,12 +45,17 @@ class LeanLayer:
 
     @staticmethod
     def of(layer: Any, window: int | None, make_product: ProductMaker) -> LeanLayer:
-        """Take the weights of a module of the Llama family."""
+        """Take the weights out of a module of the Llama family, which is left without those of its products."""
 
         def fused(*linears: nn.Linear) -> RowProduct:
-            """One product for several over the same input."""
+            """One product for several over the same input; what it was made of is let go at once."""
             bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
-            return make_product(torch.cat([linear.weight for linear in linears]), bias)
+            weights = [linear.weight for linear in linears]
+            product = make_product(weights[0] if len(weights) == 1 else torch.cat(weights), bias)
+            for linear in linears:
+                linear.register_parameter("weight", None)
+                linear.register_parameter("bias", None)
+            return product
 
         attention, mlp = layer.self_attn, layer.mlp
         query_norm, key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
@@ -83,7 +88,8 @@ class LeanDecoder:
     """A decoder of the Llama family with its slot memory; takes over the weights of ``model``.
 
     Args:
-        model: a loaded causal language model for which ``families.model_path`` says so; it must not be used afterwards.
+        model: a loaded causal language model for which ``families.model_path`` says so; its weights are taken out of
+            it layer by layer, so that never more than one layer is held twice, and it cannot be used afterwards.
         num_slots, max_positions: shape of the key-value memory.
         context_length: positions that the model knows; what stands beyond belongs to drafts that are ignored.
         vocab_size: real vocabulary; padding rows behind it are cut off.
@@ -108,12 +114,15 @@ class LeanDecoder:
         windows = families.layer_windows(config)
         is_by_layer = families.FAMILIES[config.model_type].windows == "by_layer"
         kinds = config.layer_types if is_by_layer else ["full_attention"] * config.num_hidden_layers
-        self.layers = [
-            LeanLayer.of(layer, windows[kind], self.make_product)
-            for layer, kind in zip(model.model.layers, kinds, strict=True)
-        ]
+        self.layers = []
+        for layer, kind in zip(model.model.layers, kinds, strict=True):
+            self.layers.append(LeanLayer.of(layer, windows[kind], self.make_product))
+            _give_back(self.device)
         self.norm, self.epsilon = model.model.norm.weight, float(config.rms_norm_eps)
-        self.head = self.make_product(model.get_output_embeddings().weight[:vocab_size], None)
+        head = model.get_output_embeddings()
+        self.head = self.make_product(head.weight[:vocab_size], None)
+        head.register_parameter("weight", None)  # where the embedding's is the same one, that still holds it
+        _give_back(self.device)
         self.num_heads = int(config.num_attention_heads)
         self.num_kv_heads = int(config.num_key_value_heads)
         self.head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
@@ -175,7 +184,7 @@ class LeanDecoder:
             out_ME = attended[0] if len(attended) == 1 else torch.cat(attended)
             if number == last and keep_N is not None:
                 # Behind the last layer's attention only the kept tokens are worth computing.
-                index_N = torch.from_numpy(keep_N).to(self.device, non_blocking=True)
+                index_N = on_device(keep_N, self.device)
                 x_ME, out_ME = x_ME[index_N], out_ME[index_N]
             x_ME = self._finish(layer, x_ME, out_ME)
         return self._logits(x_ME)
@@ -264,3 +273,9 @@ class LeanDecoder:
     def _logits(self, x_NE: Tensor) -> Tensor:
         logits_NV: Tensor = self.head(functional.rms_norm(x_NE, x_NE.shape[-1:], self.norm, self.epsilon))
         return logits_NV
+
+
+def _give_back(device: torch.device) -> None:
+    """Let a device have what its allocator keeps for later: what comes next is larger, or is somebody else's."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

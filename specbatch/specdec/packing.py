@@ -102,9 +102,11 @@ def pack_linears(model: nn.Module) -> int:
         for name, child in parent.named_children()
         if _is_linear(child)
     ]
-    for parent, name, child in found:
+    num_found = len(found)
+    while found:  # each is let go before the next is packed
+        parent, name, child = found.pop()
         setattr(parent, name, PackedLinear(child))
-    return len(found)
+    return num_found
 
 
 def weight_bytes(model: nn.Module) -> int:
