@@ -31,11 +31,10 @@ def admit(batch: Batch, queue: deque[Request], max_rows: int) -> list[SequenceOu
             refused.append(error_output(request.key, len(request.prompt_ids), ErrorCode.ROW_MEMORY, too_long(batch)))
             continue
         _reshape(batch, request, needed, max_rows)
-        free = slots.free_slots()
-        if not free or needed > slots.max_positions:
+        if not slots.free_slots() or needed > slots.max_positions:
             break  # rows in flight must end first
         queue.popleft()
-        batch.open(max(free, key=lambda slot: (batch.num_held(slot, request), -slot)), request)
+        batch.open(batch.best_slot(request)[0], request)
     batch.compact()
     return refused
 

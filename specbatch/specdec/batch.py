@@ -18,7 +18,7 @@ from specbatch.specdec.accept import IntArray
 from specbatch.specdec.clock import PhaseClock
 from specbatch.specdec.controller import Policy
 from specbatch.specdec.drafters.suffix import SuffixIndex
-from specbatch.specdec.feed import GROUP_WIDTH, Decoder, Feed, Layout
+from specbatch.specdec.feed import GROUP_WIDTH, Decoder, Feed, Layout, on_device
 from specbatch.specdec.output import SequenceOutput, error_output
 from specbatch.specdec.paged_memory import PagedMemory, Pages
 from specbatch.specdec.prefix import common_prefix
@@ -71,8 +71,10 @@ class Batch:
         self.clock = PhaseClock(target.device)
         if (pages := pages_of(target)) is not None:
             pages.release_all()
+            pages.resize(num_slots)
         self.pages = pages
-        self.slots = SlotTable(num_slots, target.cache.max_positions, policy.max_draft_length)
+        positions = min((d.cache.max_positions for d in self.decoders if pages_of(d) is None), default=POSITIONS_STEP)
+        self.slots = SlotTable(num_slots, positions, policy.max_draft_length)
         self.suffix = suffix
         self._sampling: tuple[int, bytes, SamplingTensors] | None = None
 
@@ -90,7 +92,7 @@ class Batch:
     def open(self, slot: int, request: Request) -> None:
         """Put a request into a free slot; what the slot's caches hold of its beginning stays valid."""
         slots = self.slots
-        num_held = self.num_held(slot, request)
+        num_held = int(self.num_held(np.array([slot]), request)[0])
         if self.pages is not None:
             num_held = self.pages.keep(slot, num_held)
         slots.target_kv_S[slot] = num_held
@@ -100,11 +102,16 @@ class Batch:
             row = slots.token_SP[slot, : slots.length_S[slot]]
             self.suffix.open(slot, row, int(slots.end_S[slot] - slots.length_S[slot]))
 
-    def num_held(self, slot: int, request: Request) -> int:
-        """Tokens of a request's prompt that the target's cache holds in a free slot, the last one left out."""
-        slots, rows = self.slots, slice(slot, slot + 1)
+    def best_slot(self, request: Request) -> tuple[int, int]:
+        """The free slot that holds most of a request's prompt, the lowest of those, and how many tokens it holds."""
+        free = self.slots.free_slots()
+        held = self.num_held(np.array(free), request)
+        return free[held.argmax()], int(held.max())
+
+    def num_held(self, slot_R: IntArray, request: Request) -> IntArray:
+        """Tokens of a request's prompt that the target's cache holds in free slots, the last one left out."""
         token_P = np.array(request.prompt_ids[:-1], dtype=np.int64)
-        return int(common_prefix(slots.token_SP[rows], slots.target_kv_S[rows], token_P)[0])
+        return common_prefix(self.slots.token_SP, self.slots.target_kv_S, token_P, slot_R)
 
     def share(self, source: int, destination: int, num_tokens: int) -> None:
         """Copy the beginning of one slot's caches to another."""
@@ -225,7 +232,7 @@ class Batch:
 
     def tensor(self, array: IntArray) -> Tensor:
         """An int64 host array on the device."""
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+        return on_device(array, self.device)
 
     def sampling(self, row_B: IntArray) -> SamplingTensors:
         """Sampling parameters of some rows; made anew only when other rows stand there."""

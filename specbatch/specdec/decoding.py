@@ -155,6 +155,7 @@ def _run_draft(
     length_B = slots.length_S[row_B]
     index_B = length_B - slots.prompt_length_S[row_B]
     lengths_B2 = np.stack((length_B, slots.prompt_length_S[row_B]), axis=1)
+    token_BP = slots.history(row_B) if sampling.needs_history else slots.token_SP[:0]
     q_logits = []
     for j in range(int(draft_length_B[chosen].max())):
         rows = chosen[draft_length_B[chosen] > j]
@@ -165,7 +166,6 @@ def _run_draft(
         keep_N = np.cumsum(length_B[rows] + j - start) - 1
         logits_NV = draft.run(feed, keep_N)
         window_NJ = draft_BK[picked, :j] if sampling.needs_history else None
-        token_BP = slots.token_SP[row_B] if sampling.needs_history else slots.token_SP[:0]
         positions = batch.positions(sampling, rows, index_B[rows] + j, token_BP, lengths_B2, window_NJ)
         if batch.has_ratio_test:
             q_NV = transformed_logits(logits_NV, positions, sampling)

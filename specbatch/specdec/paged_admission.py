@@ -15,7 +15,7 @@ import numpy as np
 
 from specbatch.schemas.errors import ErrorCode
 from specbatch.specdec.admission import positions_for
-from specbatch.specdec.batch import Batch
+from specbatch.specdec.batch import Batch, pages_of
 from specbatch.specdec.output import SequenceOutput, error_output
 from specbatch.specdec.paged_memory import Pages
 from specbatch.specdec.slots import Request
@@ -25,6 +25,8 @@ ROUNDS_AHEAD = 2
 
 GATHERED = 8
 """Rows come in when this share of the slots is free, one eighth."""
+
+_HOST_GROWTH = 2
 
 
 def is_time_to_admit(batch: Batch, max_rows: int) -> bool:
@@ -57,9 +59,8 @@ def admit(
             queue.popleft()
             refused.append(_too_long(pages, request.key, len(request.prompt_ids)))
             continue
-        free = slots.free_slots()
-        slot = max(free, key=lambda free_slot: (batch.num_held(free_slot, request), -free_slot))
-        if not _has_room(batch, pages, slot, batch.num_held(slot, request), needed):
+        slot, num_held = batch.best_slot(request)
+        if not _has_room(batch, pages, slot, num_held, needed):
             break  # rows in flight must end first
         queue.popleft()
         _lengthen(batch, needed)
@@ -95,10 +96,14 @@ def make_room(batch: Batch, pages: Pages, queue: deque[Request]) -> list[Sequenc
 
 
 def has_room_ahead(batch: Batch, pages: Pages) -> bool:
-    """Pages for the round behind the one under way, where they can be had without taking any from a row."""
+    """Pages for the round behind the one under way, where they can be had without taking any from a row.
+
+    The host's arrays grow with them: it will write there what the rounds bring.
+    """
     slots = batch.slots
     rows = [slot for slot in range(slots.num_active) if slots.requests[slot] is not None]
     needed = [_needed(batch, int(slots.length_S[slot]), slots.request(slot).num_tokens) for slot in rows]
+    _lengthen(batch, max(needed, default=0))
     return all(_grow(batch, pages, slot, positions) for slot, positions in zip(rows, needed, strict=True))
 
 
@@ -133,10 +138,17 @@ def _grow(batch: Batch, pages: Pages, slot: int, needed: int) -> bool:
 
 
 def _lengthen(batch: Batch, needed: int) -> None:
-    """Longer host arrays where a row has come to need them; what decoders keep in slots grows with them."""
-    positions = positions_for(needed)
-    if positions > batch.slots.max_positions:
-        batch.resize(batch.slots.num_slots, positions)
+    """Longer host arrays where a row has come to need them; what decoders keep in slots grows with them.
+
+    Where nothing is in slots only the host pays, and longer steps let it copy its arrays less often.
+    """
+    positions, held = positions_for(needed), batch.slots.max_positions
+    if positions <= held:
+        return
+    if all(pages_of(decoder) is not None for decoder in batch.decoders):
+        longest = positions_for(batch.target.cache.max_positions)
+        positions = max(positions, min(_HOST_GROWTH * held, longest))
+    batch.resize(batch.slots.num_slots, positions)
 
 
 def _too_long(pages: Pages, key: Hashable, num_prompt_tokens: int) -> SequenceOutput:

@@ -52,7 +52,8 @@ class Chunk:
 def plan_chunk(batch: Batch) -> Chunk | None:
     """What pending rows are fed in this step, beginnings that are held elsewhere copied first; None if none is pending.
 
-    The oldest rows come first; rows that begin like one that is being read wait for it, and copy.
+    The oldest rows come first; rows that begin like one that is being read wait for it, and copy. Rows behind a full
+    chunk are not looked at: they copy when their turn comes, from the rows before them, which hold what they have read.
     """
     slots = batch.slots
     pending = slots.rows(begun=False)
@@ -60,7 +61,10 @@ def plan_chunk(batch: Batch) -> Chunk | None:
         return None
     by_age = sorted((int(slot) for slot in pending), key=slots.opened.__getitem__)
     chosen: list[int] = []
+    budget = left = _chunk_tokens(batch)
     for slot in by_age:
+        if left <= 0:
+            break
         known = slots.token_SP[slot, : slots.length_S[slot] - 1]
         own = int(slots.target_kv_S[slot])
         sharing = plan_sharing(slot, own, known, slots.token_SP, slots.target_kv_S, slots.length_S, chosen)
@@ -69,7 +73,8 @@ def plan_chunk(batch: Batch) -> Chunk | None:
         if sharing is not None:
             batch.share(sharing.source, slot, sharing.num_tokens)
         chosen.append(slot)
-    count = _within(slots.length_S[chosen] - slots.target_kv_S[chosen], _chunk_tokens(batch))
+        left -= int(slots.length_S[slot] - slots.target_kv_S[slot])
+    count = _within(slots.length_S[chosen] - slots.target_kv_S[chosen], budget)
     row_B = np.array(chosen, dtype=np.int64)[count > 0]
     count_B = count[count > 0]
     order = np.argsort(row_B)

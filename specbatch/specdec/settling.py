@@ -17,6 +17,7 @@ from torch import Tensor
 from specbatch.specdec.accept import NO_CUT, BoolArray, Commit, IntArray, accept, commit
 from specbatch.specdec.batch import Batch
 from specbatch.specdec.coupling import accept_block
+from specbatch.specdec.feed import on_device
 from specbatch.specdec.output import SequenceOutput
 from specbatch.specdec.sampling import Positions, SamplingTensors, draw_target, logprobs_at, transformed_logits
 
@@ -52,7 +53,7 @@ class Proposals:
         place_B = np.searchsorted(all_B, row_B)
         draft_length_B, is_model_B = np.zeros(len(all_B), dtype=np.int64), np.zeros(len(all_B), dtype=np.bool_)
         draft_length_B[place_B], is_model_B[place_B] = self.draft_length_B, self.is_model_B
-        place = torch.from_numpy(place_B).to(self.draft_BK.device, non_blocking=True)
+        place = on_device(place_B, self.draft_BK.device)
 
         def spread(values: Tensor) -> Tensor:
             return values.new_zeros(len(all_B), values.shape[1]).index_copy_(0, place, values)
@@ -130,7 +131,7 @@ def _draw(batch: Batch, row_B: IntArray, proposals: Proposals, logits_NV: Tensor
         sampling,
         row_N,
         index_B[row_N] + offset_N,
-        slots.token_SP[row_B] if sampling.needs_history else slots.token_SP[:0],
+        slots.history(row_B) if sampling.needs_history else slots.token_SP[:0],
         np.stack((slots.length_S[row_B], slots.prompt_length_S[row_B]), axis=1),
         _windows(batch, proposals, row_N, offset_N) if sampling.needs_history else None,
     )
@@ -184,7 +185,7 @@ def _ratio_test(
     pad_BT: IntArray,
 ) -> list[Tensor]:
     """Tokens [B, T], accepted drafts [B], whether the logits are finite [B], and logprobs [B, T] if asked for."""
-    has_q_B = torch.from_numpy(proposals.is_model_B).to(batch.device, non_blocking=True)
+    has_q_B = on_device(proposals.is_model_B, batch.device)
     verdict = accept_block(
         transformed_logits(logits_NV, positions, sampling),
         proposals.q_logits,
@@ -203,7 +204,7 @@ def _ratio_test(
 def _windows(batch: Batch, proposals: Proposals, row_N: IntArray, offset_N: IntArray) -> Tensor:
     """Drafts before each scored position [N, K], padded with -1."""
     K = proposals.draft_BK.shape[1]
-    is_before_NK = torch.from_numpy(np.arange(K) < offset_N[:, None]).to(batch.device, non_blocking=True)
+    is_before_NK = on_device(np.arange(K) < offset_N[:, None], batch.device)
     return torch.where(is_before_NK, proposals.draft_BK[batch.tensor(row_N)], -1)
 
 

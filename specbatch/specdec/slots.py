@@ -130,7 +130,10 @@ class SlotTable:
         for name in _PLACED:
             old = getattr(self, name)
             width = old.shape[1:] if name not in ("token_SP", "logprob_SP") else (max_positions,)
-            new = np.full((num_slots, *width), -1 if name == "stop_SX" else 0, dtype=old.dtype)
+            # Zeros take no memory before they are written, and rows are seldom as long as the longest.
+            new = np.zeros((num_slots, *width), dtype=old.dtype)
+            if name == "stop_SX":
+                new[:] = -1
             common = tuple(slice(min(a, b)) for a, b in zip(old.shape, new.shape, strict=True))
             new[common] = old[common]
             setattr(self, name, new)
@@ -205,6 +208,10 @@ class SlotTable:
         request = self.requests[slot]
         assert request is not None
         return request
+
+    def history(self, row_B: IntArray) -> IntArray:
+        """Committed tokens of some rows, as wide as the longest of them; beyond a row's length they mean nothing."""
+        return self.token_SP[row_B, : self.length_S[row_B].max()]
 
     def append(
         self, row_B: IntArray, target_BT: IntArray, logprob_BT: NDArray[np.float32] | None, done: Commit
