@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
+from specbatch.specdec.arithmetic import KV_BYTES
 from specbatch.specdec.buckets import LOGITS_PER_SLICE
+from specbatch.specdec.families import model_path
 from specbatch.specdec.models import ModelFolder
 from specbatch.specdec.quantization import ON_LOAD, compressed_bits
 from specbatch.specdec.weights_header import read_header
+
+if TYPE_CHECKING:
+    from specbatch.schemas.spec import KvCacheDtype
 
 BYTES_PER_LOGIT: Mapping[str, int] = {"cpu": 32, "cuda": 16}
 """For one scored position and token, by device. On a CPU the logit, its transform, noise and score in float32, a sort
@@ -78,6 +83,12 @@ def _quantized_bytes(folder: ModelFolder, name: str, entry: Mapping[str, Any], d
 def dtype_bytes_of(dtype: str) -> int:
     """Bytes of one number."""
     return _DTYPE_BYTES.get(dtype, 4)
+
+
+def kv_number_bytes(folder: ModelFolder, dtype: str, kv_cache_dtype: KvCacheDtype) -> int:
+    """Bytes of one number of a key or value; off the lean path they are kept in the model's own type."""
+    is_lean = model_path(folder.config, is_quantized=folder.quantization is not None) == "lean"
+    return KV_BYTES.get(kv_cache_dtype, dtype_bytes_of(dtype)) if is_lean else dtype_bytes_of(dtype)
 
 
 def activation_bytes(config: Mapping[str, Any], dtype_bytes: int) -> int:

@@ -14,9 +14,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.specdec.arithmetic import KV_BYTES
 from specbatch.specdec.division import rank_kv_bytes_per_token, rank_weight_bytes
-from specbatch.specdec.footprint import BYTES_PER_LOGIT, DRAW_BYTES, activation_bytes, dtype_bytes_of, text_config
+from specbatch.specdec.footprint import (
+    BYTES_PER_LOGIT,
+    DRAW_BYTES,
+    activation_bytes,
+    dtype_bytes_of,
+    kv_number_bytes,
+    text_config,
+)
 from specbatch.specdec.models import ModelFolder
 
 if TYPE_CHECKING:
@@ -235,11 +241,11 @@ def make_ledger(
         row_tokens: expected length of a row, prompt and completion.
         num_ranks: devices that share the target. kv_cache_dtype: what keys and values are kept in.
     """
-    kv_bytes = KV_BYTES.get(kv_cache_dtype, dtype_bytes_of(dtype))
     ranks = {"target": num_ranks, "draft": 1}
     dtype_bytes = dtype_bytes_of(dtype)
     folders = {"target": target} if draft is None else {"target": target, "draft": draft}
     configs = {role: text_config(folder.config) for role, folder in folders.items()}
+    kv_bytes = {role: kv_number_bytes(folder, dtype, kv_cache_dtype) for role, folder in folders.items()}
     chunk_tokens = _PREFILL_TOKENS[device]
     prefill_tokens = max(chunk_tokens, row_tokens)
     prefill_bytes = max(prefill_tokens * activation_bytes(config, dtype_bytes) for config in configs.values())
@@ -259,7 +265,7 @@ def make_ledger(
             Entry("process", process_bytes),
         ),
         kv=tuple(
-            Entry(f"{role} KV", rank_kv_bytes_per_token(config, kv_bytes, ranks[role]))
+            Entry(f"{role} KV", rank_kv_bytes_per_token(config, kv_bytes[role], ranks[role]))
             for role, config in configs.items()
         ),
         row_bytes=(draft_length + 1) * vocab_rows * BYTES_PER_LOGIT[device],

@@ -181,6 +181,24 @@ def test_bfloat16_halves_what_is_held_per_token() -> None:
     assert full.kv_bytes_per_token == 2 * half.kv_bytes_per_token
 
 
+def test_8_bits_count_only_where_keys_and_values_are_kept_in_them() -> None:
+    """A quantized draft beside a lean target decodes by its modules, whose pool has the model's own type."""
+    from specbatch.specdec.quantization import find_quantization
+
+    quantized = replace(DRAFT, quantization=find_quantization("draft", DRAFT.config, "torchao-int8"))
+    assert quantized.quantization is not None
+
+    def kv(draft: ModelFolder, kv_cache_dtype: Any) -> dict[str, int]:
+        ledger = make_ledger(
+            TARGET, draft, dtype="bfloat16", available_bytes=0, batch_size=1, kv_cache_dtype=kv_cache_dtype
+        )
+        return {entry.name: entry.num_bytes for entry in ledger.kv}
+
+    whole, dense, mixed = kv(DRAFT, "auto"), kv(DRAFT, "fp8"), kv(quantized, "fp8")
+    assert dense == {name: num_bytes // 2 for name, num_bytes in whole.items()}
+    assert mixed == {"target KV": dense["target KV"], "draft KV": whole["draft KV"]}
+
+
 # ---- the host's free memory -----------------------------------------------------------
 
 
