@@ -71,10 +71,16 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A follower's answer; ``error`` where it could not do as it was told. ``is_end``: it does nothing more."""
+    """A follower's answer; ``error`` where it could not do as it was told."""
 
     error: Exception | None = None
-    is_end: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The last word of a follower that ends for an error, in ``words``."""
+
+    words: str
 
 
 class Stop:

@@ -29,6 +29,7 @@ import torch
 from specbatch.schemas.errors import SpecbatchError
 from specbatch.specdec.rank_meeting import (
     Done,
+    End,
     GroupLostError,
     Hello,
     Seat,
@@ -147,14 +148,14 @@ class Leader:
         for rank, connection in sorted(self._followers.items()):
             try:
                 with self._reading:
-                    done: Done = connection.recv()
-                    if done.is_end:  # of an earlier forward, in which it was still counting when this rank went on
-                        self._last_words[rank] = in_words(done.error) if done.error else ""
+                    answer: Done | End = connection.recv()
+                    if isinstance(answer, End):  # of an earlier forward, still under way there when this rank went on
+                        self._last_words[rank] = answer.words
             except (OSError, EOFError) as error:
                 raise self._lose(rank) from error
-            if done.is_end:
+            if isinstance(answer, End):
                 raise self._lose(rank)
-            errors.append(done.error)
+            errors.append(answer.error)
         for found in errors:
             if found is not None:
                 raise found
@@ -211,9 +212,9 @@ class Leader:
             return ""  # another thread reads them now
         try:
             while rank not in self._last_words and connection.poll(0):
-                answer: Done = connection.recv()
-                if answer.error is not None:
-                    self._last_words[rank] = in_words(answer.error)
+                answer: Done | End = connection.recv()
+                if isinstance(answer, End):
+                    self._last_words[rank] = answer.words
         except (OSError, EOFError):
             pass
         finally:
@@ -260,7 +261,7 @@ class Follower:
         Raising alone would not: a process of Ray's outlives what its calls raise, and the leader would wait for it.
         """
         with contextlib.suppress(OSError):
-            self._leader.send(Done(portable(error), is_end=True))
+            self._leader.send(End(in_words(error)))
         shut(self._leader)
 
     def _watch(self, watched: int) -> None:

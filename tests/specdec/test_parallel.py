@@ -28,7 +28,7 @@ from specbatch.specdec.feed import Layout
 from specbatch.specdec.models import ModelFolder
 from specbatch.specdec.parallel import Load, ParallelDecoder, load_parallel
 from specbatch.specdec.rank_meeting import (
-    Done,
+    End,
     GroupLostError,
     Hello,
     Seat,
@@ -284,9 +284,9 @@ def test_a_leader_learns_at_once_that_a_follower_was_killed(pair: Any, moment: s
 def test_a_follower_that_fails_in_a_forward_says_why_and_ends(pair: Any, tmp_path: Path) -> None:
     """Also where its process would go on, as Ray's do; and its error is none that the engine takes for overload."""
     model = saved(tiny_model("llama"), tmp_path)
-    leading, mate = pair("forward", "keep", MODEL=str(model), SPECBATCH_FAILPOINT="rank_forward:before:1:oom")
+    leading, mate = pair("forward", "keep", MODEL=str(model), SPECBATCH_FAILPOINT="rank_forward:before:1:error")
     lines = {leading.stdout.readline() for _ in range(2)}
-    lost = "rank 1 of 2 is gone: MemoryError: failpoint rank_forward:before"
+    lost = "rank 1 of 2 is gone: RuntimeError: failpoint rank_forward:before"
     assert lines == {f"told: {lost}\n", f"raised: {lost}\n"}
     assert mate.wait(5) == 1
     assert not overload.is_out_of_memory(GroupLostError("rank 1 of 2 is gone: OutOfMemoryError: out of memory"))
@@ -314,7 +314,7 @@ def test_the_last_word_of_a_forward_is_not_taken_for_an_answer(led: Any) -> None
     """On a GPU the leader goes on to its slots while a forward is still counted, and a follower may fail in it then."""
     leader, follower, _ = led
     leader.gather()
-    follower.send(Done(torch.OutOfMemoryError("no room"), is_end=True))
+    follower.send(End("OutOfMemoryError: no room"))
     with pytest.raises(GroupLostError, match=r"^rank 1 of 2 is gone: OutOfMemoryError: no room$"):
         leader.answers()
 
