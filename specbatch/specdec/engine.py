@@ -26,7 +26,7 @@ from specbatch.specdec.output import SequenceOutput
 from specbatch.specdec.ranks import Leader
 from specbatch.specdec.slots import Request
 from specbatch.specdec.stepping import Rounds, Stepper
-from specbatch.specdec.threads import on_device
+from specbatch.specdec.threads import current_device
 from specbatch.specdec.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Engine:
             max_kv_tokens=max_kv_tokens,
             has_ratio_test=coupling == "distribution",
         )
-        with torch.inference_mode(), on_device(target.device):  # as in ``step``, for graphs are captured in both
+        with torch.inference_mode(), current_device(target.device):  # as in ``step``, for graphs are captured in both
             self._stepper = Stepper(
                 self._batch,
                 self._queue,
@@ -213,7 +213,7 @@ class Engine:
         Raises:
             SpecbatchError: JOB_DEVICE; a row's logits were not finite and the device fails its self-test.
         """
-        with on_device(self._batch.device):
+        with current_device(self._batch.device):
             return self._stepper.step()
 
     @property
@@ -265,7 +265,7 @@ class Engine:
         Raises:
             SpecbatchError: JOB_DEVICE; the answer is not the one that was given when the engine was made.
         """
-        with on_device(self._batch.device):
+        with current_device(self._batch.device):
             self._stepper.selftest.check()
 
     def cancel_all(self) -> None:

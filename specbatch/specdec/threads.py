@@ -22,6 +22,6 @@ def single_threaded(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(num_threads)
 
 
-def on_device(device: torch.device) -> AbstractContextManager[object]:
+def current_device(device: torch.device) -> AbstractContextManager[object]:
     """Make a GPU the current one: graphs, events and kernels of Triton belong to that, whatever their tensors say."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
