@@ -73,7 +73,7 @@ class Batch:
             pages.release_all()
             pages.resize(num_slots)
         self.pages = pages
-        positions = min((d.cache.max_positions for d in self.decoders if pages_of(d) is None), default=POSITIONS_STEP)
+        positions = target.cache.max_positions if pages is None else POSITIONS_STEP
         self.slots = SlotTable(num_slots, positions, policy.max_draft_length)
         self.suffix = suffix
         self._sampling: tuple[int, bytes, SamplingTensors] | None = None

@@ -142,10 +142,11 @@ def _lengthen(batch: Batch, needed: int) -> None:
 
     Where nothing is in slots only the host pays, and longer steps let it copy its arrays less often.
     """
-    positions, held = positions_for(needed), batch.slots.max_positions
+    in_slots = [decoder.cache.max_positions for decoder in batch.decoders if pages_of(decoder) is None]
+    positions, held = positions_for(needed), min([batch.slots.max_positions, *in_slots])
     if positions <= held:
         return
-    if all(pages_of(decoder) is not None for decoder in batch.decoders):
+    if not in_slots:
         longest = positions_for(batch.target.cache.max_positions)
         positions = max(positions, min(_HOST_GROWTH * held, longest))
     batch.resize(batch.slots.num_slots, positions)
