@@ -11,7 +11,7 @@ from specbatch.specdec.arithmetic import KV_BYTES
 from specbatch.specdec.buckets import LOGITS_PER_SLICE
 from specbatch.specdec.families import model_path
 from specbatch.specdec.models import ModelFolder
-from specbatch.specdec.quantization import ON_LOAD, compressed_bits
+from specbatch.specdec.quantization import ON_LOAD, Quantization
 from specbatch.specdec.weights_header import read_header
 
 if TYPE_CHECKING:
@@ -23,7 +23,11 @@ with indices. Elsewhere draws go by slices, so that only logits are held for a w
 in order, and as laws of target and draft where drafts are judged by probability."""
 BYTES_PER_SLICED_LOGIT = 80
 """Temporaries of a draw by slices; the widest is top-p over a vocabulary that is sorted whole."""
-DRAW_BYTES: Mapping[str, int] = {"cpu": 0, "cuda": LOGITS_PER_SLICE * BYTES_PER_SLICED_LOGIT}
+_DRAW_BYTES: Mapping[str, int] = {"cpu": 0, "cuda": LOGITS_PER_SLICE * BYTES_PER_SLICED_LOGIT}
+_CAPTURED_BYTES: Mapping[str, int] = {"cpu": 0, "cuda": 1536 << 20}
+"""What captured rounds keep for themselves: temporaries of their graphs, and attention's partial sums (1 GiB)."""
+_COLLECTIVES_BYTES: Mapping[str, int] = {"cpu": 0, "cuda": 1 << 30}
+"""What a rank's collectives keep for themselves: nccl takes buffers for every channel, outside of torch's pool."""
 _DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 _HEAD_TENSORS = ("lm_head.weight", "embed_out.weight")
 _NOT_QUANTIZED = ("embed", "lm_head", "wte", "wpe")
@@ -76,8 +80,14 @@ def _quantized_bytes(folder: ModelFolder, name: str, entry: Mapping[str, Any], d
     if quantization.keeps_bits:
         return max(numbers * dtype_bytes, stored_bytes) if entry["dtype"] in _FLOATS else stored_bytes
     # Narrow integers are packed into words of 32 bits.
-    packed = 32 // compressed_bits(quantization) if entry["dtype"] == "I32" else 1
+    packed = 32 // _compressed_bits(quantization) if entry["dtype"] == "I32" else 1
     return numbers * packed * dtype_bytes
+
+
+def _compressed_bits(quantization: Quantization) -> int:
+    """Bits of the narrowest weights of a ``compressed-tensors`` checkpoint."""
+    groups = quantization.config.get("config_groups", {})
+    return min((int(group["weights"]["num_bits"]) for group in groups.values()), default=8)
 
 
 def dtype_bytes_of(dtype: str) -> int:
@@ -89,6 +99,13 @@ def kv_number_bytes(folder: ModelFolder, dtype: str, kv_cache_dtype: KvCacheDtyp
     """Bytes of one number of a key or value; off the lean path they are kept in the model's own type."""
     is_lean = model_path(folder.config, is_quantized=folder.quantization is not None) == "lean"
     return KV_BYTES.get(kv_cache_dtype, dtype_bytes_of(dtype)) if is_lean else dtype_bytes_of(dtype)
+
+
+def held_by_rounds(device: str, num_ranks: int) -> dict[str, int]:
+    """Bytes that rounds hold whatever the batch, by name. Ranks capture none: their rounds are told, not replayed."""
+    collectives, captured = (_COLLECTIVES_BYTES, {}) if num_ranks > 1 else ({}, _CAPTURED_BYTES)
+    held = {"collectives": collectives, "captured rounds": captured, "draws": _DRAW_BYTES}
+    return {name: by_device[device] for name, by_device in held.items() if by_device.get(device)}
 
 
 def activation_bytes(config: Mapping[str, Any], dtype_bytes: int) -> int:

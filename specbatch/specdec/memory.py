@@ -17,9 +17,9 @@ from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.specdec.division import rank_kv_bytes_per_token, rank_weight_bytes
 from specbatch.specdec.footprint import (
     BYTES_PER_LOGIT,
-    DRAW_BYTES,
     activation_bytes,
     dtype_bytes_of,
+    held_by_rounds,
     kv_number_bytes,
     text_config,
 )
@@ -42,10 +42,6 @@ DEFAULT_MEMORY_FRACTION = 0.9
 
 _PREFILL_TOKENS: Mapping[str, int] = {"cpu": 1024, "cuda": 4608}
 """Tokens of one forward with a chunk of prompts, at most; canonical evaluation runs a whole prefix at once."""
-_CAPTURED_BYTES: Mapping[str, int] = {"cpu": 0, "cuda": 1536 << 20}
-"""What captured rounds keep for themselves: temporaries of their graphs, and attention's partial sums (1 GiB)."""
-_COLLECTIVES_BYTES: Mapping[str, int] = {"cpu": 0, "cuda": 1 << 30}
-"""What a rank's collectives keep for themselves: nccl takes buffers for every channel, outside of torch's pool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,8 +256,7 @@ def make_ledger(
             ),
             # The mask of a prefill has a row for each of its tokens, as wide as the longest row.
             Entry("prefill workspace", prefill_bytes + chunk_tokens * row_tokens * dtype_bytes),
-            *_held_by_rounds(device, num_ranks),
-            *([Entry("draws", DRAW_BYTES[device])] if DRAW_BYTES[device] else []),
+            *(Entry(name, num_bytes) for name, num_bytes in held_by_rounds(device, num_ranks).items()),
             Entry("process", process_bytes),
         ),
         kv=tuple(
@@ -277,15 +272,6 @@ def make_ledger(
 def auto_batch_size(ledger: Ledger, device: str) -> int:
     """Rows in flight where the user leaves it open: as many as fit, at most ``AUTO_MAX_ROWS``, at least 1."""
     return max(min(AUTO_MAX_ROWS[device], ledger.row_capacity), 1)
-
-
-def _held_by_rounds(device: str, num_ranks: int) -> tuple[Entry, ...]:
-    """What forwards hold beside their tensors. Ranks capture none: their rounds are told, not launched again."""
-    if num_ranks > 1:
-        entry = Entry("collectives", _COLLECTIVES_BYTES[device])
-    else:
-        entry = Entry("captured rounds", _CAPTURED_BYTES[device])
-    return (entry,) if entry.num_bytes else ()
 
 
 def _most_drafts(speculation: int | Literal["auto", "off"]) -> int:

@@ -296,9 +296,3 @@ def check_packages(name: str, quantization: Quantization | None) -> None:
             f"{name} is quantized ({quantization.describe()}) and needs what is not installed here: {names}; run "
             f"pip install {names}, or pip install 'specbatch[quantization]'",
         )
-
-
-def compressed_bits(quantization: Quantization) -> int:
-    """Bits of the narrowest weights of a ``compressed-tensors`` checkpoint."""
-    groups = quantization.config.get("config_groups", {})
-    return min((int(group["weights"]["num_bits"]) for group in groups.values()), default=8)

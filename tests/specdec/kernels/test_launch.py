@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specbatch.specdec import memory
+from specbatch.specdec import footprint
 from specbatch.specdec.kernels.launch import (
     MAX_PARTIAL_BYTES,
     MAX_SPLITS_OF_A_SHARE,
@@ -93,7 +93,7 @@ def test_partial_results_fit_what_the_ledger_keeps() -> None:
                 num_bytes = segments * longest * H * 4 * (D + 2) * 4 * launch.num_splits
                 assert launch.num_programs == 1 or num_bytes <= MAX_PARTIAL_BYTES
     assert launched(256, 9, 131072).num_programs == 1
-    assert memory._CAPTURED_BYTES["cuda"] >= MAX_PARTIAL_BYTES + 2**29
+    assert footprint._CAPTURED_BYTES["cuda"] >= MAX_PARTIAL_BYTES + 2**29
 
 
 def test_a_segment_of_up_to_128_rows_reads_its_keys_once() -> None:
