@@ -1,4 +1,4 @@
-"""Sizes of rounds whose shapes are fixed: what is decoded is padded to the next of few sizes, what is drawn cut to one.
+"""Sizes of rounds whose shapes are fixed: what is decoded is padded to the next of few sizes.
 
 Powers of two, and three quarters of them from 16 on: less than half is padding, from 9 on less than a third.
 """
@@ -11,19 +11,10 @@ from specbatch.specdec.accept import IntArray
 
 _LEAST_SPLIT = 16
 
-LOGITS_PER_SLICE = 1 << 23
-"""Logits that a device draws from at a time. A draw makes up to twenty temporaries of their shape, which for a whole
-round would be the largest thing in memory."""
-
 
 def bucket_of(size: int) -> int:
     """The smallest bucket that holds so much; 1 for nothing."""
     return int(buckets_of(np.array([size]))[0])
-
-
-def rows_per_slice(vocab_size: int) -> int:
-    """Positions that a device draws at a time: a matter of the vocabulary alone."""
-    return max(LOGITS_PER_SLICE // vocab_size, 1)
 
 
 def buckets_of(size_n: IntArray) -> IntArray:

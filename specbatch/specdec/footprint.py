@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.specdec.arithmetic import KV_BYTES
-from specbatch.specdec.buckets import LOGITS_PER_SLICE
 from specbatch.specdec.families import model_path
 from specbatch.specdec.models import ModelFolder
 from specbatch.specdec.quantization import ON_LOAD, Quantization
@@ -17,6 +16,9 @@ from specbatch.specdec.weights_header import read_header
 if TYPE_CHECKING:
     from specbatch.schemas.spec import KvCacheDtype
 
+LOGITS_PER_SLICE = 1 << 23
+"""Logits that a device draws from at a time. A draw makes up to twenty temporaries of their shape, which for a whole
+round would be the largest thing in memory."""
 BYTES_PER_LOGIT: Mapping[str, int] = {"cpu": 32, "cuda": 16}
 """For one scored position and token, by device. On a CPU the logit, its transform, noise and score in float32, a sort
 with indices. Elsewhere draws go by slices, so that only logits are held for a whole round: once more where rows are put
@@ -99,6 +101,11 @@ def kv_number_bytes(folder: ModelFolder, dtype: str, kv_cache_dtype: KvCacheDtyp
     """Bytes of one number of a key or value; off the lean path they are kept in the model's own type."""
     is_lean = model_path(folder.config, is_quantized=folder.quantization is not None) == "lean"
     return KV_BYTES.get(kv_cache_dtype, dtype_bytes_of(dtype)) if is_lean else dtype_bytes_of(dtype)
+
+
+def rows_per_slice(vocab_size: int) -> int:
+    """Positions that a device draws at a time: a matter of the vocabulary alone."""
+    return max(LOGITS_PER_SLICE // vocab_size, 1)
 
 
 def held_by_rounds(device: str, num_ranks: int) -> dict[str, int]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from specbatch.specdec import noise
-from specbatch.specdec.buckets import rows_per_slice
+from specbatch.specdec.footprint import rows_per_slice
 from specbatch.specdec.sampling_tensors import Positions, SamplingTensors
 from specbatch.specdec.transform import MIN_TEMPERATURE, KeptSet, Limits, is_surely_kept, keep
 

@@ -57,7 +57,7 @@ def read_duplicates(path: str, ranges: Sequence[tuple[int, int]]) -> pa.ChunkedA
                         raise _damaged(path)
                     pieces.append(piece)
                     start = end
-        except (pa.ArrowException, OSError, KeyError, IndexError) as error:
+        except (pa.ArrowException, OSError, KeyError, IndexError, UnicodeDecodeError) as error:
             raise _damaged(path) from error
     return pa.chunked_array(pieces, pa.int64())
 

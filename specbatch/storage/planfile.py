@@ -59,7 +59,7 @@ def decode_plan(data: bytes) -> tuple[Shard, ...]:
     try:
         # A Python file object would be read on a thread of Arrow's own, which a short-lived command can outrun.
         table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of names that are no text
         raise _damaged("it is not a readable Parquet file") from error
     format = (table.schema.metadata or {}).get(_FORMAT_KEY, b"")
     if format not in _SCHEMAS and format.startswith(b"specbatch/plan/"):

@@ -43,6 +43,7 @@ def dataset(s3: Any, bucket: str) -> str:
     return f"s3://{bucket}/in/prompts.parquet"
 
 
+@pytest.mark.long
 def test_job_through_a_bad_network(
     s3_place: Place, bucket_output: BucketOutput, dataset: str, proxy: FaultProxy, reference: pa.Table, tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ def expected(place: Place, tmp_path: Path) -> pa.Table:
     return read_rows(undisturbed)
 
 
+@pytest.mark.long
 def test_the_counters_of_a_killed_job_at_a_fixed_k(place: Place, output: LocalOutput, expected: pa.Table) -> None:
     """Coordinator killed, then worker killed: every column equal."""
     kept = _begin_and_kill(place, output)

@@ -23,7 +23,7 @@ from .scenario import LAYERS, Layer, Outcome, scenario_of
 from .world import run_seed
 
 ROOT = Path(__file__).resolve().parents[2]
-NUM_SEEDS: dict[Layer, int] = {"store": 2000, "s3": 1000}
+NUM_SEEDS: dict[Layer, int] = {"store": 900, "s3": 450}
 CHAOS_SEEDS = int(os.environ.get("SPECBATCH_SIM_SEEDS", "20000"))
 BLOCKS = 10
 

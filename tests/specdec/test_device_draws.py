@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from specbatch.schemas.sampling import SamplingParams
-from specbatch.specdec import buckets, sampling, transform, winner
+from specbatch.specdec import footprint, sampling, transform, winner
 from specbatch.specdec.coupling import accept_block, propose_token
 from specbatch.specdec.footprint import BYTES_PER_SLICED_LOGIT
 from specbatch.specdec.sampling import Draw, Positions, draw_draft, draw_target, logprobs_at, transformed_logits
@@ -112,7 +112,7 @@ def test_slices_are_the_whole(on_a_device: None, monkeypatch: pytest.MonkeyPatch
     generator = np.random.default_rng(9)
     cases = [random_case(generator, logprobs=True) for _ in range(20)]
     whole = everything(cases, dtype)
-    monkeypatch.setattr(buckets, "LOGITS_PER_SLICE", 3 * VOCAB + 1)
+    monkeypatch.setattr(footprint, "LOGITS_PER_SLICE", 3 * VOCAB + 1)
     assert len(winner.slices(torch.empty(20, VOCAB))) == 7
     parts = everything(cases, dtype)
     assert whole[0].logprob_N is not None
@@ -174,7 +174,7 @@ def test_the_ledger_counts_what_a_draw_holds(
     on_a_device: None, monkeypatch: pytest.MonkeyPatch, settings: dict[str, float], is_final: bool
 ) -> None:
     vocab, per_slice, num_rows = 2000, 16, 96
-    monkeypatch.setattr(buckets, "LOGITS_PER_SLICE", per_slice * vocab)
+    monkeypatch.setattr(footprint, "LOGITS_PER_SLICE", per_slice * vocab)
     logits_NV = torch.randn(num_rows, vocab).bfloat16()
     params = [SamplingParams(seed=n, logprobs=True, **settings) for n in range(num_rows)]  # type: ignore[arg-type]
     given, places = tensors(params, vocab), torch.arange(num_rows)

@@ -251,7 +251,7 @@ def pair(start: Start) -> Callable[..., tuple[Any, Any]]:
     return make
 
 
-@pytest.mark.parametrize("moment", ["collective", "wait"])
+@pytest.mark.parametrize("moment", ["collective", long("wait")])
 def test_no_follower_outlives_its_leader(pair: Any, moment: str) -> None:
     """Nor one that is stuck where no error of a collective would reach it."""
     leading, mate = pair(moment)
@@ -269,7 +269,7 @@ def test_a_leader_that_fails_in_a_forward_lets_no_follower_wait(pair: Any) -> No
     assert leading.poll() is None
 
 
-@pytest.mark.parametrize("moment", ["idle", "wait"])
+@pytest.mark.parametrize("moment", ["idle", long("wait")])
 def test_a_leader_learns_at_once_that_a_follower_was_killed(pair: Any, moment: str) -> None:
     """From its own thread, and where it waits in a collective, from that too; nothing is left of the group then."""
     leading, mate = pair(moment)

@@ -514,7 +514,7 @@ def test_a_file_that_is_replaced_between_two_segments_is_noticed(tmp_path: Path)
     refused(ErrorCode.JOB_INPUT_MISSING, lambda: read_segment(segment_of(file, 20, 30)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_column_of_more_than_two_gibibytes_is_read_in_pieces(tmp_path: Path) -> None:
     """Bad input 9: offsets of 32 bits end at 2 GiB; nothing may join the pieces."""
     path = tmp_path / "a.parquet"
