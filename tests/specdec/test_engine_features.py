@@ -48,8 +48,11 @@ def demanding_rows(seed: int, num_rows: int) -> Rows:
     return rows
 
 
+LONG_1 = pytest.param(1, marks=pytest.mark.long)
+
+
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("k", [0, 1, 4])
+@pytest.mark.parametrize("k", [0, LONG_1, 4])
 def test_the_transform_and_all_terminators_equal_the_twin(target: Any, draft: Any, path: str, k: int) -> None:
     rows = demanding_rows(1, 40)
     expected = full_twin(target, rows, path=path)
@@ -129,7 +132,7 @@ def test_samples_share_one_prefill(target: Any, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("batch", [LONG_1, 4])
 def test_a_common_beginning_is_read_once(target: Any, draft: Any, path: str, batch: int) -> None:
     """Also by rows that come much later, in whatever slot the beginning last stood."""
     header = [random.Random(2).randrange(VOCAB) for _ in range(40)]
@@ -299,7 +302,7 @@ def test_a_draft_may_be_given_up_in_mid_job(target: Any, draft: Any, rows: Rows,
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("k", [0, 1, 4])
+@pytest.mark.parametrize("k", [0, LONG_1, 4])
 def test_the_distribution_coupling_is_greedy_where_the_row_is(
     target: Any, draft: Any, rows: Rows, path: str, k: int
 ) -> None:

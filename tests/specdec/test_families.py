@@ -83,6 +83,7 @@ def test_greedy_equals_generate(name: str) -> None:
     assert num_accepted > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "draft"), list(zip(NAMES, NAMES[1:] + NAMES[:1], strict=True)))
 def test_a_draft_of_another_family_changes_nothing(name: str, draft: str) -> None:
     model = tiny_model(name, seed=1, dtype=torch.float32)
