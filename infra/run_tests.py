@@ -3,7 +3,8 @@
     python infra/run_tests.py [ARGUMENTS OF PYTEST]
 
 Tests with a Ray mostly wait: for its processes, for a lease, for a worker that is taken for dead. Two of them at once
-would meet limits of time that are meant for one. The output of the second process is shown when both have ended.
+would meet limits of time that are meant for one. They end first, and some folders follow them where no arguments say
+which tests are wanted. The output of the second process is shown when both have ended.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ALWAYS_OUT = "not chaos and not long"
 NO_TESTS = 5
+BEHIND_RAY = ("tests/simulation", "tests/storage", "tests/workers")
 # Threads that wait for each other's turn would take the cores from the other process, and tiny models need no two.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
@@ -35,14 +37,19 @@ def outcome(*codes: int) -> int:
 
 def main() -> int:
     """Run both; 0 if both passed."""
+    arguments = sys.argv[1:]
+    behind = () if arguments else BEHIND_RAY
+    single = {**os.environ, **ONE_THREAD}
     with tempfile.TemporaryFile() as kept:
         other = subprocess.Popen(
-            command("not ray", sys.argv[1:]), cwd=ROOT, env={**os.environ, **ONE_THREAD},
+            command("not ray", [*arguments, *(f"--ignore={folder}" for folder in behind)]), cwd=ROOT, env=single,
             stdin=subprocess.DEVNULL, stdout=kept, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
-            code = subprocess.run(command("ray", sys.argv[1:]), cwd=ROOT, check=False).returncode
-            other_code = other.wait()
+            codes = [subprocess.run(command("ray", arguments), cwd=ROOT, check=False).returncode]
+            if behind:
+                codes.append(subprocess.run(command("not ray", behind), cwd=ROOT, env=single, check=False).returncode)
+            codes.append(other.wait())
         finally:
             if other.poll() is None:  # interrupted
                 other.terminate()
@@ -50,7 +57,7 @@ def main() -> int:
             kept.seek(0)
             sys.stdout.write(kept.read().decode("utf-8", "replace"))
             sys.stdout.flush()
-    return outcome(code, other_code)
+    return outcome(*codes)
 
 
 if __name__ == "__main__":
