@@ -25,7 +25,7 @@ from specbatch.specdec.accept import accept, commit
 from specbatch.specdec.ahead import BLIND_ROUNDS, Ahead, Airborne
 from specbatch.specdec.buckets import bucket_of
 from specbatch.specdec.captured import CapturedRounds
-from specbatch.specdec.controller import AdaptivePolicy
+from specbatch.specdec.controller import AdaptivePolicy, FixedPolicy, RoundPlan, RoundView
 from specbatch.specdec.families import FAMILIES
 from specbatch.specdec.generic_paged import LOOKS_INTO_TENSORS
 from specbatch.specdec.graphs import GraphBook
@@ -235,6 +235,27 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
     monkeypatch.setattr(CapturedRounds, "launch", noted)
     return seen
+
+
+def test_a_row_that_comes_late_to_the_draft_waits_for_the_next_landing(
+    target: Any, draft: Any, launches: list[bool]
+) -> None:
+    """The draft has to read first what it has missed of that row; the others go on ahead meanwhile, for some rounds."""
+
+    class Late(FixedPolicy):
+        num_plans = 0
+
+        def plan(self, view: RoundView) -> RoundPlan:
+            self.num_plans += 1
+            plan = super().plan(view)
+            if self.num_plans == 1:
+                plan.draft_length_B[1:] = 0
+            return RoundPlan(plan.draft_length_B, plan.draft_length_B > 0)
+
+    rows: Rows = [([n, 7], SamplingParams(max_new_tokens=40, temperature=0.9, seed=n)) for n in range(2)]
+    outputs = run(rows, target, draft, k=Late(2), batch=2, path="ahead")
+    assert tokens(outputs) == [(t.token_ids, t.finish_reason) for t in full_twin(target, rows, path="lean")]
+    assert launches[: BLIND_ROUNDS + 2] == [False, *[True] * BLIND_ROUNDS, False]
 
 
 @pytest.mark.parametrize("k", [0, 2, 5])
