@@ -30,7 +30,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 import specbatch
 from specbatch.jobs.planning.machine import describe_hardware
-from specbatch.specdec import coupling, noise
+from specbatch.specdec import noise
+from specbatch.specdec.sampling import coupling
 
 ROOT = Path(__file__).resolve().parents[1]
 PAIR = ROOT / "specbatch" / "assets" / "code-pair"

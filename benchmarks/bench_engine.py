@@ -36,7 +36,7 @@ from workload import ROOT, Row, load_rows, num_rows, tuning_rows, write_random_d
 
 from specbatch.jobs.planning.machine import count_cores, describe_hardware
 from specbatch.specdec.inflate import inflate
-from specbatch.specdec.models import locate_model
+from specbatch.specdec.models.folders import locate_model
 
 TAUGHT, STRANGER = "code-pair/draft-taught", "code-pair/draft-stranger"
 

@@ -31,10 +31,11 @@ import transformers
 
 import specbatch
 from specbatch.jobs.planning.machine import describe_hardware
-from specbatch.specdec import Engine, SamplingParams, SequenceOutput, decoding, prefill
+from specbatch.specdec import Engine, SamplingParams, SequenceOutput
 from specbatch.specdec.accept import IntArray
-from specbatch.specdec.batch import Batch
-from specbatch.specdec.settling import Proposals, Settled, settle_and_commit
+from specbatch.specdec.rounds import decoding, prefill
+from specbatch.specdec.rounds.settling import Proposals, Settled, settle_and_commit
+from specbatch.specdec.rows.batch import Batch
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPERATURES = (0.0, 0.7)

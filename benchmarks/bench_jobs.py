@@ -109,7 +109,7 @@ def separately(function: Callable[..., dict[str, float]], *arguments: Any) -> di
 def part_a(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Both sides in turn."""
     from specbatch.specdec.inflate import inflate
-    from specbatch.specdec.models import locate_model
+    from specbatch.specdec.models.folders import locate_model
 
     inflate("code-pair/target", folder / "target", options.parameters)
     dataset = folder / "prompts.parquet"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from specbatch.specdec.packing import PackedLinear
+from specbatch.specdec.kernels.packing import PackedLinear
 
 SHAPES = [(768, 3456)] * 24 + [(3456, 768)] * 12 + [(768, 768)] * 24 + [(768, 384)] * 24
 

@@ -36,7 +36,7 @@ from specbatch.schemas.sampling import SamplingParams
 from specbatch.schemas.stats import SpecCounters, accepted_by_position, proposed_by_position
 from specbatch.specdec import Engine
 from specbatch.specdec.inflate import inflate
-from specbatch.specdec.packing import Product
+from specbatch.specdec.kernels.packing import Product
 
 TAUGHT = "code-pair/draft-taught"
 MOST_OVERHEAD = 1.3

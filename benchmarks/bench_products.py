@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from specbatch.specdec.kernels.invariant import InvariantProduct, invariant_linear
-from specbatch.specdec.packing import Product
+from specbatch.specdec.kernels.packing import Product
 
 ROWS = (1, 2, 4, 8, 16, 32, 40, 64, 128, 256)
 GPU_SHAPES = {

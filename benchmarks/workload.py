@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from specbatch.specdec.models import locate_model
+from specbatch.specdec.models.folders import locate_model
 from specbatch.specdec.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent

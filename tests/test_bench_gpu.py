@@ -39,9 +39,9 @@ from gpu import (  # noqa: E402
 from gpu.shapes import SHAPES  # noqa: E402
 
 from specbatch.schemas.sampling import SamplingParams  # noqa: E402
-from specbatch.specdec.controller import RoundMeasure  # noqa: E402
-from specbatch.specdec.graphs import GraphBook  # noqa: E402
-from specbatch.specdec.lean_paged import PagedLeanDecoder  # noqa: E402
+from specbatch.specdec.forward.lean_paged import PagedLeanDecoder  # noqa: E402
+from specbatch.specdec.policy.controller import RoundMeasure  # noqa: E402
+from specbatch.specdec.rounds.graphs import GraphBook  # noqa: E402
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")  # the second is a name, which needs no device
 

@@ -32,10 +32,11 @@ def test_the_engine_is_a_library_without_ray_storage_and_command_line() -> None:
 def test_planning_and_validation_of_models_load_no_torch() -> None:
     code = """
 import sys
-from specbatch.specdec import SamplingParams, models
-models.check_pair(models.locate_model("code-pair/target"), models.locate_model("code-pair/draft-taught"))
+from specbatch.specdec import SamplingParams
+from specbatch.specdec.models import folders
+folders.check_pair(folders.locate_model("code-pair/target"), folders.locate_model("code-pair/draft-taught"))
 from specbatch.specdec.tokenizer import Tokenizer
-Tokenizer.from_folder(models.locate_model("code-pair/target").path).encode("def f(x):")
+Tokenizer.from_folder(folders.locate_model("code-pair/target").path).encode("def f(x):")
 print(sorted({"torch", "transformers", "ray"} & set(sys.modules)))
 """
     assert run(code).strip() == "[]"

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from gpu.models import TARGET, TAUGHT, equal_rows, prompts, release, tokenizer
 from specbatch.schemas.sampling import SamplingParams
 from specbatch.specdec import Engine, reference
-from specbatch.specdec.models import locate_model
+from specbatch.specdec.models.folders import locate_model
 
 _PROMPT_TOKENS, _ROWS = 48, 5
 _TEMPERATURES, _LENGTHS, _BATCHES = (0.0, 0.8), (0, 1, 4), (1, 5)

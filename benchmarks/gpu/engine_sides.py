@@ -17,9 +17,10 @@ from gpu import plan, watch
 from gpu.models import Pair, tokenizer
 from gpu.roof import synchronize
 from specbatch.schemas.sampling import SamplingParams
-from specbatch.specdec import Engine, prefill
-from specbatch.specdec.controller import MAX_AUTO_DRAFT_LENGTH, make_policy
+from specbatch.specdec import Engine
 from specbatch.specdec.output import SequenceOutput
+from specbatch.specdec.policy.controller import MAX_AUTO_DRAFT_LENGTH, make_policy
+from specbatch.specdec.rounds import prefill
 
 _FILL_CHUNK_TOKENS = 8192
 """While the batch is being filled: so that the first rows have not said much when the last have been read."""

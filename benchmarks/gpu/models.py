@@ -21,14 +21,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from gpu.roof import Model
 from gpu.shapes import SHAPES
-from specbatch.specdec.batch import POSITIONS_STEP
+from specbatch.specdec.forward.lean import LeanDecoder
+from specbatch.specdec.forward.lean_paged import PagedLeanDecoder
+from specbatch.specdec.forward.paged_memory import Pages
+from specbatch.specdec.forward.paging import PAGE_SIZE
 from specbatch.specdec.inflate import Shape, check_growth, fill_weight, inflated_config, load_state, shape_of
-from specbatch.specdec.lean import LeanDecoder
-from specbatch.specdec.lean_paged import PagedLeanDecoder
 from specbatch.specdec.loading import uses_pages
-from specbatch.specdec.models import locate_model
-from specbatch.specdec.paged_memory import Pages
-from specbatch.specdec.paging import PAGE_SIZE
+from specbatch.specdec.models.folders import locate_model
+from specbatch.specdec.rows.batch import POSITIONS_STEP
 from specbatch.specdec.tokenizer import Tokenizer
 
 _PROMPTS = Path(__file__).resolve().parent.parent.parent / "examples" / "prompts.parquet"

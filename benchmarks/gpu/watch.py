@@ -16,7 +16,7 @@ import numpy as np
 
 from gpu.roof import Model, round_bytes
 from specbatch.specdec import Engine
-from specbatch.specdec.controller import RoundMeasure
+from specbatch.specdec.policy.controller import RoundMeasure
 
 STEADY_ROUNDS = 10
 """So many rounds without a capture, and the warm-up may end."""

@@ -16,17 +16,18 @@ from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.messages import MemoryReport, RoundBlock
 from specbatch.schemas.sampling import SamplingParams
 from specbatch.schemas.stats import PhaseSeconds
-from specbatch.specdec import loading, overload
-from specbatch.specdec.batch import Batch
-from specbatch.specdec.controller import Policy
+from specbatch.specdec import loading
 from specbatch.specdec.drafters.suffix import SuffixIndex
-from specbatch.specdec.feed import Decoder
+from specbatch.specdec.forward.feed import Decoder
+from specbatch.specdec.forward.threads import current_device
 from specbatch.specdec.intake import Intake
 from specbatch.specdec.output import SequenceOutput
-from specbatch.specdec.ranks import Leader
-from specbatch.specdec.slots import Request
+from specbatch.specdec.policy.controller import Policy
+from specbatch.specdec.ranks.group import Leader
+from specbatch.specdec.rows import overload
+from specbatch.specdec.rows.batch import Batch
+from specbatch.specdec.rows.slots import Request
 from specbatch.specdec.stepping import Rounds, Stepper
-from specbatch.specdec.threads import current_device
 from specbatch.specdec.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class Engine:
             bitwise: compute every token with the same bits whatever is computed beside it; slower.
 
         Raises:
-            SpecbatchError: any of the model codes of ``models.locate_model`` and ``models.check_pair``; JOB_MEMORY.
+            SpecbatchError: any of the model codes of ``folders.locate_model`` and ``folders.check_pair``; JOB_MEMORY.
         """
         pair = loading.load_pair(
             str(target),

@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.specdec.models import locate_model
+from specbatch.specdec.models.folders import locate_model
 
 ZERO_NOISE = 1e-9
 _FILL_STD = 0.02

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.sampling import SamplingParams, check_vocabulary
 from specbatch.schemas.seeds import prompt_seed
-from specbatch.specdec.slots import Request
-from specbatch.specdec.stops import StopMatcher
+from specbatch.specdec.rows.slots import Request
+from specbatch.specdec.rows.stops import StopMatcher
 from specbatch.specdec.tokenizer import Tokenizer
 
 

@@ -9,26 +9,26 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from specbatch.schemas.messages import MemoryReport
-from specbatch.specdec import families, models
-from specbatch.specdec.arithmetic import check_arithmetic, is_usual
-from specbatch.specdec.batch import POSITIONS_STEP
-from specbatch.specdec.controller import Policy, make_policy
-from specbatch.specdec.division import check_division
-from specbatch.specdec.feed import Decoder
-from specbatch.specdec.generic import GenericDecoder
-from specbatch.specdec.generic_paged import PagedGenericDecoder
-from specbatch.specdec.host import host_available_bytes, resident_bytes
+from specbatch.specdec.forward.feed import Decoder
+from specbatch.specdec.forward.generic import GenericDecoder
+from specbatch.specdec.forward.generic_paged import PagedGenericDecoder
+from specbatch.specdec.forward.lean import LeanDecoder
+from specbatch.specdec.forward.lean_paged import PagedLeanDecoder
+from specbatch.specdec.forward.paged_memory import Pages
+from specbatch.specdec.forward.paging import PAGE_SIZE
+from specbatch.specdec.forward.runner import ModelRunner, load_model
 from specbatch.specdec.kernels import interface
-from specbatch.specdec.lean import LeanDecoder
-from specbatch.specdec.lean_paged import PagedLeanDecoder
-from specbatch.specdec.memory import MemoryPlan, plan_memory
-from specbatch.specdec.packing import can_pack, pack_linears
-from specbatch.specdec.paged_memory import Pages
-from specbatch.specdec.paging import PAGE_SIZE
-from specbatch.specdec.parallel import load_parallel
-from specbatch.specdec.quantization import check_device, check_dtype, check_ranks
-from specbatch.specdec.ranks import Leader
-from specbatch.specdec.runner import ModelRunner, load_model
+from specbatch.specdec.kernels.packing import can_pack, pack_linears
+from specbatch.specdec.models import families, folders
+from specbatch.specdec.models.arithmetic import check_arithmetic, is_usual
+from specbatch.specdec.models.division import check_division
+from specbatch.specdec.models.host import host_available_bytes, resident_bytes
+from specbatch.specdec.models.memory import MemoryPlan, plan_memory
+from specbatch.specdec.models.quantization import check_device, check_dtype, check_ranks
+from specbatch.specdec.policy.controller import Policy, make_policy
+from specbatch.specdec.ranks.group import Leader
+from specbatch.specdec.ranks.parallel import load_parallel
+from specbatch.specdec.rows.batch import POSITIONS_STEP
 from specbatch.specdec.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -81,14 +81,14 @@ def load_pair(
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
-    target_folder = models.locate_model(target, quantization)
-    draft_folder = models.locate_model(draft) if draft is not None and speculation not in ("off", 0) else None
+    target_folder = folders.locate_model(target, quantization)
+    draft_folder = folders.locate_model(draft) if draft is not None and speculation not in ("off", 0) else None
     if draft_folder is not None:
-        models.check_pair(target_folder, draft_folder)
+        folders.check_pair(target_folder, draft_folder)
     num_ranks = 1 if leader is None else leader.num_ranks
     check_division(target_folder.name, target_folder.config, num_ranks)
     check_ranks(target_folder.name, target_folder.quantization, num_ranks)
-    dtype_name = models.resolve_dtype(dtype, where.type, target_folder)
+    dtype_name = folders.resolve_dtype(dtype, where.type, target_folder)
     for folder in (target_folder, draft_folder):
         if folder is not None:
             check_device(folder.name, folder.quantization, where.type)
@@ -111,14 +111,14 @@ def load_pair(
     if not plan.uses_draft:
         draft_folder = None
     tokenizer = Tokenizer.from_folder(target_folder.path)
-    context = models.context_length(target_folder)
+    context = folders.context_length(target_folder)
     # The target's context alone decides lengths: a draft with a shorter one stops proposing there, no more.
     longest = min(context, max_sequence_tokens or context)
     may_page = is_lean or (leader is None and takes_pages(target_folder.config))
     has_pages = may_page and (uses_pages(where) or not is_usual(kv_cache_dtype, bitwise=bitwise))
     pages = make_pages(plan.kv_token_budget, plan.batch_size, longest, where) if has_pages else None
 
-    def decoder(folder: models.ModelFolder, ranks: Leader | None = None, *, is_invariant: bool = False) -> Decoder:
+    def decoder(folder: folders.ModelFolder, ranks: Leader | None = None, *, is_invariant: bool = False) -> Decoder:
         return load_decoder(
             folder,
             getattr(torch, dtype_name),
@@ -136,7 +136,7 @@ def load_pair(
         target=decoder(target_folder, leader, is_invariant=bitwise),
         draft=decoder(draft_folder) if draft_folder is not None else None,
         tokenizer=tokenizer,
-        eos_ids=models.eos_token_ids(target_folder.path),
+        eos_ids=folders.eos_token_ids(target_folder.path),
         policy=make_policy(speculation, has_draft=draft_folder is not None, uses_suffix=True),
         max_batch_size=plan.batch_size,
         grown_batch_size=_grown(plan, max_batch_size),
@@ -146,7 +146,7 @@ def load_pair(
 
 
 def load_decoder(
-    folder: models.ModelFolder,
+    folder: folders.ModelFolder,
     dtype: torch.dtype,
     device: torch.device,
     num_slots: int,
@@ -167,7 +167,7 @@ def load_decoder(
     sizes = {
         "num_slots": num_slots,
         "max_positions": POSITIONS_STEP,
-        "context_length": models.context_length(folder),
+        "context_length": folders.context_length(folder),
         "vocab_size": vocab_size,
     }
     if leader is not None:
@@ -211,7 +211,7 @@ def make_pages(num_tokens: int, num_slots: int, max_sequence_tokens: int, device
     return Pages(num_pages + 1, num_slots, max_sequence_tokens, device)
 
 
-def _path(folder: models.ModelFolder) -> Literal["lean", "generic"]:
+def _path(folder: folders.ModelFolder) -> Literal["lean", "generic"]:
     return families.model_path(folder.config, is_quantized=folder.quantization is not None)
 
 

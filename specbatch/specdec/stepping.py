@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections import deque
 from typing import Literal
 
-from specbatch.specdec import admission, overload, paged_admission
-from specbatch.specdec.ahead import Ahead
-from specbatch.specdec.batch import Batch
-from specbatch.specdec.captured import CapturedRounds
-from specbatch.specdec.decoding import decode_round, is_plain_round, may_ride
 from specbatch.specdec.output import SequenceOutput
-from specbatch.specdec.prefill import plan_chunk, read_chunk
-from specbatch.specdec.profile import profile, profile_captured
-from specbatch.specdec.round_parts import RoundResult
-from specbatch.specdec.rounds import RoundLog
-from specbatch.specdec.selftest import SelfTest
-from specbatch.specdec.slots import Request
+from specbatch.specdec.rounds.ahead import Ahead
+from specbatch.specdec.rounds.captured import CapturedRounds
+from specbatch.specdec.rounds.decoding import decode_round, is_plain_round, may_ride
+from specbatch.specdec.rounds.log import RoundLog
+from specbatch.specdec.rounds.parts import RoundResult
+from specbatch.specdec.rounds.prefill import plan_chunk, read_chunk
+from specbatch.specdec.rounds.profile import profile, profile_captured
+from specbatch.specdec.rounds.selftest import SelfTest
+from specbatch.specdec.rows import admission, overload, paged_admission
+from specbatch.specdec.rows.batch import Batch
+from specbatch.specdec.rows.slots import Request
 
 Rounds = Literal["ahead", "captured", "loop"]
 """How rounds are decoded where keys and values are in pages: of fixed shape and launched before the last one is

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _MAX_CONCURRENCY = 8
 """Long polls, some of them repeated, may wait while deliveries and stop come through."""
 
+_HIDES_NONE = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
+"""Ray's variable for clusters whose processes all see every GPU."""
+
 Delivery = Literal["assign", "drop", "drain"]
 
 
@@ -63,6 +66,15 @@ class News:
     poll: WorkerPoll
 
 
+def _given_device(device: str) -> str:
+    """The device that Ray gave this process: the only one that it sees, unless Ray was told to hide none."""
+    if device != "cuda" or not os.environ.get(_HIDES_NONE):
+        return device
+    from specbatch.workers.ranks import own_device_index
+
+    return f"cuda:{own_device_index()}"
+
+
 class WorkerActor:
     """A worker behind calls that may be lost or repeated.
 
@@ -81,7 +93,7 @@ class WorkerActor:
         self._ranks: Ranks | None = None
         try:
             if config.num_ranks == 1:
-                self._worker = Worker(config)
+                self._worker = Worker(replace(config, device=_given_device(config.device)))
             else:
                 from specbatch.workers.ranks import Ranks
 

@@ -19,12 +19,12 @@ from specbatch.schemas.messages import MemoryReport, RoundBlock, WorkerConfig, W
 from specbatch.schemas.sampling import SamplingParams
 from specbatch.schemas.spec import Speculation
 from specbatch.schemas.stats import PhaseSeconds
+from specbatch.specdec.models.quantization import METHODS, ON_LOAD
 from specbatch.specdec.output import SequenceOutput
-from specbatch.specdec.quantization import METHODS, ON_LOAD
 
 if TYPE_CHECKING:
     from specbatch.specdec.engine import Engine
-    from specbatch.specdec.ranks import Leader
+    from specbatch.specdec.ranks.group import Leader
 
 ENGINE_FACTORY_VARIABLE = "SPECBATCH_ENGINE_FACTORY"
 """``module:function`` that makes the engine of every worker process instead of the pair: for tests and benchmarks of
@@ -161,7 +161,7 @@ def _forget_attempt(config: WorkerConfig) -> None:
     """Free the target that had been loaded when the draft failed."""
     import torch
 
-    from specbatch.specdec.runner import give_back_memory
+    from specbatch.specdec.forward.runner import give_back_memory
 
     give_back_memory(torch.device(config.device))
 
@@ -199,7 +199,7 @@ def _memory_fraction(config: WorkerConfig) -> float:
         return config.memory_fraction
     import torch
 
-    free_bytes, total_bytes = torch.cuda.mem_get_info()
+    free_bytes, total_bytes = torch.cuda.mem_get_info(config.device)
     return shared_fraction(config.memory_fraction, config.device_share, free_bytes, total_bytes)
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from specbatch.schemas.messages import WorkerConfig
-from specbatch.specdec.rank_meeting import Seat, device_index_among, in_words, take_device
-from specbatch.specdec.ranks import Leader
+from specbatch.specdec.ranks.group import Leader
+from specbatch.specdec.ranks.meeting import Seat, device_index_among, in_words, take_device
 from specbatch.workers.actor import Whereabouts, this_process
 from specbatch.workers.decoding import DecodingEngine, load_engine
 
@@ -35,8 +35,8 @@ class RankActor:
             Exception: what ended the group here.
         """
         from specbatch.specdec.loading import free_bytes
-        from specbatch.specdec.parallel import follow
-        from specbatch.specdec.ranks import Follower
+        from specbatch.specdec.ranks.group import Follower
+        from specbatch.specdec.ranks.parallel import follow
 
         torch.set_num_threads(num_threads)
         device = _own_device(seat)
@@ -105,9 +105,12 @@ class Ranks:
             self._leader.abandon(f"rank {calls.index(ended[0]) + 1} of {self._config.num_ranks}: {in_words(error)}")
 
 
-def _own_device(seat: Seat) -> torch.device:
-    """The device that Ray gave this process, also where it was told to hide none of the others."""
+def own_device_index() -> int:
+    """Which of the devices that this process sees Ray gave it, also where it was told to hide none of the others."""
     import ray
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return take_device(seat.device, device_index_among(ray.get_gpu_ids(), visible, torch.cuda.device_count()))
+    return device_index_among(ray.get_gpu_ids(), os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count())
+
+
+def _own_device(seat: Seat) -> torch.device:
+    return take_device(seat.device, own_device_index())

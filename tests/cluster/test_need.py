@@ -11,7 +11,8 @@ import pytest
 from specbatch.jobs.coordinator.events import CapacityChanged
 from specbatch.jobs.output.identity import identity_fields
 from specbatch.jobs.planning import execution
-from specbatch.jobs.planning.execution import _check_needs, _resolve_device
+from specbatch.jobs.planning.execution import _resolve_device
+from specbatch.jobs.planning.execution_checks import check_needs, refuse_ranks
 from specbatch.jobs.running.cluster_view import ClusterView, choose_node, count_slots, read_node
 from specbatch.jobs.running.need import Free, Node, WorkerNeed
 from specbatch.jobs.running.placing import Placing
@@ -176,7 +177,7 @@ def test_sizes() -> None:
 )
 def test_what_means_nothing_here_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(SpecbatchError, match=r"JOB_CONFIG: --.* needs --address"):
-        _check_needs(ExecutionSpec(**given))
+        check_needs(ExecutionSpec(**given))
 
 
 def test_workers_of_several_devices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +195,7 @@ def test_workers_of_several_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SpecbatchError, match="was measured on one device"):
         _resolve_device(spec.model_copy(update={"execution": ExecutionSpec(profile="p.json")}))
     with pytest.raises(SpecbatchError, match="preview decodes on one device"):
-        execution.refuse_ranks(spec, "preview")
+        refuse_ranks(spec, "preview")
 
 
 def test_several_devices_are_identity_and_one_is_not() -> None:

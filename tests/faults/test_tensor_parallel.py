@@ -12,7 +12,7 @@ from outputs import Output
 from whole_jobs import Place, check_finished, check_kept, finish, kill, read_run, wait_for_parts, wait_until
 
 from specbatch.jobs.coordinator.policy import HUNG_SECONDS
-from specbatch.specdec.rank_meeting import divided_device
+from specbatch.specdec.ranks.meeting import divided_device
 
 pytestmark = [
     pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600),

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from specbatch.specdec.rank_meeting import Seat
-from specbatch.specdec.ranks import Follower, Leader
+from specbatch.specdec.ranks.group import Follower, Leader
+from specbatch.specdec.ranks.meeting import Seat
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     elif role == "mate":
         mate(Follower(seat, rank, 0))
     else:
-        from specbatch.specdec.parallel import follow
+        from specbatch.specdec.ranks.parallel import follow
 
         try:
             follow(Follower(seat, rank, 1 << 40), torch.device("cpu"), num_ranks)
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def lead(seat: Seat, moment: str) -> None:
-    from specbatch.specdec.parallel import load_parallel
+    from specbatch.specdec.ranks.parallel import load_parallel
 
     leader = Leader(seat, lambda error: say(f"told: {error}"))
     leader.gather()

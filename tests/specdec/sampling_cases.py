@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from specbatch.schemas.errors import SpecbatchError
 from specbatch.schemas.sampling import SamplingParams, check_vocabulary
 from specbatch.specdec import reference
-from specbatch.specdec.sampling import Draw, History, Positions, SamplingTensors, draw_target
+from specbatch.specdec.sampling.draw import Draw, History, Positions, SamplingTensors, draw_target
 
 VOCAB = 40
 STOPS = (3, 17)

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from specbatch.specdec.buckets import bucket_of
-from specbatch.specdec.controller import Policy, RoundMeasure, RoundView
-from specbatch.specdec.rounds import is_plain_sample
+from specbatch.specdec.policy.buckets import bucket_of
+from specbatch.specdec.policy.controller import Policy, RoundMeasure, RoundView
+from specbatch.specdec.rounds.log import is_plain_sample
 
 # Milliseconds of scoring so many tokens, as measured on two cores.
 SCORE_MS = {1: 20.0, 4: 22.0, 8: 25.0, 16: 31.0, 24: 37.0, 32: 42.0, 64: 66.0, 128: 110.0, 640: 462.0}

@@ -13,13 +13,14 @@ from twin import Rows, WholePrefix, tokens
 
 from specbatch.schemas.errors import SpecbatchError
 from specbatch.schemas.sampling import SamplingParams
-from specbatch.specdec import prefill, reference
-from specbatch.specdec.arithmetic import check_arithmetic
-from specbatch.specdec.controller import FixedPolicy
+from specbatch.specdec import reference
 from specbatch.specdec.engine import Engine
-from specbatch.specdec.lean_paged import PagedLeanDecoder
+from specbatch.specdec.forward.lean_paged import PagedLeanDecoder
+from specbatch.specdec.forward.paged_memory import Pages
+from specbatch.specdec.models.arithmetic import check_arithmetic
 from specbatch.specdec.output import SequenceOutput
-from specbatch.specdec.paged_memory import Pages
+from specbatch.specdec.policy.controller import FixedPolicy
+from specbatch.specdec.rounds import prefill
 
 CPU = torch.device("cpu")
 

@@ -19,20 +19,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from twin import Rows, WholePrefix, full_twin, run, tokens
 
 from specbatch.schemas.sampling import SamplingParams
-from specbatch.specdec import ahead as ahead_module
-from specbatch.specdec import graphs, lean_paged, reference, winner
+from specbatch.specdec import reference
 from specbatch.specdec.accept import accept, commit
-from specbatch.specdec.ahead import BLIND_ROUNDS, Ahead, Airborne
-from specbatch.specdec.buckets import bucket_of
-from specbatch.specdec.captured import CapturedRounds
-from specbatch.specdec.controller import AdaptivePolicy, FixedPolicy, RoundPlan, RoundView
-from specbatch.specdec.families import FAMILIES
-from specbatch.specdec.generic_paged import LOOKS_INTO_TENSORS
-from specbatch.specdec.graphs import GraphBook
+from specbatch.specdec.forward import lean_paged
+from specbatch.specdec.forward.generic_paged import LOOKS_INTO_TENSORS
 from specbatch.specdec.kernels import interface
-from specbatch.specdec.sampling_tensors import SamplingTensors
-from specbatch.specdec.static_round import FIRST_PLANNED, Field, StaticRound
-from specbatch.specdec.static_sampling import StaticSampling
+from specbatch.specdec.models.families import FAMILIES
+from specbatch.specdec.policy.buckets import bucket_of
+from specbatch.specdec.policy.controller import AdaptivePolicy, FixedPolicy, RoundPlan, RoundView
+from specbatch.specdec.rounds import ahead as ahead_module
+from specbatch.specdec.rounds import graphs
+from specbatch.specdec.rounds.ahead import BLIND_ROUNDS, Ahead, Airborne
+from specbatch.specdec.rounds.captured import CapturedRounds
+from specbatch.specdec.rounds.graphs import GraphBook
+from specbatch.specdec.rounds.static_round import FIRST_PLANNED, Field, StaticRound
+from specbatch.specdec.sampling import winner
+from specbatch.specdec.sampling.static import StaticSampling
+from specbatch.specdec.sampling.tensors import SamplingTensors
 
 PLAIN = SamplingParams(max_new_tokens=4)
 

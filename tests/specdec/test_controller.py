@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from simulated_machine import Machine, score_seconds
 
-from specbatch.specdec.controller import (
+from specbatch.specdec.policy.controller import (
     MAX_AUTO_DRAFT_LENGTH,
     AdaptivePolicy,
     FixedPolicy,
@@ -18,7 +18,7 @@ from specbatch.specdec.controller import (
     RoundView,
     make_policy,
 )
-from specbatch.specdec.rounds import is_plain_sample
+from specbatch.specdec.rounds.log import is_plain_sample
 
 ROUNDS = 600
 PROFILE_SIZES = (1, 4, 8, 16, 32, 64, 128)

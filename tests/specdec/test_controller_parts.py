@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from specbatch.specdec.controller import RoundMeasure, RoundPlan, RoundView
-from specbatch.specdec.controller_choice import Candidates, Costs, tokens_and_seconds
-from specbatch.specdec.controller_probe import Budget, Look
-from specbatch.specdec.step_times import StepTimes
-from specbatch.specdec.survival import ModelSurvival, SuffixSurvival, count_positions
+from specbatch.specdec.policy.choice import Candidates, Costs, tokens_and_seconds
+from specbatch.specdec.policy.controller import RoundMeasure, RoundPlan, RoundView
+from specbatch.specdec.policy.probe import Budget, Look
+from specbatch.specdec.policy.step_times import StepTimes
+from specbatch.specdec.policy.survival import ModelSurvival, SuffixSurvival, count_positions
 
 
 def view(reached_BK: np.ndarray, accepted_BK: np.ndarray) -> RoundView:

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from specbatch.specdec import coupling
 from specbatch.specdec.accept import commit
+from specbatch.specdec.sampling import coupling
 
 V = 5
 LENGTH = 3

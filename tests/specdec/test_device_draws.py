@@ -14,10 +14,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from specbatch.schemas.sampling import SamplingParams
-from specbatch.specdec import footprint, sampling, transform, winner
-from specbatch.specdec.coupling import accept_block, propose_token
-from specbatch.specdec.footprint import BYTES_PER_SLICED_LOGIT
-from specbatch.specdec.sampling import Draw, Positions, draw_draft, draw_target, logprobs_at, transformed_logits
+from specbatch.specdec.models import footprint
+from specbatch.specdec.models.footprint import BYTES_PER_SLICED_LOGIT
+from specbatch.specdec.sampling import draw as draw_module
+from specbatch.specdec.sampling import transform, winner
+from specbatch.specdec.sampling.coupling import accept_block, propose_token
+from specbatch.specdec.sampling.draw import Draw, Positions, draw_draft, draw_target, logprobs_at, transformed_logits
 
 MIXED = [
     {"temperature": 0.9},
@@ -84,7 +86,7 @@ def test_sums_do_not_depend_on_their_order() -> None:
     logits_NV = 3 * torch.randn(50, 3001)
     temperature_N1 = 0.5 + torch.rand(50, 1, dtype=torch.float64)
     turned_NV, token_N = logits_NV.flip(1), torch.arange(50)
-    assert torch.equal(sampling._logprob(logits_NV, token_N), sampling._logprob(turned_NV, 3000 - token_N))
+    assert torch.equal(draw_module._logprob(logits_NV, token_N), draw_module._logprob(turned_NV, 3000 - token_N))
     best_N1, num_bits = logits_NV.amax(dim=1, keepdim=True).to(torch.float64), transform.fraction_bits(3001)
     norm_N, turned_N = (transform._norm(way, best_N1, temperature_N1, num_bits) for way in (logits_NV, turned_NV))
     assert torch.equal(norm_N, turned_N)

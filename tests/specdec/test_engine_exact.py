@@ -12,8 +12,9 @@ from tiny import CONTEXT, PATHS, VOCAB, decoder, engine, perturbed, tiny_model
 from twin import Rows, run, tokens, twin
 
 from specbatch.schemas.sampling import SamplingParams
-from specbatch.specdec import packing, reference
-from specbatch.specdec.controller import AdaptivePolicy, RoundMeasure, RoundPlan, RoundView
+from specbatch.specdec import reference
+from specbatch.specdec.kernels import packing
+from specbatch.specdec.policy.controller import AdaptivePolicy, RoundMeasure, RoundPlan, RoundView
 
 
 @pytest.fixture(scope="module", params=PATHS)

@@ -14,8 +14,8 @@ from twin import Rows, full_twin, run, tokens
 
 from specbatch.schemas.errors import SpecbatchError
 from specbatch.schemas.sampling import SamplingParams
-from specbatch.specdec.paging import PAGE_SIZE
-from specbatch.specdec.prefix import MIN_SHARED_TOKENS
+from specbatch.specdec.forward.paging import PAGE_SIZE
+from specbatch.specdec.rows.prefix import MIN_SHARED_TOKENS
 
 
 def demanding_rows(seed: int, num_rows: int) -> Rows:
@@ -199,7 +199,7 @@ STEP = 64
 @pytest.fixture(autouse=True)
 def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slots grow in small steps, so that tiny rows make them grow at all."""
-    monkeypatch.setattr("specbatch.specdec.admission.POSITIONS_STEP", STEP)
+    monkeypatch.setattr("specbatch.specdec.rows.admission.POSITIONS_STEP", STEP)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -385,7 +385,7 @@ def test_ids_outside_the_vocabulary_are_refused_by_name(target: Any) -> None:
 
 
 def test_the_profile_leaves_no_trace(target: Any, draft: Any, rows: Rows) -> None:
-    from specbatch.specdec.controller import AdaptivePolicy
+    from specbatch.specdec.policy.controller import AdaptivePolicy
 
     policy = AdaptivePolicy(4, has_draft=True, has_suffix=False)
     outputs = run(rows, target, perturbed(target, 0.1), k=policy, batch=3, path="lean", has_profile=True)
@@ -393,7 +393,7 @@ def test_the_profile_leaves_no_trace(target: Any, draft: Any, rows: Rows) -> Non
 
 
 def test_prompts_of_many_chunks_do_not_hold_up_rows_that_decode(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specbatch.specdec.prefill.CHUNK_TOKENS", 8)
+    monkeypatch.setattr("specbatch.specdec.rounds.prefill.CHUNK_TOKENS", 8)
     subject = engine(target, batch=2, path="lean")
     subject.submit("short", [1, 2], SamplingParams(max_new_tokens=6))
     subject.submit("long", [3] * (CONTEXT - 4), SamplingParams(max_new_tokens=2))

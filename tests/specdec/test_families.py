@@ -14,10 +14,10 @@ from tiny import FAMILIES, PADDED_VOCAB, VARIANTS, VOCAB, WINDOW, context_of, en
 
 from specbatch.schemas.errors import SpecbatchError
 from specbatch.schemas.sampling import SamplingParams
-from specbatch.specdec import attention, packing
-from specbatch.specdec.families import FAMILIES as LISTED
-from specbatch.specdec.families import SUPPORTED_MODEL_TYPES, check_supported, kv_bytes_per_token, max_context
-from specbatch.specdec.runner import load_model
+from specbatch.specdec.forward.runner import load_model
+from specbatch.specdec.kernels import attention, packing
+from specbatch.specdec.models.families import FAMILIES as LISTED
+from specbatch.specdec.models.families import SUPPORTED_MODEL_TYPES, check_supported, kv_bytes_per_token, max_context
 
 NEW_TOKENS = 24
 NAMES = [*FAMILIES, *VARIANTS]

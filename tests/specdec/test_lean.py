@@ -11,8 +11,8 @@ import torch
 from tiny import CONTEXT, VOCAB, WINDOW, decoder, engine, perturbed, tiny_model
 
 from specbatch.schemas.sampling import SamplingParams
-from specbatch.specdec.families import LEAN_MODEL_TYPES, model_path
-from specbatch.specdec.feed import Layout
+from specbatch.specdec.forward.feed import Layout
+from specbatch.specdec.models.families import LEAN_MODEL_TYPES, model_path
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((family, {}) for family in LEAN_MODEL_TYPES),

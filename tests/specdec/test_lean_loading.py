@@ -10,9 +10,9 @@ import torch
 from tiny import VOCAB, context_of, tiny_model
 from torch import Tensor, nn
 
-from specbatch.specdec import packing
-from specbatch.specdec.lean import LeanDecoder
-from specbatch.specdec.packing import RowProduct, pack_linears
+from specbatch.specdec.forward.lean import LeanDecoder
+from specbatch.specdec.kernels import packing
+from specbatch.specdec.kernels.packing import RowProduct, pack_linears
 
 NUM_LAYERS = 5
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from specbatch.schemas.errors import ErrorCode, ExitCode, SpecbatchError
-from specbatch.specdec.footprint import weight_bytes
-from specbatch.specdec.host import host_available_bytes
-from specbatch.specdec.memory import AUTO_MAX_ROWS, MemoryPlan, auto_batch_size, make_ledger, plan_memory
-from specbatch.specdec.models import ModelFolder, locate_model
-from specbatch.specdec.packing import pack_linears
-from specbatch.specdec.packing import weight_bytes as loaded_weight_bytes
+from specbatch.specdec.kernels.packing import pack_linears
+from specbatch.specdec.kernels.packing import weight_bytes as loaded_weight_bytes
+from specbatch.specdec.models.folders import ModelFolder, locate_model
+from specbatch.specdec.models.footprint import weight_bytes
+from specbatch.specdec.models.host import host_available_bytes
+from specbatch.specdec.models.memory import AUTO_MAX_ROWS, MemoryPlan, auto_batch_size, make_ledger, plan_memory
 
 TARGET = locate_model("code-pair/target")
 DRAFT = locate_model("code-pair/draft-taught")
@@ -183,7 +183,7 @@ def test_bfloat16_halves_what_is_held_per_token() -> None:
 
 def test_8_bits_count_only_where_keys_and_values_are_kept_in_them() -> None:
     """A quantized draft beside a lean target decodes by its modules, whose pool has the model's own type."""
-    from specbatch.specdec.quantization import find_quantization
+    from specbatch.specdec.models.quantization import find_quantization
 
     quantized = replace(DRAFT, quantization=find_quantization("draft", DRAFT.config, "torchao-int8"))
     assert quantized.quantization is not None
@@ -267,6 +267,6 @@ def test_planning_the_memory_loads_no_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, specbatch.specdec.memory, specbatch.specdec.host; print('torch' in sys.modules)"
+    code = "import sys, specbatch.specdec.models.memory, specbatch.specdec.models.host; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.strip().lower()) is False

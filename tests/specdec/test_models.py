@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING
 
 from specbatch.schemas.errors import SpecbatchError
-from specbatch.specdec import families, models
-from specbatch.specdec.runner import load_model
+from specbatch.specdec.forward.runner import load_model
+from specbatch.specdec.models import families, folders
 
-TARGET = models.locate_model("code-pair/target")
+TARGET = folders.locate_model("code-pair/target")
 RECURRENT = (
     "mamba", "mamba2", "jamba", "falcon_h1", "rwkv", "recurrent_gemma", "zamba2", "bamba", "lfm2", "granitemoehybrid",
     "qwen3_next", "nemotron_h", "kimi_linear",
@@ -38,25 +38,25 @@ def edit_config(folder: Path, **changes: object) -> None:
 
 def refused(name: str | Path) -> str:
     with pytest.raises(SpecbatchError) as caught:
-        models.locate_model(str(name))
+        folders.locate_model(str(name))
     assert "\n" not in str(caught.value)
     assert int(caught.value.exit_code) == 2 or caught.value.code.value == "JOB_MODEL_LOAD"
     return caught.value.code.value
 
 
 def test_the_bundled_pair_is_a_pair() -> None:
-    draft = models.locate_model("code-pair/draft-taught")
-    models.check_pair(TARGET, draft)
+    draft = folders.locate_model("code-pair/draft-taught")
+    folders.check_pair(TARGET, draft)
     assert TARGET.parameters > 4 * draft.parameters
-    assert models.context_length(TARGET) == 2048
-    assert models.default_draft("code-pair/target") == "code-pair/draft-taught"
-    assert models.default_draft("elsewhere") is None
+    assert folders.context_length(TARGET) == 2048
+    assert folders.default_draft("code-pair/target") == "code-pair/draft-taught"
+    assert folders.default_draft("elsewhere") is None
 
 
 def test_equal_files_have_equal_digests_wherever_they_lie(folder: Path) -> None:
-    copy = models.locate_model(str(folder))
+    copy = folders.locate_model(str(folder))
     assert copy.files == TARGET.files
-    assert models.tokenizer_sha256(copy) == models.tokenizer_sha256(TARGET)
+    assert folders.tokenizer_sha256(copy) == folders.tokenizer_sha256(TARGET)
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nowhere", "code-pair/nothing", "nobody/such-model", "a/b/c"])
@@ -113,7 +113,7 @@ def test_families_that_are_not_proved_are_refused_with_the_reason(
 ) -> None:
     edit_config(folder, **changes)
     with pytest.raises(SpecbatchError, match=f"JOB_MODEL_UNSUPPORTED: .*{reason}") as caught:
-        models.locate_model(str(folder))
+        folders.locate_model(str(folder))
     assert "\n" not in str(caught.value)
 
 
@@ -129,7 +129,7 @@ def test_families_that_are_not_proved_are_refused_with_the_reason(
 )
 def test_windows_and_fixed_frequencies_are_taken(folder: Path, changes: dict[str, object]) -> None:
     edit_config(folder, **changes)
-    models.locate_model(str(folder))
+    folders.locate_model(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_the_context_ends_where_frequencies_would_change_for_all_rows(
     assert families.max_context(config) == length
 
 
-@pytest.mark.parametrize("kind", models.SUPPORTED_MODEL_TYPES)
+@pytest.mark.parametrize("kind", folders.SUPPORTED_MODEL_TYPES)
 def test_what_a_config_leaves_out_is_what_the_library_fills_in(kind: str) -> None:
     """The cache's size of every family at full scale, from a config that names only the sizes that differ."""
     full = CONFIG_MAPPING[kind]()
@@ -177,7 +177,7 @@ def test_what_a_config_leaves_out_is_what_the_library_fills_in(kind: str) -> Non
         "num_attention_heads": full.num_attention_heads,
         "hidden_size": full.hidden_size,
     }
-    assert models.kv_bytes_per_token(short, 2) == models.kv_bytes_per_token(full.to_dict(), 2)
+    assert folders.kv_bytes_per_token(short, 2) == folders.kv_bytes_per_token(full.to_dict(), 2)
 
 
 @pytest.mark.parametrize(
@@ -194,12 +194,12 @@ def test_what_a_config_leaves_out_is_what_the_library_fills_in(kind: str) -> Non
 )
 def test_bytes_of_keys_and_values_for_a_token(changes: dict[str, object], num_bytes: int) -> None:
     config = {"model_type": "llama", "num_hidden_layers": 4, "num_attention_heads": 8, "hidden_size": 512}
-    assert models.kv_bytes_per_token(config | changes, 2) == num_bytes
+    assert folders.kv_bytes_per_token(config | changes, 2) == num_bytes
 
 
 def test_a_config_without_sizes_has_no_cache_size() -> None:
     with pytest.raises(SpecbatchError, match=r"JOB_MODEL_UNSUPPORTED.*no num_attention_heads"):
-        models.kv_bytes_per_token({"model_type": "llama", "num_hidden_layers": 4}, 2)
+        folders.kv_bytes_per_token({"model_type": "llama", "num_hidden_layers": 4}, 2)
 
 
 def test_absent_pad_and_end_of_sequence_ids_crash_nothing(folder: Path) -> None:
@@ -207,14 +207,14 @@ def test_absent_pad_and_end_of_sequence_ids_crash_nothing(folder: Path) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({key: value for key, value in config.items() if not key.endswith("_token_id")}))
-    located = models.locate_model(str(folder))
-    assert models.eos_token_ids(located.path) == ()
+    located = folders.locate_model(str(folder))
+    assert folders.eos_token_ids(located.path) == ()
     model = load_model(folder, torch.float32, torch.device("cpu"))
     assert model(input_ids=torch.tensor([[1]])).logits.isfinite().all()
 
 
 def test_planning_needs_no_torch() -> None:
-    code = "import sys, specbatch.specdec.models; assert not {'torch', 'transformers'} & set(sys.modules)"
+    code = "import sys, specbatch.specdec.models.folders; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
@@ -230,7 +230,7 @@ def test_truncated_weights(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(SpecbatchError, match=r"JOB_MODEL_LOAD: model.safetensors has \d+ bytes and should have \d+"):
-        models.locate_model(str(folder))
+        folders.locate_model(str(folder))
 
 
 def test_weights_that_lack_a_tensor_are_refused_not_filled_up(folder: Path) -> None:
@@ -238,7 +238,7 @@ def test_weights_that_lack_a_tensor_are_refused_not_filled_up(folder: Path) -> N
     state = load_file(path)
     del state["model.layers.3.mlp.up_proj.weight"]
     save_file(state, path, metadata={"format": "pt"})
-    models.locate_model(str(folder))
+    folders.locate_model(str(folder))
     with pytest.raises(SpecbatchError, match=r"JOB_MODEL_LOAD.*lacks weights.*layers.3.mlp.up_proj"):
         load_model(folder, torch.float32, torch.device("cpu"))
 
@@ -256,15 +256,15 @@ def test_tokenizers_that_differ_name_the_first_difference(folder: Path) -> None:
     vocab[first], vocab[second] = b, a
     path.write_text(json.dumps(tokenizer))
     with pytest.raises(SpecbatchError, match=r"JOB_VOCAB_MISMATCH.*has id 300 in the target and 301 in the draft"):
-        models.check_pair(TARGET, models.locate_model(str(folder)))
+        folders.check_pair(TARGET, folders.locate_model(str(folder)))
 
 
 def test_embedding_padding_may_differ_but_not_be_missing(folder: Path) -> None:
     edit_config(folder, vocab_size=4160)
-    models.check_pair(TARGET, models.locate_model(str(folder)))
+    folders.check_pair(TARGET, folders.locate_model(str(folder)))
     edit_config(folder, vocab_size=4000)
     with pytest.raises(SpecbatchError, match="JOB_VOCAB_MISMATCH"):
-        models.check_pair(TARGET, models.locate_model(str(folder)))
+        folders.check_pair(TARGET, folders.locate_model(str(folder)))
 
 
 @pytest.mark.parametrize(
@@ -272,4 +272,4 @@ def test_embedding_padding_may_differ_but_not_be_missing(folder: Path) -> None:
     [("auto", "cpu", "float32"), ("auto", "cuda", "float16"), ("bfloat16", "cpu", "bfloat16")],
 )
 def test_dtype(dtype: str, device: str, expected: str) -> None:
-    assert models.resolve_dtype(dtype, device, TARGET) == expected
+    assert folders.resolve_dtype(dtype, device, TARGET) == expected

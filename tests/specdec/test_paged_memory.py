@@ -15,12 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from twin import Rows, full_twin, tokens
 
 from specbatch.schemas.sampling import SamplingParams
-from specbatch.specdec import feed, paged_memory
-from specbatch.specdec.controller import FixedPolicy
 from specbatch.specdec.engine import Engine
-from specbatch.specdec.lean_paged import PagedLeanDecoder
-from specbatch.specdec.paged_memory import PagedMemory, Pages
-from specbatch.specdec.paging import PAGE_SIZE
+from specbatch.specdec.forward import feed, paged_memory
+from specbatch.specdec.forward.lean_paged import PagedLeanDecoder
+from specbatch.specdec.forward.paged_memory import PagedMemory, Pages
+from specbatch.specdec.forward.paging import PAGE_SIZE
+from specbatch.specdec.policy.controller import FixedPolicy
 
 CPU = torch.device("cpu")
 STEP = 32
@@ -30,7 +30,7 @@ STEP = 32
 def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """The host's arrays grow in small steps, so that tiny rows make them grow at all."""
     for module in ("admission", "batch"):
-        monkeypatch.setattr(f"specbatch.specdec.{module}.POSITIONS_STEP", STEP)
+        monkeypatch.setattr(f"specbatch.specdec.rows.{module}.POSITIONS_STEP", STEP)
 
 
 # ---- the device's copy of the table --------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from specbatch.specdec.forward.paging import PageTable
 from specbatch.specdec.kernels.spans import SCRATCH_PAGE
-from specbatch.specdec.paging import PageTable
 
 PAGE, PAGES, SLOTS, POSITIONS = 4, 12, 4, 24
 

@@ -20,14 +20,16 @@ from tiny import CONTEXT, VOCAB, NumberTokenizer, context_of, decoder, perturbed
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.sampling import SamplingParams
-from specbatch.specdec import cache, overload, rank_meeting, ranks
-from specbatch.specdec.controller import FixedPolicy
-from specbatch.specdec.division import DIVISIONS, check_division, rank_kv_bytes_per_token, rank_weight_bytes
 from specbatch.specdec.engine import Engine
-from specbatch.specdec.feed import Layout
-from specbatch.specdec.models import ModelFolder
-from specbatch.specdec.parallel import Load, ParallelDecoder, load_parallel
-from specbatch.specdec.rank_meeting import (
+from specbatch.specdec.forward import cache
+from specbatch.specdec.forward.feed import Layout
+from specbatch.specdec.forward.runner import load_model
+from specbatch.specdec.models.division import DIVISIONS, check_division, rank_kv_bytes_per_token, rank_weight_bytes
+from specbatch.specdec.models.folders import ModelFolder
+from specbatch.specdec.policy.controller import FixedPolicy
+from specbatch.specdec.ranks import group, meeting
+from specbatch.specdec.ranks.group import Leader
+from specbatch.specdec.ranks.meeting import (
     End,
     GroupLostError,
     Hello,
@@ -36,8 +38,8 @@ from specbatch.specdec.rank_meeting import (
     divided_device,
     take_device,
 )
-from specbatch.specdec.ranks import Leader
-from specbatch.specdec.runner import load_model
+from specbatch.specdec.ranks.parallel import Load, ParallelDecoder, load_parallel
+from specbatch.specdec.rows import overload
 
 SCRIPT = Path(__file__).with_name("rank_process.py")
 CPU = torch.device("cpu")
@@ -302,8 +304,8 @@ def led(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Leader, Connection, l
     link.connect(seat.address)
     follower = Connection(link.detach())
     follower.send(Hello(1, 7))
-    monkeypatch.setattr(rank_meeting, "divided_device", lambda: "cpu")
-    monkeypatch.setattr(ranks, "join_collectives", lambda seat, rank: None)
+    monkeypatch.setattr(meeting, "divided_device", lambda: "cpu")
+    monkeypatch.setattr(group, "join_collectives", lambda seat, rank: None)
     yield leader, follower, told
     follower.close()
     leader.close()
@@ -322,7 +324,7 @@ def test_the_last_word_of_a_forward_is_not_taken_for_an_answer(led: Any) -> None
 def test_a_rank_that_ended_without_a_word_is_told_of(led: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its socket may be open still."""
     leader, _, told = led
-    monkeypatch.setattr(ranks, "_NOTICE_SECONDS", 0.05)
+    monkeypatch.setattr(group, "_NOTICE_SECONDS", 0.05)
     leader.gather()
     leader.abandon("rank 1 of 2: RuntimeError: no device")
     leader.abandon("said again")
@@ -336,7 +338,7 @@ def test_ranks_that_cannot_join_leave_nothing_behind(led: Any, monkeypatch: pyte
         raise OSError("no rendezvous")
 
     leader, follower, _ = led
-    monkeypatch.setattr(ranks, "join_collectives", fails)
+    monkeypatch.setattr(group, "join_collectives", fails)
     with pytest.raises(OSError, match="no rendezvous"):
         leader.gather()
     assert not Path(leader._seat.folder).exists()
@@ -347,7 +349,7 @@ def test_ranks_that_cannot_join_leave_nothing_behind(led: Any, monkeypatch: pyte
 def test_a_torch_that_is_built_for_other_devices_is_refused(led: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anybody waits: a build for CUDA divides over GPUs, whether or not there are some to see."""
     leader, _, told = led
-    monkeypatch.setattr(rank_meeting, "divided_device", lambda: "cuda")
+    monkeypatch.setattr(meeting, "divided_device", lambda: "cuda")
     with pytest.raises(SpecbatchError, match="torch is built for cuda; use --device cuda, or a build") as caught:
         leader.gather()
     assert caught.value.code is ErrorCode.JOB_CONFIG

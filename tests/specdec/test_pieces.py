@@ -17,8 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from specbatch.schemas.errors import SpecbatchError
 from specbatch.schemas.messages import RoundBlock
-from specbatch.specdec import Engine, SamplingParams, models, reference
-from specbatch.specdec.feed import GROUP_WIDTH, Layout
+from specbatch.specdec import Engine, SamplingParams, reference
+from specbatch.specdec.forward.feed import GROUP_WIDTH, Layout
+from specbatch.specdec.forward.lean_memory import LeanMemory
 from specbatch.specdec.inflate import (
     Shape,
     check_growth,
@@ -29,9 +30,9 @@ from specbatch.specdec.inflate import (
     main,
     shape_of,
 )
-from specbatch.specdec.lean_memory import LeanMemory
-from specbatch.specdec.prefill import CHUNK_TOKENS
-from specbatch.specdec.rounds import ROUNDS_PER_BLOCK, RoundLog, is_plain_sample
+from specbatch.specdec.models import folders
+from specbatch.specdec.rounds.log import ROUNDS_PER_BLOCK, RoundLog, is_plain_sample
+from specbatch.specdec.rounds.prefill import CHUNK_TOKENS
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 40)), min_size=1, max_size=12), st.data())
@@ -123,10 +124,10 @@ def test_round_log_loses_nothing() -> None:
 def test_inflation_keeps_the_function(tmp_path: Path) -> None:
     shape = inflate("code-pair/target", tmp_path / "big", 20_000_000)
     assert 15e6 < shape.parameters < 25e6
-    big = models.locate_model(str(tmp_path / "big"))
+    big = folders.locate_model(str(tmp_path / "big"))
     assert big.parameters == shape.parameters
-    small_folder = models.locate_model("code-pair/target")
-    models.check_pair(big, small_folder)
+    small_folder = folders.locate_model("code-pair/target")
+    folders.check_pair(big, small_folder)
     small_model, big_model = (
         AutoModelForCausalLM.from_pretrained(folder.path, dtype=torch.float32).eval() for folder in (small_folder, big)
     )
@@ -143,7 +144,7 @@ def test_inflation_keeps_the_function(tmp_path: Path) -> None:
     ],
 )
 def test_wider_heads_and_larger_groups_keep_the_function(source: str, goal: Shape) -> None:
-    folder = models.locate_model(source)
+    folder = folders.locate_model(source)
     base = shape_of(folder.config)
     check_growth(folder.config, base, goal)
     assert goal.group > base.group
@@ -172,14 +173,14 @@ def test_wider_heads_and_larger_groups_keep_the_function(source: str, goal: Shap
     ],
 )
 def test_inflation_to_a_shape_that_loses_the_function_is_refused(changes: dict[str, int], message: str) -> None:
-    config = models.locate_model("code-pair/target").config
+    config = folders.locate_model("code-pair/target").config
     base = shape_of(config)
     with pytest.raises(SpecbatchError, match=message):
         check_growth(config, base, replace(base, **changes))
 
 
 def test_heads_with_scaled_rotary_positions_are_not_widened() -> None:
-    config = models.locate_model("code-pair/target").config
+    config = folders.locate_model("code-pair/target").config
     base = shape_of(config)
     scaled = config | {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}
     check_growth(scaled, base, replace(base, layers=9))
@@ -232,7 +233,7 @@ def test_a_prompt_longer_than_a_chunk_equals_the_twin() -> None:
     assert 2 * CHUNK_TOKENS < len(long) < 2000
     params = SamplingParams(max_new_tokens=12, temperature=0.8, seed=4, ignore_eos=True)
     outputs = subject.generate([long, "import os"], [params, params])
-    model = AutoModelForCausalLM.from_pretrained(models.locate_model("code-pair/target").path, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(folders.locate_model("code-pair/target").path, dtype=torch.float32)
     for output, prompt_ids in zip(outputs, (long, subject.tokenizer.encode("import os")), strict=True):
         twin = reference.generate(
             model, prompt_ids, params, vocab_size=subject.tokenizer.vocab_size, context_length=subject.context_length

@@ -15,9 +15,9 @@ from tiny import VOCAB, engine
 from twin import Rows, full_twin, tokens
 
 from specbatch.schemas.sampling import SamplingParams
-from specbatch.specdec import batch as batch_module
-from specbatch.specdec import prefill
-from specbatch.specdec.prefix import MIN_SHARED_TOKENS, common_prefix
+from specbatch.specdec.rounds import prefill
+from specbatch.specdec.rows import batch as batch_module
+from specbatch.specdec.rows.prefix import MIN_SHARED_TOKENS, common_prefix
 
 IntArray = NDArray[np.int64]
 WIDE = 8192
@@ -139,7 +139,7 @@ def test_rows_behind_a_full_chunk_share_when_their_turn_comes(
         follow(batch, chunk)
 
     monkeypatch.setattr(prefill, "follow_chunk", counted)
-    monkeypatch.setattr("specbatch.specdec.decoding.follow_chunk", counted)
+    monkeypatch.setattr("specbatch.specdec.rounds.decoding.follow_chunk", counted)
     outputs = subject.generate([ids for ids, _ in rows], [params for _, params in rows])
     assert tokens(outputs) == [(t.token_ids, t.finish_reason) for t in full_twin(target, rows, path="lean")]
     assert 0 <= num_read - (3 * 40 + 2 * len(rows)) < MIN_SHARED_TOKENS

@@ -22,14 +22,15 @@ from specbatch.jobs.spec.settings import PATHS, Settings
 from specbatch.schemas.errors import SpecbatchError
 from specbatch.schemas.sampling import SamplingParams
 from specbatch.schemas.spec import JobSpec, ModelSpec, OnLoadQuantization
-from specbatch.specdec import models, packing, quantization
 from specbatch.specdec.engine import Engine
-from specbatch.specdec.families import model_path
-from specbatch.specdec.footprint import weight_bytes
-from specbatch.specdec.quantization import METHODS, ON_LOAD
-from specbatch.specdec.runner import load_model
+from specbatch.specdec.forward.runner import load_model
+from specbatch.specdec.kernels import packing
+from specbatch.specdec.models import folders, quantization
+from specbatch.specdec.models.families import model_path
+from specbatch.specdec.models.footprint import weight_bytes
+from specbatch.specdec.models.quantization import METHODS, ON_LOAD
 
-BUNDLED = models.locate_model("code-pair/target")
+BUNDLED = folders.locate_model("code-pair/target")
 CPU = torch.device("cpu")
 ROWS: Rows = [
     ([(7 * number + step) % VOCAB for step in range(length)], SamplingParams(max_new_tokens=8, temperature=t, seed=9))
@@ -75,7 +76,7 @@ def quantized(path: Path, kind: str) -> Path:
     source = dense(path / "dense")
     if kind in ("torchao int8", "torchao float8"):
         name = "torchao-" + kind.split()[1]
-        model = load_model(source, torch.float32, CPU, models.locate_model(str(source), name).quantization)
+        model = load_model(source, torch.float32, CPU, folders.locate_model(str(source), name).quantization)
         return folder_of(path / "made", model)
     if kind.startswith("bitsandbytes"):
         from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -134,7 +135,7 @@ def compress(weights: dict[str, torch.Tensor], linear: list[str], kind: str) -> 
     }  # fmt: skip
 
 
-def load(folder: models.ModelFolder, dtype: torch.dtype = torch.float32) -> Any:
+def load(folder: folders.ModelFolder, dtype: torch.dtype = torch.float32) -> Any:
     model = load_model(folder.path, dtype, CPU, folder.quantization)
     assert {p.dtype for p in model.parameters() if type(p) is torch.nn.Parameter} == {dtype}
     return model
@@ -150,9 +151,9 @@ def check_engine(model: Any) -> None:
 @pytest.mark.parametrize("name", sorted(ON_LOAD))
 def test_on_loading_equals_the_twin(tmp_path: Path, name: str) -> None:
     need(ON_LOAD[name].method)
-    folder = models.locate_model(str(dense(tmp_path)), name)
+    folder = folders.locate_model(str(dense(tmp_path)), name)
     model = load(folder)
-    plain = load(models.locate_model(str(tmp_path)))
+    plain = load(folders.locate_model(str(tmp_path)))
     ids = torch.tensor([ROWS[1][0]])
     assert not torch.equal(model(ids).logits, plain(ids).logits), "the weights must have changed"
     packed = packing.pack_linears(model)
@@ -165,7 +166,7 @@ def test_on_loading_equals_the_twin(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("kind", sorted(FILES))
 def test_quantized_files_equal_the_twin(tmp_path: Path, kind: str) -> None:
-    folder = models.locate_model(str(quantized(tmp_path, kind)))
+    folder = folders.locate_model(str(quantized(tmp_path, kind)))
     assert folder.quantization is not None
     assert folder.quantization.method == FILES[kind]
     model = load(folder)
@@ -177,7 +178,7 @@ def test_quantized_files_equal_the_twin(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["torchao int8", "bitsandbytes nf4", "fp8", "compressed int8"])
 def test_another_compute_dtype(tmp_path: Path, kind: str) -> None:
-    folder = models.locate_model(str(quantized(tmp_path, kind)))
+    folder = folders.locate_model(str(quantized(tmp_path, kind)))
     assert load(folder, torch.bfloat16)(torch.tensor([[1, 2, 3]])).logits.dtype == torch.bfloat16
 
 
@@ -185,14 +186,16 @@ def test_made_whole_is_what_the_files_say(tmp_path: Path) -> None:
     path = quantized(tmp_path, "fp8")
     weights = load_file(path / "model.safetensors")
     name = "model.layers.0.mlp.down_proj.weight"
-    whole = load(models.locate_model(str(path))).get_parameter(name)
+    whole = load(folders.locate_model(str(path))).get_parameter(name)
     assert torch.equal(whole, weights[name].float() * weights[f"{name}_scale_inv"])
 
 
 @pytest.mark.parametrize("family", sorted(quantization.FAMILIES))
 def test_every_listed_family_equals_the_twin(tmp_path: Path, family: str) -> None:
     need("torchao")
-    model = load(models.locate_model(str(folder_of(tmp_path, tiny_model(family, dtype=torch.float32))), "torchao-int8"))
+    model = load(
+        folders.locate_model(str(folder_of(tmp_path, tiny_model(family, dtype=torch.float32))), "torchao-int8")
+    )
     kinds = {type(module.weight).__name__ for module in model.modules() if type(module) is torch.nn.Linear}
     assert kinds >= {"Int8Tensor"}
     subset = [ROWS[1], ROWS[3]]
@@ -215,7 +218,7 @@ def test_rounding_by_batch_shape_stays_far_below_epsilon(tmp_path: Path) -> None
         rows = [together[row : row + 1, :length] for row in range(4) for length in (1, 5, 17)]
         return max(float((a - b).abs().max()) for a, b in zip(alone, rows, strict=True))
 
-    weights_only = load(models.locate_model("code-pair/target", "torchao-int8"))
+    weights_only = load(folders.locate_model("code-pair/target", "torchao-int8"))
     rounded = AutoModelForCausalLM.from_pretrained(
         BUNDLED.path, dtype=torch.float32, quantization_config=TorchAoConfig(Int8DynamicActivationInt8WeightConfig())
     ).eval()
@@ -242,8 +245,8 @@ def test_an_engine_by_its_folder(tmp_path: Path) -> None:
 def test_a_quantized_draft_changes_no_token(tmp_path: Path) -> None:
     need("torchao")
     path = dense(tmp_path)
-    target = load(models.locate_model(str(path)))
-    draft = load(models.locate_model(str(path), "torchao-int8"))
+    target = load(folders.locate_model(str(path)))
+    draft = load(folders.locate_model(str(path), "torchao-int8"))
     outputs = run(ROWS, target, draft, k=3, batch=4)
     assert tokens(outputs) == twin(target, ROWS)
     assert sum(output.stats.num_accepted_draft_tokens for output in outputs) > 0
@@ -264,7 +267,7 @@ def test_names_are_the_same_everywhere() -> None:
 
 def refused(name: str | Path, on_load: str | None = None) -> SpecbatchError:
     with pytest.raises(SpecbatchError) as caught:
-        models.locate_model(str(name), on_load)
+        folders.locate_model(str(name), on_load)
     assert "\n" not in str(caught.value)
     return caught.value
 
@@ -332,7 +335,7 @@ def test_asking_for_what_cannot_be(tmp_path: Path) -> None:
 
 
 def test_a_package_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = models.locate_model(str(dense(tmp_path)), "bitsandbytes-nf4")
+    folder = folders.locate_model(str(dense(tmp_path)), "bitsandbytes-nf4")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SpecbatchError) as caught:
         load_model(folder.path, torch.float32, CPU, folder.quantization)
@@ -347,7 +350,7 @@ def test_a_quantized_target_is_for_one_device(tmp_path: Path, on_load: str | Non
     path = folder_of(tmp_path, tiny_model(dtype=torch.float32, num_key_value_heads=2))
     if on_load is None:
         edit(path, quantization_config={"quant_method": "fp8"})
-    folder = models.locate_model(str(path), on_load)
+    folder = folders.locate_model(str(path), on_load)
     given = {"target": str(path), "quantization": on_load, "tensor_parallel_size": 2}
     settings = Settings(JobSpec(models=ModelSpec(**given)), dict.fromkeys(PATHS, "default"))  # type: ignore[arg-type]
     if on_load is None:
@@ -367,7 +370,7 @@ def test_a_quantized_target_is_for_one_device(tmp_path: Path, on_load: str | Non
 
 
 def test_devices_and_dtypes_that_are_not_proved(tmp_path: Path) -> None:
-    folder = models.locate_model(str(dense(tmp_path)), "torchao-int8")
+    folder = folders.locate_model(str(dense(tmp_path)), "torchao-int8")
     with pytest.raises(SpecbatchError, match=r"JOB_MODEL_UNSUPPORTED.*proved on cpu only, not on cuda"):
         quantization.check_device(folder.name, folder.quantization, "cuda")
     with pytest.raises(SpecbatchError, match=r"JOB_CONFIG.*--dtype float32"):

@@ -14,7 +14,7 @@ from sampling_cases import CASES, STOPS, VOCAB, Case, draw_all, positions_of, ra
 
 from specbatch.schemas.sampling import SamplingParams
 from specbatch.specdec import noise, reference
-from specbatch.specdec.sampling import Positions, draw_draft, draw_target, transformed_logits
+from specbatch.specdec.sampling.draw import Positions, draw_draft, draw_target, transformed_logits
 
 
 def plain_positions(index: list[int]) -> Positions:

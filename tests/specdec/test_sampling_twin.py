@@ -13,7 +13,7 @@ from torch import nn
 
 from specbatch.schemas.sampling import SamplingParams
 from specbatch.specdec import reference
-from specbatch.specdec.stops import naive_stop
+from specbatch.specdec.rows.stops import naive_stop
 
 PIECES = [b"a", b"b", b"ab", b" ", b"\xe2\x82", b"\xac", b"\xe2", b"\x82\xac!", b"ba", b""]
 

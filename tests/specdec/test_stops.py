@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models
 
 import specbatch
-from specbatch.specdec.stops import StopMatcher, find_stop, naive_stop
+from specbatch.specdec.rows.stops import StopMatcher, find_stop, naive_stop
 from specbatch.specdec.tokenizer import Tokenizer, decoding_of
 
 FOLDER = Path(specbatch.__file__).parent / "assets" / "code-pair" / "target"
@@ -78,6 +78,7 @@ def check(tokenizer: object, ids: list[int], stop: Sequence[str], min_new_tokens
     assert in_rounds(matcher, ids, sizes) == num_tokens
     assert in_rounds(matcher, ids, [1] * len(ids)) == num_tokens
     assert matcher.first_stop(ids, 0) == num_tokens
+    assert matcher.first_stop(np.array(ids, dtype=np.int64), 0) == num_tokens
     assert matcher.text(ids[:num_tokens]) == (expected[1] if expected else decode(ids))
 
 

@@ -10,7 +10,7 @@ from tiny import CONTEXT, VOCAB, NumberTokenizer, decoder, engine
 
 from specbatch.schemas.sampling import SamplingParams
 from specbatch.specdec import reference
-from specbatch.specdec.feed import Decoder
+from specbatch.specdec.forward.feed import Decoder
 from specbatch.specdec.output import SequenceOutput
 
 Rows = list[tuple[list[int], SamplingParams]]

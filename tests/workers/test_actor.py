@@ -93,6 +93,27 @@ def test_going_on_without_the_draft_frees_the_first_target(
     assert engine.freed_pools == (["cuda"] if device == "cuda" else [])
 
 
+@pytest.mark.parametrize(
+    ("device", "hides_none", "taken"), [("cuda", "", "cuda"), ("cuda", "1", "cuda:3"), ("cpu", "1", "cpu")]
+)
+def test_a_worker_takes_the_device_that_ray_gave_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, hides_none: str, taken: str
+) -> None:
+    """On clusters where every process sees every GPU all workers of a node would else load on the first."""
+    import ray
+
+    from specbatch.workers import actor
+
+    configs: list[Any] = []
+    monkeypatch.setattr(actor, "Worker", configs.append)
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: [3])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES", hides_none)
+    actor.WorkerActor(pair_config(tmp_path / "out", device=device))
+    assert [config.device for config in configs] == [taken]
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_two_actors_share_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

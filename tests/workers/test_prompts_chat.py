@@ -11,7 +11,7 @@ import pytest
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.prompt import ChatText
-from specbatch.specdec.models import locate_model
+from specbatch.specdec.models.folders import locate_model
 from specbatch.specdec.tokenizer import Tokenizer
 from specbatch.workers.chat import ChatTemplate
 from specbatch.workers.sandbox import TemplateFailedError

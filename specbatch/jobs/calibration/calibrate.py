@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specbatch.jobs.planning.execution import refuse_ranks
+from specbatch.jobs.planning.execution_checks import refuse_ranks
 from specbatch.jobs.planning.machine import device_name
 from specbatch.jobs.planning.scan import sample_rows, scan
 from specbatch.jobs.planning.scan_values import Scan
@@ -27,7 +27,7 @@ from specbatch.jobs.profiles.store import (
 )
 from specbatch.jobs.profiles.table import best_batch, cells, speed_at, speeds_of
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.specdec.memory import AUTO_MAX_ROWS
+from specbatch.specdec.models.memory import AUTO_MAX_ROWS
 
 if TYPE_CHECKING:
     from specbatch.jobs.calibration.measure import Trial

@@ -13,10 +13,10 @@ from specbatch.jobs.profiles.store import PositionRecord, StepRecord
 from specbatch.jobs.profiles.table import summarise_rounds
 from specbatch.schemas.sampling import SamplingParams
 from specbatch.schemas.spec import Coupling, GenerationSpec, Speculation
-from specbatch.specdec.batch import POSITIONS_STEP
-from specbatch.specdec.controller import Policy, make_policy
 from specbatch.specdec.engine import Engine
 from specbatch.specdec.loading import Pair
+from specbatch.specdec.policy.controller import Policy, make_policy
+from specbatch.specdec.rows.batch import POSITIONS_STEP
 from specbatch.workers.prompts import PreparedRow
 
 _PASSES = 2

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from specbatch.jobs.profiles.store import PositionRecord
-from specbatch.specdec.controller_types import Policy, RoundMeasure, RoundPlan, RoundView
-from specbatch.specdec.survival import count_positions
+from specbatch.specdec.policy.survival import count_positions
+from specbatch.specdec.policy.types import Policy, RoundMeasure, RoundPlan, RoundView
 
 _ROUNDS_OF_A_TURN = 4
 """Rounds with one K before the next one; the first of them still feels the one before and is not counted."""

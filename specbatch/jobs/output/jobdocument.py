@@ -59,7 +59,7 @@ def with_absolute_paths(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def _absolute_model(name: str | None) -> str | None:
     """A model's name as it is, or the absolute path where it is a folder and not one of the bundled models."""
-    from specbatch.specdec.models import BUNDLED_PREFIX
+    from specbatch.specdec.models.folders import BUNDLED_PREFIX
 
     if name is None or name.startswith(BUNDLED_PREFIX):
         return name

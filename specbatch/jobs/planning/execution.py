@@ -6,24 +6,21 @@ Nothing here changes the text. Imports neither torch nor ray.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
 from specbatch.jobs.output.jobdocument import JOB_KEY
+from specbatch.jobs.planning.execution_checks import check_needs, check_quantization, check_shared_target
 from specbatch.jobs.planning.machine import count_cores, count_cuda_devices, cuda_free_bytes, device_name
 from specbatch.jobs.profiles.store import circumstances_of
 from specbatch.jobs.profiles.use import UsedProfile, use_profile
-from specbatch.jobs.spec.address import check_address, is_jobs_endpoint
 from specbatch.jobs.spec.settings import Settings
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.schemas.spec import DataType, ExecutionSpec, JobSpec, Speculation
-from specbatch.specdec.arithmetic import check_arithmetic, is_usual
-from specbatch.specdec.division import check_division
-from specbatch.specdec.families import model_path
-from specbatch.specdec.host import host_available_bytes
-from specbatch.specdec.memory import EXPECTED_PROMPT_TOKENS, MemoryPlan, plan_memory
-from specbatch.specdec.models import (
+from specbatch.schemas.spec import DataType, JobSpec, Speculation
+from specbatch.specdec.models.arithmetic import check_arithmetic, is_usual
+from specbatch.specdec.models.division import check_division
+from specbatch.specdec.models.families import model_path
+from specbatch.specdec.models.folders import (
     ModelFolder,
     check_pair,
     context_length,
@@ -31,7 +28,9 @@ from specbatch.specdec.models import (
     locate_model,
     resolve_dtype,
 )
-from specbatch.specdec.quantization import check_device, check_dtype, check_packages, check_ranks
+from specbatch.specdec.models.host import host_available_bytes
+from specbatch.specdec.models.memory import EXPECTED_PROMPT_TOKENS, MemoryPlan, plan_memory
+from specbatch.specdec.models.quantization import check_ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +116,7 @@ def resolve_execution(
         )
     device, num_workers = _resolve_device(spec)
     dtype = cast(DataType, resolve_dtype(spec.models.dtype, device, target))
-    _check_quantization(spec, (target, draft), device, dtype)
+    check_quantization(spec, (target, draft), device, dtype)
     batch_size = spec.execution.batch_size
     memory: MemoryPlan | None = None
     # On a cluster each worker plans with the memory that it finds on its node.
@@ -196,8 +195,8 @@ def _resolve_device(spec: JobSpec) -> tuple[str, int]:
     Of a cluster, whose machines have what this one may lack, only the device is settled here.
     """
     execution, num_ranks = spec.execution, spec.models.tensor_parallel_size
-    _check_needs(execution)
-    _check_ranks(execution, num_ranks)
+    check_needs(execution)
+    check_shared_target(execution, num_ranks)
     num_gpus = count_cuda_devices() if execution.device != "cpu" else 0
     if execution.address is not None:
         device = "cuda" if num_gpus or execution.device == "cuda" else "cpu"
@@ -226,80 +225,3 @@ def _resolve_device(spec: JobSpec) -> tuple[str, int]:
             f"--workers {workers}: there are {num_gpus} CUDA devices; each worker needs {share}",
         )
     return device, workers
-
-
-def _check_quantization(spec: JobSpec, folders: Sequence[ModelFolder | None], device: str, dtype: str) -> None:
-    """Refuse what no worker could load. Packages are looked for here, but not for a cluster: its nodes have their own.
-
-    Raises:
-        SpecbatchError: JOB_CONFIG, JOB_MODEL_UNSUPPORTED, JOB_PACKAGE_MISSING.
-    """
-    for folder in folders:
-        if folder is not None:
-            check_device(folder.name, folder.quantization, device)
-            check_dtype(folder.name, folder.config, folder.quantization, dtype)
-            if spec.execution.address is None:
-                check_packages(folder.name, folder.quantization)
-
-
-def _check_ranks(execution: ExecutionSpec, num_ranks: int) -> None:
-    """Refuse what does not go with a target that several devices share.
-
-    Raises:
-        SpecbatchError: JOB_CONFIG.
-    """
-    if num_ranks == 1:
-        return
-    if execution.gpus_per_worker != 1:
-        raise SpecbatchError(
-            ErrorCode.JOB_CONFIG,
-            f"--tensor-parallel-size {num_ranks} takes whole devices; leave --gpus-per-worker at 1",
-        )
-    if execution.profile not in ("auto", "none"):
-        raise SpecbatchError(
-            ErrorCode.JOB_CONFIG,
-            f"--profile {execution.profile} was measured on one device; with --tensor-parallel-size {num_ranks} "
-            "leave it out",
-        )
-
-
-def refuse_ranks(spec: JobSpec, command: str) -> None:
-    """For commands that decode in their own process.
-
-    Raises:
-        SpecbatchError: JOB_CONFIG.
-    """
-    if command == "calibrate" and not is_usual(spec.models.kv_cache_dtype, bitwise=spec.models.bitwise):
-        raise SpecbatchError(
-            ErrorCode.JOB_CONFIG,
-            "calibrate measures the usual arithmetic; leave out --bitwise and --kv-cache-dtype",
-        )
-    if spec.models.tensor_parallel_size > 1:
-        raise SpecbatchError(
-            ErrorCode.JOB_CONFIG,
-            f"{command} decodes on one device; it cannot be used with --tensor-parallel-size "
-            f"{spec.models.tensor_parallel_size}",
-        )
-
-
-def _check_needs(execution: ExecutionSpec) -> None:
-    """Refuse what means something on a cluster only; nothing that was asked for is ignored.
-
-    Raises:
-        SpecbatchError: JOB_CONFIG.
-    """
-    here = execution.address is None
-    no_jobs = not is_jobs_endpoint(execution.address)
-    if execution.address is not None:
-        check_address(execution.address)
-    jobs_only = "--address http://HEAD:8265 (Ray Jobs); without, the driver is this very process"
-    for name, is_refused, needed in (
-        ("--memory-per-worker", here and execution.memory_per_worker is not None, "--address"),
-        ("--node-labels", here and bool(execution.node_labels), "--address"),
-        ("--accelerator-type", here and execution.accelerator_type is not None, "--address"),
-        ("--entrypoint-num-cpus", no_jobs and execution.entrypoint_num_cpus > 0, jobs_only),
-        ("--entrypoint-memory", no_jobs and execution.entrypoint_memory is not None, jobs_only),
-        ("--no-wait", no_jobs and not execution.wait, jobs_only),
-    ):
-        if is_refused:
-            raise SpecbatchError(ErrorCode.JOB_CONFIG, f"{name} needs {needed}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from specbatch.jobs.display import formatting as fmt
 from specbatch.jobs.planning.execution import Execution
-from specbatch.specdec.memory import Ledger
+from specbatch.specdec.models.ledger import Ledger
 
 _WIDTH = 14
 

@@ -33,8 +33,8 @@ from specbatch.schemas.plan import InputFile, Segment, Shard, plan_digest
 from specbatch.schemas.prompt import PassThrough, PromptSpec
 from specbatch.schemas.rows import ResultForm
 from specbatch.schemas.spec import ExecutionSpec, JobSpec
-from specbatch.specdec.families import model_path
-from specbatch.specdec.models import TOKENIZER_FILES, ModelFolder, locate_model, tokenizer_sha256
+from specbatch.specdec.models.families import model_path
+from specbatch.specdec.models.folders import TOKENIZER_FILES, ModelFolder, locate_model, tokenizer_sha256
 
 if TYPE_CHECKING:
     from specbatch.storage.inputs import Inputs

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from specbatch.jobs.display import formatting as fmt
-from specbatch.jobs.planning.execution import refuse_ranks
+from specbatch.jobs.planning.execution_checks import refuse_ranks
 from specbatch.jobs.planning.sample import choose_segments
 from specbatch.schemas.stats import SpecCounters
 

@@ -20,7 +20,7 @@ from specbatch.jobs.planning.scan_values import Scan, Tally, summarise
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.plan import Segment
 from specbatch.schemas.prompt import ChatText, PromptSpec
-from specbatch.specdec.models import context_length
+from specbatch.specdec.models.folders import context_length
 from specbatch.specdec.tokenizer import Tokenizer
 from specbatch.storage.inputs import read_segment
 from specbatch.workers.prompts import PreparedRow, prepare_rows

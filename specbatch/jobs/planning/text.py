@@ -18,7 +18,7 @@ from specbatch.jobs.profiles.use import forecast_job, profile_notes
 from specbatch.jobs.spec.settings import Settings, to_texts
 from specbatch.schemas.plan import Shard
 from specbatch.schemas.spec import Speculation
-from specbatch.specdec.models import ModelFolder
+from specbatch.specdec.models.folders import ModelFolder
 from specbatch.storage.store import open_store
 
 PLAN_FORMAT = "specbatch/plan-summary/1"

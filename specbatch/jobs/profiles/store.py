@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from specbatch.schemas.plan import InputFile
     from specbatch.schemas.spec import JobSpec
-    from specbatch.specdec.models import ModelFolder
+    from specbatch.specdec.models.folders import ModelFolder
 
 PROFILE_FORMAT = "specbatch/profile/1"
 _KEY_LENGTH = 16

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from specbatch.jobs.planning.prepare import PreparedJob
     from specbatch.jobs.profiles.forecast import Forecast, Prompts
     from specbatch.schemas.spec import ExecutionSpec, Speculation
-    from specbatch.specdec.memory import MemoryPlan
+    from specbatch.specdec.models.memory import MemoryPlan
 
 
 @dataclass(frozen=True, slots=True)

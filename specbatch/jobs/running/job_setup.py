@@ -17,7 +17,7 @@ from specbatch.schemas.prompt import PromptSpec
 from specbatch.schemas.rows import ResultForm
 from specbatch.schemas.stats import PartStats
 from specbatch.schemas.units import parse_duration
-from specbatch.specdec.memory import AUTO_MAX_ROWS
+from specbatch.specdec.models.memory import AUTO_MAX_ROWS
 
 
 def expect(prepared: PreparedJob) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from specbatch.jobs.schedules.times import check_cron, times_after
 from specbatch.jobs.spec.placeholders import doubled, fill_places, parse_zone
 from specbatch.jobs.spec.settings import Layer, read_job_file, resolve
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.specdec.models import BUNDLED_PREFIX
+from specbatch.specdec.models.folders import BUNDLED_PREFIX
 from specbatch.storage.store import is_s3, local_path
 
 MAX_TRIES = 100

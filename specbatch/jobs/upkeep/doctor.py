@@ -19,9 +19,9 @@ from specbatch.jobs.display import formatting as fmt
 from specbatch.jobs.planning.machine import count_cores, count_cuda_devices, cuda_free_bytes, describe_hardware
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.spec import GenerationSpec
-from specbatch.specdec.host import host_available_bytes
-from specbatch.specdec.memory import EXPECTED_PROMPT_TOKENS, plan_memory
-from specbatch.specdec.models import check_pair, context_length, default_draft, locate_model, resolve_dtype
+from specbatch.specdec.models.folders import check_pair, context_length, default_draft, locate_model, resolve_dtype
+from specbatch.specdec.models.host import host_available_bytes
+from specbatch.specdec.models.memory import EXPECTED_PROMPT_TOKENS, plan_memory
 from specbatch.storage.probe import check_store, note_pass, probe_store
 from specbatch.storage.store import Store, open_store
 

@@ -87,7 +87,7 @@ def prompt_spec(fields: dict[str, Any]) -> PromptSpec:
 def regenerate(drawn: list[Drawn], job: dict[str, Any], problems: list[str], notes: list[str]) -> None:
     """Decode the drawn results again with the target alone and compare token by token."""
     from specbatch.specdec.engine import Engine
-    from specbatch.specdec.models import locate_model
+    from specbatch.specdec.models.folders import locate_model
     from specbatch.workers.prompts import prepare_rows
     from specbatch.workers.rendering import make_renderer
 
@@ -206,7 +206,7 @@ class Duplicates:
             yield None if first == row_id else first
 
     def _make_renderer(self, rows: pa.Table) -> Renderer | None:
-        from specbatch.specdec.models import locate_model
+        from specbatch.specdec.models.folders import locate_model
         from specbatch.workers.rendering import make_renderer
 
         prompt = prompt_spec(self._fields)

@@ -11,7 +11,7 @@ suffix index (``drafters.suffix``)
 draft model
     A small model of the same vocabulary with a cache of its own. Each draft costs one of its steps.
 combined, per row by expected value
-    The policy (``controller``) sees what the suffix index offers each row before the round, and how long a context it
+    The policy (``policy``) sees what the suffix index offers each row before the round, and how long a context it
     found again, and knows what a draft of the model costs. It gives each row the source and the K that are expected
     to commit the most tokens per second.
 

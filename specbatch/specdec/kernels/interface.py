@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from specbatch.specdec.attention import grouped_attention, refuse_what_is_not_computed, unsupported
-from specbatch.specdec.families import FAMILIES
 from specbatch.specdec.kernels import attend
+from specbatch.specdec.kernels.attention import grouped_attention, refuse_what_is_not_computed, unsupported
 from specbatch.specdec.kernels.spans import Spans
+from specbatch.specdec.models.families import FAMILIES
 
 PAGED_ATTENTION_NAME = "specbatch_paged"
 

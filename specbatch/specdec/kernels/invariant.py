@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from specbatch.specdec.kernels.layer import triton_module
-from specbatch.specdec.packing import Product, can_pack
+from specbatch.specdec.kernels.packing import Product, can_pack
 
 ROWS_PER_TILE = 16
 """Rows of a packed product. Fewer cost less with few rows and more with many: every tile reads the weights again. One

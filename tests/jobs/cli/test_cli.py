@@ -434,8 +434,8 @@ def test_models_that_do_not_fit(
     refused: Callable[..., str], dataset: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from specbatch.jobs.planning import execution
-    from specbatch.specdec.memory import make_ledger
-    from specbatch.specdec.models import locate_model
+    from specbatch.specdec.models.folders import locate_model
+    from specbatch.specdec.models.memory import make_ledger
 
     target, draft = locate_model("code-pair/target"), locate_model("code-pair/draft-taught")
     alone = make_ledger(target, None, dtype="float32", available_bytes=0, row_tokens=384).fixed_bytes

@@ -222,7 +222,7 @@ def test_what_is_measured_fits_and_holds_what_was_asked_for(dataset: Path) -> No
 def test_the_sweep_goes_through_every_k_about_as_often() -> None:
     import numpy as np
 
-    from specbatch.specdec.controller_types import RoundMeasure, RoundView
+    from specbatch.specdec.policy.types import RoundMeasure, RoundView
 
     policy = SweepPolicy((0, 1, 4), batch_size=2)
     zeros_BK, room_B = np.zeros((2, 4), dtype=np.int64), np.full(2, 100)

@@ -24,7 +24,7 @@ from specbatch.jobs.planning.scan_values import bin_edges, describe_lengths
 from specbatch.jobs.spec.settings import flag_layer, resolve
 from specbatch.schemas.errors import SpecbatchError
 from specbatch.schemas.prompt import PromptSpec
-from specbatch.specdec.models import locate_model
+from specbatch.specdec.models.folders import locate_model
 from specbatch.specdec.tokenizer import Tokenizer
 from specbatch.workers.prompts import PreparedRow, prepare_rows
 from specbatch.workers.rendering import make_renderer

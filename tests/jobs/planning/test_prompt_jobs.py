@@ -32,7 +32,7 @@ from specbatch.jobs.spec.settings import (
 )
 from specbatch.schemas.errors import SpecbatchError
 from specbatch.schemas.spec import GenerationSpec
-from specbatch.specdec.models import locate_model
+from specbatch.specdec.models.folders import locate_model
 from specbatch.storage.inputs import read_inputs
 
 TEMPLATE = "{% for m in messages %}<|bos|>{{ m.role }}: {{ m.content }}<|eos|>{% endfor %}<|bos|>assistant:"

@@ -12,7 +12,8 @@ from specbatch.jobs.profiles.store import cache_path, differences, find_profile,
 from specbatch.jobs.profiles.use import use_profile
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.spec import ExecutionSpec
-from specbatch.specdec.memory import Entry, Ledger, MemoryPlan
+from specbatch.specdec.models.ledger import Entry, Ledger
+from specbatch.specdec.models.memory import MemoryPlan
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,7 @@ from specbatch.schemas.plan import part_name
 from specbatch.schemas.prompt import PromptSpec
 from specbatch.schemas.rows import ResultForm
 from specbatch.schemas.seeds import prompt_seed, row_seed
-from specbatch.specdec.models import locate_model
+from specbatch.specdec.models.folders import locate_model
 from specbatch.storage.store import open_store
 from specbatch.workers.worker import Worker
 

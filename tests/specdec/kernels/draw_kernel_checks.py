@@ -20,10 +20,11 @@ from device import DEVICE
 from torch import Tensor
 
 from specbatch.schemas.sampling import SamplingParams
-from specbatch.specdec import noise, sampling, untruncated
+from specbatch.specdec import noise
 from specbatch.specdec.kernels import draw_kernels
-from specbatch.specdec.sampling import Draw, Positions, SamplingTensors, draw_draft, draw_target
-from specbatch.specdec.winner import Winner, make_scene
+from specbatch.specdec.sampling import draw, untruncated
+from specbatch.specdec.sampling.draw import Draw, Positions, SamplingTensors, draw_draft, draw_target
+from specbatch.specdec.sampling.winner import Winner, make_scene
 
 VOCAB = draw_kernels.TILE + 77
 
@@ -205,11 +206,11 @@ def test_draws_through_the_door_that_a_gpu_takes(
     for name, params in batches.items():
         given, positions = tensors(params), places(4)
         with monkeypatch.context() as patched:
-            patched.setattr(sampling, "is_drawn_by_kernel", lambda values: False)
+            patched.setattr(draw, "is_drawn_by_kernel", lambda values: False)
             expected = draw_target(logits_NV, positions, given, epsilon)
             drafted_N = draw_draft(logits_NV, positions, given)
         with monkeypatch.context() as patched:
-            patched.setattr(sampling, "is_drawn_by_kernel", lambda values: values.dtype != torch.float64)
+            patched.setattr(draw, "is_drawn_by_kernel", lambda values: values.dtype != torch.float64)
             found = draw_target(logits_NV, positions, given, epsilon)
             if name == "untruncated":
                 assert torch.equal(draw_draft(logits_NV, positions, given), drafted_N)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.specdec.attention import layer_masks
-from specbatch.specdec.families import FAMILIES, layer_windows
 from specbatch.specdec.kernels import interface
+from specbatch.specdec.kernels.attention import layer_masks
 from specbatch.specdec.kernels.spans import Spans
 from specbatch.specdec.kernels.twin import pages_and_offsets, write_pages
+from specbatch.specdec.models.families import FAMILIES, layer_windows
 
 _KINDS = {family: family for family in FAMILIES} | {name: kind for name, (kind, _) in VARIANTS.items()}
 _PAGED = [name for name, kind in _KINDS.items() if interface.takes_pages(kind) and name != "qwen2_moe with windows"]

@@ -16,7 +16,7 @@ from specbatch.specdec.kernels.invariant import (
     invariant_linear_twin,
     invariant_rms_norm,
 )
-from specbatch.specdec.packing import Product, can_pack
+from specbatch.specdec.kernels.packing import Product, can_pack
 
 CPU = torch.device("cpu")
 SHAPES = pytest.mark.parametrize(("inputs", "outputs"), [(37, 61), (48, 320), (768, 384)])

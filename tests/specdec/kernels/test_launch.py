@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specbatch.specdec import footprint
 from specbatch.specdec.kernels.launch import (
     MAX_PARTIAL_BYTES,
     MAX_SPLITS_OF_A_SHARE,
@@ -14,6 +13,7 @@ from specbatch.specdec.kernels.launch import (
     plan_launch,
     tile_rows,
 )
+from specbatch.specdec.models import footprint
 
 PROCESSORS, H, D = 132, 8, 128
 

@@ -10,8 +10,8 @@ import torch
 from tiny import tiny_model
 from torch import Tensor
 
+from specbatch.specdec.forward.lean import LeanDecoder
 from specbatch.specdec.kernels import layer
-from specbatch.specdec.lean import LeanDecoder
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])

@@ -1,0 +1,1 @@
+"""One round: prompts read, drafts proposed and scored, tokens committed; by the plain loop or as captured graphs."""

@@ -1,0 +1,257 @@
+"""Captured rounds in the engine's loop: launched ahead where the host has nothing to say, settled when they land.
+
+While the device runs a round, the host settles the one before: commits, detokenizes, retires. That is possible where
+the host has nothing to say first: no drafts to look up in text that it has not seen yet, nobody to admit. A row that
+the host ends in the meantime (a stop string) is ignored when the round lands; rows that end by a stop id or by their
+limit the device has left out itself. Where the host decides a token otherwise than the device (a near tie), the round
+under way has gone wrong for that row: it is left to itself, and the next one begins from where the host says.
+
+Shape letters: B rows.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from specbatch.specdec.accept import BoolArray, IntArray
+from specbatch.specdec.drafters.suffix import Proposal
+from specbatch.specdec.policy.buckets import bucket_of
+from specbatch.specdec.policy.controller import RoundMeasure, RoundPlan
+from specbatch.specdec.rounds.captured import CapturedRounds, Flight, Landed
+from specbatch.specdec.rounds.parts import RoundResult, kind_of_match, view
+from specbatch.specdec.rounds.settling import settle_draws
+from specbatch.specdec.rows.batch import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Airborne:
+    """A round under way, and what its measure will need.
+
+    Attributes:
+        num_blind: rounds since drafts were last looked up.
+    """
+
+    flight: Flight
+    looked_up: Proposal | None
+    is_plain: bool
+    num_caught_up: int
+    catch_up_seconds: float
+    launched: float
+    num_blind: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Surprised:
+    """Rows that the host has settled otherwise than the device, and the lengths that the device believes in."""
+
+    row_B: IntArray
+    device_length_B: IntArray
+
+
+BLIND_ROUNDS = 4
+"""Rounds that may go ahead without a look into the suffix index, while it has had nothing that was worth a draft."""
+
+
+class Ahead:
+    """The captured rounds of one engine, of which at most one is under way between two steps.
+
+    Args:
+        may_fly: False lands every round at once.
+    """
+
+    def __init__(self, batch: Batch, captured: CapturedRounds, *, may_fly: bool = True) -> None:
+        self._batch = batch
+        self.captured = captured
+        self._may_fly = may_fly
+        self._airborne: Airborne | None = None
+        self._last_landed = 0.0
+
+    @property
+    def is_flying(self) -> bool:
+        """Whether a round is under way."""
+        return self._airborne is not None
+
+    def decode(
+        self, row_B: IntArray, plan: RoundPlan, looked_up: Proposal | None, is_plain: bool, caught_up: tuple[int, float]
+    ) -> RoundResult | None:
+        """A round behind one that has landed; None where it stays under way.
+
+        Args:
+            caught_up: tokens that the draft had to read first, and seconds.
+        """
+        airborne = self._launch(row_B, plan, looked_up, is_plain, caught_up, None)
+        if self._may_fly:
+            self._airborne = airborne
+            return None
+        return self._settle(airborne)[0]
+
+    def follow(self, is_plain: bool, num_waiting: int, *, may_admit: bool, has_room: bool) -> RoundResult:
+        """Land the round under way, the next one launched before if that is possible.
+
+        Args:
+            is_plain: the next round is decoded plainly. may_admit: rows that wait could come in first.
+            has_room: all rows have pages for two rounds more.
+        """
+        landing, self._airborne = self._airborne, None
+        assert landing is not None
+        plan = self._plan_behind(landing, is_plain, num_waiting, may_admit=may_admit) if has_room else None
+        if plan is not None:
+            self._airborne = self._launch(landing.flight.row_B, plan, None, is_plain, (0, 0.0), landing)
+        result, surprised = self._settle(landing)
+        if self._airborne is not None and len(surprised.row_B):
+            self._airborne = None
+            self._undo(surprised)
+        elif self._airborne is not None and not self._is_there(self._airborne.flight).any():
+            self._airborne = None  # every row has ended: what is under way is of no use
+        return result
+
+    def forget(self) -> None:
+        """Leave the round under way to itself; the rows stand where they stood before it."""
+        self._airborne = None
+
+    def _plan_behind(self, landing: Airborne, is_plain: bool, num_waiting: int, *, may_admit: bool) -> RoundPlan | None:
+        """The plan of a round whose rows the host sees as they were one round before; None where it must not be made.
+
+        The device clips drafts to the room that a row really has.
+        """
+        batch, flight = self._batch, landing.flight
+        slots = batch.slots
+        is_there_B = self._is_there(flight)
+        row_B = flight.row_B[is_there_B]
+        is_shrunk = not len(row_B) or bucket_of(len(row_B)) < bucket_of(len(flight.row_B))
+        if is_shrunk or slots.num_rows > len(row_B) or may_admit:
+            return None
+        if batch.policy.uses_suffix and not is_plain and not self._may_be_blind(landing):
+            return None
+        draft_length_B, is_model_B = np.zeros((2, len(is_there_B)), dtype=np.int64)
+        if batch.policy.max_draft_length and not is_plain:
+            plan = batch.policy.plan(view(batch, row_B, None, num_waiting, 0))
+            draft_length_B[is_there_B], is_model_B[is_there_B] = plan.draft_length_B, plan.is_model_B
+        # Only a draft that took part in the round before lacks no more than the first step feeds.
+        uses_model_B = (is_model_B > 0) & (draft_length_B > 0)
+        is_late_B = uses_model_B & ~(flight.plan.is_model_B & (flight.plan.draft_length_B > 0))
+        if is_late_B.any():
+            if (is_late_B == uses_model_B).all() or landing.num_blind >= BLIND_ROUNDS:
+                return None
+            draft_length_B[is_late_B] = 0  # the others do not wait for them; they are fed when the rounds next land
+        return RoundPlan(draft_length_B, (is_model_B > 0) & (draft_length_B > 0))
+
+    def _may_be_blind(self, landing: Airborne) -> bool:
+        """Whether another round may go without a look into the suffix index, which has not seen all text yet."""
+        plan = landing.flight.plan
+        has_looked_up = bool((~plan.is_model_B & (plan.draft_length_B > 0)).any())
+        return not has_looked_up and landing.num_blind < BLIND_ROUNDS
+
+    def _launch(
+        self,
+        row_B: IntArray,
+        plan: RoundPlan,
+        looked_up: Proposal | None,
+        is_plain: bool,
+        caught_up: tuple[int, float],
+        follows: Airborne | None,
+    ) -> Airborne:
+        launched = time.perf_counter()
+        if follows is None:
+            flight = self.captured.launch(row_B, plan, looked_up)
+            return Airborne(flight, looked_up, is_plain, *caught_up, launched)
+        before = follows.flight
+        flight = self.captured.launch(row_B, plan, looked_up, before, self._is_there(before))
+        return Airborne(flight, looked_up, is_plain, *caught_up, launched, follows.num_blind + 1)
+
+    def _undo(self, surprised: Surprised) -> None:
+        """The round under way writes behind where the device believed rows to stand; what is known there is read again.
+
+        A row whose token the host has decided may have got on further than the device thought.
+        """
+        batch, row_B, length_B = self._batch, surprised.row_B, surprised.device_length_B
+        slots = batch.slots
+        slots.draft_kv_S[row_B] = np.minimum(slots.draft_kv_S[row_B], length_B - 1)
+        is_further_B = slots.length_S[row_B] > length_B
+        if is_further_B.any():
+            row_B, start_B = row_B[is_further_B], length_B[is_further_B] - 1
+            with batch.clock.timed("score"):
+                layout = batch.layout(row_B, start_B, slots.length_S[row_B] - 1 - start_B)
+                batch.target.run(batch.feed(layout), np.zeros(0, dtype=np.int64))
+
+    def _settle(self, airborne: Airborne) -> tuple[RoundResult, Surprised]:
+        """Wait for a round, commit what it brought, and keep the books.
+
+        Returns:
+            the result, and the rows that go on otherwise than the device believes.
+        """
+        batch, flight = self._batch, airborne.flight
+        landed = self.captured.land(flight)
+        now = time.perf_counter()
+        follower = self._airborne
+        began = max(airborne.launched, self._last_landed)
+        self._last_landed = now
+        is_there_B = self._is_there(flight)
+        row_B = flight.row_B[is_there_B]
+        proposals, draws = landed.proposals.of(is_there_B), landed.draws.of(is_there_B)
+        num_committed_B = landed.num_committed_B[is_there_B]
+        propose_seconds, score_seconds = _device_seconds(landed, now - began)
+        batch.clock.add("propose", propose_seconds)
+        batch.clock.add("score", score_seconds)
+        drawn_BT, device_length_B = draws.target_BT.copy(), batch.slots.length_S[row_B] + num_committed_B
+        settled = settle_draws(batch, row_B, proposals, draws)
+        is_other_B = (settled.verdict.num_committed_B != num_committed_B) | (drawn_BT != draws.target_BT).any(axis=1)
+        is_other_B &= self._is_there(flight)[is_there_B]
+        surprised = Surprised(row_B[is_other_B], device_length_B[is_other_B])
+        # Where another round is under way, what the host does here is part of that one's time, and not counted twice.
+        verdict, elapsed = settled.verdict, (now if follower is not None else time.perf_counter()) - began
+        plan = flight.plan
+        is_model_B = proposals.is_model_B
+        num_model_rows = int(is_model_B.sum())
+        measure = RoundMeasure(
+            num_rows=len(row_B),
+            num_scored=len(row_B) + int(proposals.draft_length_B.sum()),
+            # The steps that were launched; rows that turned out to have no room make fewer of use.
+            num_draft_steps=int(plan.draft_length_B[plan.is_model_B].max(initial=0)) if num_model_rows else 0,
+            num_model_rows=num_model_rows,
+            propose_seconds=propose_seconds,
+            score_seconds=score_seconds,
+            other_seconds=max(elapsed - propose_seconds - score_seconds, 0.0),
+            catch_up_seconds=airborne.catch_up_seconds,
+            num_catch_up_tokens=airborne.num_caught_up,
+            draft_length_B=verdict.num_proposed_B,
+            matched_B=verdict.num_accepted_B,
+            is_model_B=is_model_B,
+            match_B=kind_of_match(airborne.looked_up, len(flight.row_B))[is_there_B],
+        )
+        # Capturing takes the host long, the next round's as well; that says nothing about rounds.
+        is_usual = not flight.was_captured and (follower is None or not follower.flight.was_captured)
+        if is_usual:
+            batch.policy.observe(measure)
+        result = RoundResult(
+            finished=settled.finished,
+            num_tokens=int(verdict.num_committed_B.sum()),
+            is_plain=airborne.is_plain,
+            is_mixed=not is_usual,  # compared with nothing, like rounds with prompts in them
+            seconds=elapsed + airborne.catch_up_seconds,
+            draft_length_B=verdict.num_proposed_B,
+            num_accepted_B=verdict.num_accepted_B,
+        )
+        return result, surprised
+
+    def _is_there(self, flight: Flight) -> BoolArray:
+        """Rows of a round that still stand where they stood when it was launched."""
+        slots = self._batch.slots
+        is_there_B: BoolArray = np.array(
+            [
+                slots.requests[slot] is not None and slots.opened[slot] == opened
+                for slot, opened in zip(flight.row_B.tolist(), flight.opened_B.tolist(), strict=True)
+            ],
+            dtype=np.bool_,
+        )
+        return is_there_B
+
+
+def _device_seconds(landed: Landed, elapsed: float) -> tuple[float, float]:
+    """Seconds of the two models; where the device keeps no time, all of it counts as scoring."""
+    if landed.propose_seconds is None or landed.score_seconds is None:
+        return 0.0, elapsed
+    return landed.propose_seconds, landed.score_seconds

@@ -1,0 +1,1 @@
+"""The rows in flight: their state, their memory, who comes in and who must wait."""

@@ -1,0 +1,160 @@
+"""Admission where keys and values are in pages: rows come in while pages for them are free.
+
+A row is given pages for what it knows when it comes, and more as it grows. Slots without rows keep theirs, because a
+later row may begin alike, until pages are short: then they are let go, the oldest first. When that is not enough the
+youngest rows are preempted and go back to the head of the queue with what they have said. A row that does not fit alone
+is an error row. Nothing here can change a token.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+
+import numpy as np
+
+from specbatch.schemas.errors import ErrorCode
+from specbatch.specdec.forward.paged_memory import Pages
+from specbatch.specdec.output import SequenceOutput, error_output
+from specbatch.specdec.rows.admission import positions_for
+from specbatch.specdec.rows.batch import Batch, pages_of
+from specbatch.specdec.rows.slots import Request
+
+ROUNDS_AHEAD = 2
+"""Rounds that a row's pages last for: the one that is decided, and one that may be under way before it is known."""
+
+GATHERED = 8
+"""Rows come in when this share of the slots is free, one eighth."""
+
+_HOST_GROWTH = 2
+
+
+def is_time_to_admit(batch: Batch, max_rows: int) -> bool:
+    """Whether so many slots are free that it is worth while to interrupt the rounds of fixed shape.
+
+    Prompts are read in rounds of the plain loop, which cost more launches: a few rows come in together, while at most
+    an eighth of the slots waits.
+    """
+    return max_rows - batch.slots.num_rows >= max(max_rows // GATHERED, 1)
+
+
+def admit(
+    batch: Batch, pages: Pages, queue: deque[Request], max_rows: int, *, gathers: bool = False
+) -> list[SequenceOutput]:
+    """Fill slots from the queue, in order; returns the rows that can never run.
+
+    Args:
+        max_rows: rows that may be in flight. gathers: wait until ``is_time_to_admit``.
+    """
+    slots = batch.slots
+    refused: list[SequenceOutput] = []
+    if gathers and not is_time_to_admit(batch, max_rows):
+        return refused
+    if slots.num_slots < max_rows:
+        batch.resize(max_rows, slots.max_positions)
+    while queue and slots.num_rows < max_rows:
+        request = queue[0]
+        needed = _needed(batch, request.num_known_tokens, request.num_tokens)
+        if pages.table.pages_for(needed) > pages.table.capacity:
+            queue.popleft()
+            refused.append(_too_long(pages, request.key, len(request.prompt_ids)))
+            continue
+        slot, num_held = batch.best_slot(request)
+        if not _has_room(batch, pages, slot, num_held, needed):
+            break  # rows in flight must end first
+        queue.popleft()
+        _lengthen(batch, needed)
+        batch.open(slot, request)
+        _grow(batch, pages, slot, needed)
+    batch.compact()
+    return refused
+
+
+def make_room(batch: Batch, pages: Pages, queue: deque[Request]) -> list[SequenceOutput]:
+    """Pages for the coming rounds, preempting the youngest rows where they lack; returns rows that do not fit."""
+    slots, refused = batch.slots, []
+    rows = [slot for slot in range(slots.num_active) if slots.requests[slot] is not None]
+    for slot in sorted(rows, key=slots.opened.__getitem__):
+        request = slots.requests[slot]
+        if request is None:  # preempted for an older one
+            continue
+        needed = _needed(batch, int(slots.length_S[slot]), request.num_tokens)
+        _lengthen(batch, needed)
+        while not _grow(batch, pages, slot, needed):
+            rivals = [other for other in rows if slots.requests[other] is not None and other != slot]
+            youngest = max([*rivals, slot], key=slots.opened.__getitem__)
+            if not rivals:
+                key, num_prompt_tokens = request.key, len(request.prompt_ids)
+                batch.fail(slot, ErrorCode.ROW_MEMORY, "")
+                refused.append(_too_long(pages, key, num_prompt_tokens))
+                break
+            queue.appendleft(batch.preempt(youngest))
+            if youngest == slot:
+                break
+    batch.compact()
+    return refused
+
+
+def has_room_ahead(batch: Batch, pages: Pages) -> bool:
+    """Pages for the round behind the one under way, where they can be had without taking any from a row.
+
+    The host's arrays grow with them: it will write there what the rounds bring.
+    """
+    slots = batch.slots
+    rows = [slot for slot in range(slots.num_active) if slots.requests[slot] is not None]
+    needed = [_needed(batch, int(slots.length_S[slot]), slots.request(slot).num_tokens) for slot in rows]
+    _lengthen(batch, max(needed, default=0))
+    return all(_grow(batch, pages, slot, positions) for slot, positions in zip(rows, needed, strict=True))
+
+
+def _needed(batch: Batch, num_known: int, num_tokens: int) -> int:
+    """Positions that a row of so many tokens may write before it is asked again."""
+    ahead = ROUNDS_AHEAD * (batch.policy.max_draft_length + 1)
+    return max(min(num_known + ahead, num_tokens), num_known)
+
+
+def _has_room(batch: Batch, pages: Pages, slot: int, num_held: int, needed: int) -> bool:
+    """Whether pages for one more row are free or can be made so, with one to spare for every row."""
+    slots, table = batch.slots, pages.table
+    active = [other for other in range(slots.num_active) if slots.requests[other] is not None]
+    lacking = table.pages_for(needed) - num_held // table.page_size
+    held = table.pages_of(slot)[: num_held // table.page_size]
+    used = np.unique(np.concatenate([held, *(table.pages_of(other) for other in active)]))
+    spare = len(active)
+    return table.capacity - len(used) >= lacking + spare or (not active and table.pages_for(needed) <= table.capacity)
+
+
+def _grow(batch: Batch, pages: Pages, slot: int, needed: int) -> bool:
+    """Let a row hold so many positions, at the cost of what slots without rows hold."""
+    slots, table = batch.slots, pages.table
+    while not table.grow(slot, needed):
+        idle = [s for s in range(slots.num_slots) if slots.requests[s] is None and table.held_S[s]]
+        if not idle:
+            return False
+        oldest = min(idle, key=slots.opened.__getitem__)
+        table.release(oldest)
+        slots.target_kv_S[oldest] = slots.draft_kv_S[oldest] = 0
+    return True
+
+
+def _lengthen(batch: Batch, needed: int) -> None:
+    """Longer host arrays where a row has come to need them; what decoders keep in slots grows with them.
+
+    Where nothing is in slots only the host pays, and longer steps let it copy its arrays less often.
+    """
+    in_slots = [decoder.cache.max_positions for decoder in batch.decoders if pages_of(decoder) is None]
+    positions, held = positions_for(needed), min([batch.slots.max_positions, *in_slots])
+    if positions <= held:
+        return
+    if not in_slots:
+        longest = positions_for(batch.target.cache.max_positions)
+        positions = max(positions, min(_HOST_GROWTH * held, longest))
+    batch.resize(batch.slots.num_slots, positions)
+
+
+def _too_long(pages: Pages, key: Hashable, num_prompt_tokens: int) -> SequenceOutput:
+    message = (
+        f"the row does not fit into key-value memory even alone: there is room for {pages.capacity_tokens} tokens; "
+        "use a larger device or memory fraction, or run without the draft"
+    )
+    return error_output(key, num_prompt_tokens, ErrorCode.ROW_MEMORY, message)
