@@ -1,4 +1,4 @@
-"""The demo: the main job on real prompts, offline, with speculation that pays, in about a minute.
+"""The demo: the main job on real prompts, offline, with speculation that pays, in one to two minutes.
 
 The bundled target has 5 M parameters, so its weights fit in cache and a forward costs next to nothing; there is nothing
 to save. The demo therefore inflates it on the spot to the cost of an 80 M model that says the same, and runs

@@ -1,4 +1,4 @@
-"""Batch generation with speculative decoding: the same text, never slower, exactly one result per row.
+"""Batch generation with speculative decoding: the same text, sooner, and exactly one result per row.
 
 ``submit``, ``report`` and ``load`` are imported when first used, so that ``import specbatch`` costs nothing.
 """

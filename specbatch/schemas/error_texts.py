@@ -81,7 +81,7 @@ EXPLANATIONS: Mapping[ErrorCode, Explanation] = MappingProxyType(
             "the files of a model are damaged, or no worker could load it", "fetch the model again"
         ),
         _E.JOB_PACKAGE_MISSING: Explanation(
-            "quantized weights need a package that is not installed", "`pip install 'specbatch[quantization]'`"
+            "quantized weights need a package that is not installed", "install the packages that the line names"
         ),
         _E.JOB_UNSAFE_WEIGHTS: Explanation(
             "only pickle weights, which can run code when loaded", "convert them to safetensors"

@@ -29,7 +29,7 @@ _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,251}[A-Za-z0-9])?")
 
 DataType = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 OnLoadQuantization = Literal["torchao-int8", "torchao-float8", "bitsandbytes-nf4"]
-"""Names of ``specdec.quantization.ON_LOAD``; a test holds both equal."""
+"""Names of ``specdec.models.quantization.ON_LOAD``; a test holds both equal."""
 KvCacheDtype = Literal["auto", "fp8"]
 Device = Literal["auto", "cpu", "cuda"]
 DraftLength = Annotated[int, Field(ge=1, le=MAX_DRAFT_LENGTH)]

@@ -7,9 +7,9 @@ Glossary.
   bonus            the target's draw behind the last accepted draft: a correction where a draft was refused, or one
                    token more where all were accepted. Every round commits it unless a terminator came earlier.
   committed        the tokens that become part of the completion: accepted drafts, then the bonus, up to a terminator.
-  terminator       what ends a row: a stop id, the token that completes a stop string (``stops``), or the last token it
-                   may say. They act in committed order, the earliest wins. At the same token a stop id comes first,
-                   then a stop string, then the token limit.
+  terminator       what ends a row: a stop id, the token that completes a stop string (``rows.stops``), or the last
+                   token it may say. They act in committed order, the earliest wins. At the same token a stop id comes
+                   first, then a stop string, then the token limit.
 
 Because a draft is accepted only while it *is* the target's draw, the committed tokens are always a prefix of the
 target's draws: the text is the target's own whatever was proposed (coupling by shared noise: Daliri, Musco, Suresh,
@@ -91,7 +91,7 @@ def commit(
     """Cut each row's tokens at its earliest terminator.
 
     Stop strings are found in the tokens that would be committed without them. So a round whose rows have any calls
-    this twice: without ``cut_B``, then with what ``stops.StopMatcher`` says of the tokens of the first call.
+    this twice: without ``cut_B``, then with what ``rows.stops.StopMatcher`` says of the tokens of the first call.
 
     Args:
         target_BT: the target's draws.

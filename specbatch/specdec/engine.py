@@ -39,7 +39,8 @@ Coupling = Literal["seed", "distribution"]
 class Engine:
     """Batched speculative decoding with one target and at most one draft.
 
-    Use ``from_pretrained``; then either ``generate``, or ``submit`` and ``step``. ``note`` belongs to whoever loads the
+    Use ``from_pretrained``; then either ``generate``, or ``submit`` and ``step``. ``tokenizer`` makes ids of text and
+    text of ids; ``context_length`` is the longest prompt and completion together. ``note`` belongs to whoever loads the
     engine: what the user should know about how that went.
 
     Args:
@@ -50,7 +51,8 @@ class Engine:
         max_kv_tokens: positions that the slots may have in all; None is without bound.
         coupling: ``seed`` gives the target's own keyed draws, ``distribution`` only its law.
         grown_batch_size: rows in flight once the draft has been given up.
-        has_suffix: index all text for drafts. has_profile: measure the models now, for the policy to begin with.
+        has_suffix: index all text for drafts.
+        has_profile: measure the models now, for the policy to begin with.
         rounds: how rounds are decoded over pages.
     """
 
@@ -127,19 +129,22 @@ class Engine:
             target, draft: folders, bundled names or hub ids; without a draft only the suffix index proposes.
             max_batch_size: rows in flight; ``auto`` takes what the memory ledger allows.
             speculation: ``"auto"`` chooses K by measurement, a number fixes it, ``"off"`` decodes plainly.
-            device: ``auto`` takes a GPU where there is one. dtype: ``auto`` is float32 on CPU.
+            device: ``auto`` takes a GPU where there is one.
+            dtype: ``auto`` is float32 on a CPU, the checkpoint's own on a GPU.
             coupling: ``seed`` gives the same text whatever the draft, ``distribution`` the same law.
             memory_fraction: share of the free memory that weights, caches and workspace may take.
             model_path: ``auto`` decodes common families by the lean path; ``generic`` runs unmodified modules.
             num_threads: arithmetic threads on CPU.
             max_sequence_tokens: longest prompt and completion together; the model's context if not given.
-            quantization: how the target's dense weights are quantized on loading; names of ``quantization.ON_LOAD``.
-            leader: of the ranks that share the target, all of which have come.
+            quantization: how the target's dense weights are quantized on loading, on a CPU only; names of
+                ``specdec.models.quantization.ON_LOAD``.
+            leader: for ``--tensor-parallel-size``: the meeting point of the processes that share the target; None on
+                one device.
             kv_cache_dtype: ``fp8`` keeps keys and values in 8 bits; it changes the text.
             bitwise: compute every token with the same bits whatever is computed beside it; slower.
 
         Raises:
-            SpecbatchError: any of the model codes of ``folders.locate_model`` and ``folders.check_pair``; JOB_MEMORY.
+            SpecbatchError: the model cannot be used, or the two are no pair; JOB_MEMORY.
         """
         pair = loading.load_pair(
             str(target),
@@ -229,18 +234,22 @@ class Engine:
 
     @property
     def num_queued(self) -> int:
+        """Sequences that wait for a slot."""
         return len(self._queue)
 
     @property
     def num_active(self) -> int:
+        """Sequences in flight."""
         return self._batch.slots.num_rows
 
     @property
     def device(self) -> str:
+        """Where the target is, such as ``cpu`` or ``cuda:0``."""
         return str(self._batch.target.device)
 
     @property
     def dtype(self) -> str:
+        """What the target computes in, such as ``float32``."""
         return str(self._batch.target.dtype).removeprefix("torch.")
 
     @property

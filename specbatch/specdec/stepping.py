@@ -70,7 +70,7 @@ class Stepper:
         return finished
 
     def profile(self, max_rows: int) -> tuple[dict[int, float], dict[int, float]]:
-        """What rounds cost before any was decoded, for the policy to begin with; see ``profile``."""
+        """What rounds cost before any was decoded, for the policy to begin with; see ``rounds.profile``."""
         if self._ahead is None:
             return profile(self._batch, max_rows)
         batch = self._batch

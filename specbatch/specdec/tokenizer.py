@@ -1,7 +1,7 @@
 """Text to ids and back through ``tokenizers`` alone, so that planning needs no torch.
 
 Besides text it tells how text comes about, which is what an incremental search for stop strings must know
-(``stops``): of most tokenizers a few tokens can be decoded without the ones before them, of some they cannot.
+(``rows.stops``): of most tokenizers a few tokens can be decoded without the ones before them, of some they cannot.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ FILES = {
 def need(method: str) -> None:
     for package in METHODS[method].packages:
         if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed: pip install 'specbatch[quantization]'")
+            pytest.skip(f"{package} is not installed: pip install '.[quantization]'")
 
 
 def folder_of(path: Path, model: Any = None) -> Path:

@@ -50,7 +50,10 @@ DATASET = inspect.Parameter(
     inspect.Parameter.KEYWORD_ONLY,
     default=None,
     annotation=Annotated[
-        list[str] | None, typer.Argument(metavar="DATASET...", help="Parquet or JSONL files, folders or globs.")
+        list[str] | None,
+        typer.Argument(
+            metavar="DATASET...", help="Parquet or JSONL files, folders, globs, s3:// or hf:// places, or an output."
+        ),
     ],
 )
 CONFIG = inspect.Parameter(

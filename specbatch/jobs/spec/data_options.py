@@ -100,7 +100,7 @@ DATA_OPTIONS: tuple[Option, ...] = (
         "models.dtype",
         _M,
         "choice",
-        "Arithmetic. [auto]",
+        "Arithmetic; auto: float32 on CPU, the checkpoint's own on a GPU. [auto]",
         choices=("auto", "float32", "bfloat16", "float16", "float64"),
     ),
     Option(
@@ -108,7 +108,7 @@ DATA_OPTIONS: tuple[Option, ...] = (
         "models.quantization",
         _M,
         "choice",
-        "How the target's dense weights are quantized on loading; it changes the text. [none]",
+        "Quantize the target's dense weights on loading (CPU only); it changes the text. [none]",
         choices=("torchao-int8", "torchao-float8", "bitsandbytes-nf4"),
     ),
     Option(
@@ -116,7 +116,8 @@ DATA_OPTIONS: tuple[Option, ...] = (
         "models.kv_cache_dtype",
         _M,
         "choice",
-        "What keys and values are kept in; fp8 takes less memory and changes the text. [auto]",
+        "What keys and values are kept in; fp8 takes less memory and changes the text. Dense Llama, Mistral, Qwen2, "
+        "Qwen3; one device. [auto]",
         choices=("auto", "fp8"),
     ),
     Option(
@@ -124,6 +125,6 @@ DATA_OPTIONS: tuple[Option, ...] = (
         "models.bitwise",
         _M,
         "flag",
-        "The same bits whatever the batch, K and order; slower.",
+        "The same bits whatever the batch, K and order; slower. Dense Llama, Mistral, Qwen2, Qwen3; one device.",
     ),
 )

@@ -29,7 +29,9 @@ def job_schema() -> dict[str, Any]:
     schema = JobSpec.model_json_schema()
     sections = schema.pop("$defs")
     helps = {option.path: option.help for option in JOB_OPTIONS}
-    helps["input.datasets"] = "Files, folders or globs; the DATASET arguments of the command line."
+    helps["input.datasets"] = (
+        "Files, folders, globs, s3:// or hf:// places, or an output; the DATASET arguments of the command line."
+    )
     properties: dict[str, Any] = {}
     for name, reference in schema["properties"].items():
         if "$ref" not in reference:

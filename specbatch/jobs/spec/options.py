@@ -97,7 +97,7 @@ JOB_OPTIONS: tuple[Option, ...] = (
         "generation.coupling",
         _S,
         "choice",
-        "seed: the same text with any draft; distribution: the same law, more accepted. [seed]",
+        "seed: the same text with any draft; distribution: the same probabilities, more drafts accepted. [seed]",
         choices=("seed", "distribution"),
     ),
     Option(

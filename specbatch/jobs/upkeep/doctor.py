@@ -220,7 +220,7 @@ def _store(uri: str | None, *, single_writer: bool) -> Iterator[Finding]:
             check_store(store, report)
             note_pass(store, report)
     except SpecbatchError as error:
-        yield Finding("store", "fail", f"{error.code.value}: {error.message}", f"docs/errors.md on {error.code.value}")
+        yield Finding("store", "fail", f"{error.code.value}: {error.message}", f"specbatch explain {error.code.value}")
 
 
 @contextmanager
@@ -271,7 +271,7 @@ def _models(target_name: str, draft_name: str | None, device: str) -> Iterator[F
             row_tokens=min(EXPECTED_PROMPT_TOKENS + GenerationSpec().max_new_tokens, context_length(target)),
         )
     except SpecbatchError as error:
-        yield Finding("models", "fail", f"{error.code.value}: {error.message}", f"docs/errors.md on {error.code.value}")
+        yield Finding("models", "fail", f"{error.code.value}: {error.message}", f"specbatch explain {error.code.value}")
         return
     yield Finding(
         "fit in memory", "ok" if plan.note is None else "warn", plan.note or f"{plan.batch_size} rows at once"

@@ -4,7 +4,7 @@ Every row owns one slot for life. A forward writes its tokens at the positions i
 as views: nothing is moved or copied when rows differ in length, when drafts are refused, or when a slot changes hands.
 What lies beyond a row's length is stale, never read (the mask ends before it) and overwritten later. Layers with a
 sliding window keep whole rows too: a window is then a matter of the mask alone, and a refused draft never costs a key
-that a ring buffer would have dropped for it. ``families.kv_bytes_per_token`` counts them in full.
+that a ring buffer would have dropped for it. ``models.families.kv_bytes_per_token`` counts them in full.
 
     slot s:  | committed tokens but the last | this round's tokens | stale ...        |
              0                             n-1                  n-1+T          max_positions

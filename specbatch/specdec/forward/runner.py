@@ -189,8 +189,8 @@ def _fix_rotary_frequencies(model: Any) -> None:
     """Keep the frequencies that rotary embeddings start with.
 
     The kinds "dynamic" and "longrope" recompute them for the longest row of a batch: a row's text would depend on its
-    batch mates, and the device would be asked for that length at every step. ``families.max_context`` ends where they
-    would change, so that nothing is lost.
+    batch mates, and the device would be asked for that length at every step. ``models.families.max_context`` ends where
+    they would change, so that nothing is lost.
     """
     for module in model.modules():
         kind = getattr(module, "rope_type", None)

@@ -1,4 +1,4 @@
-"""What a device runs beside its matrix products: Triton kernels, each with a slow twin in torch.
+"""What models compute with: Triton kernels, each with a slow twin in torch, and products on packed weights for a CPU.
 
 The twins are the oracle, and what runs on a CPU. Triton's interpreter runs the kernels there too, for the tests.
 """

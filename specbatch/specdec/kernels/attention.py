@@ -101,7 +101,7 @@ def layer_masks(
     """What a model takes as ``attention_mask``: one mask where all layers are of a kind, else one for each kind.
 
     Args:
-        windows: of ``families.layer_windows``.
+        windows: of ``models.families.layer_windows``.
         may_omit: for a whole prefix; None instead of a mask that only says causal saves T times T numbers.
     """
     by_window: dict[int | None, Tensor | None] = {None: None} if may_omit else {}

@@ -1,6 +1,6 @@
 """The two best scores of each position, noise included: one launch over the logits on a GPU.
 
-Its twin is what ``untruncated`` does in torch, step by step; that is the oracle, and what runs elsewhere.
+Its twin is what ``sampling.untruncated`` does in torch, step by step; that is the oracle, and what runs elsewhere.
 
 Shape letters: N positions, B rows, V vocabulary.
 """
@@ -27,7 +27,7 @@ def two_best(
         logits_NV: float32, bfloat16 or float16 on a GPU; the tokens of a position dense.
         row_N, index_N: int64 row of each position, and index in its completion.
         seed_B, temperature_B: int64 and float64. At temperature 0 a score is the logit; at others it is as right as
-            ``untruncated`` counts on.
+            ``sampling.untruncated`` counts on.
         is_random: some temperature is above 0.
 
     Returns:

@@ -14,7 +14,7 @@ SPLIT = 256
 """Keys of a split. Part of the meaning of "the same bits": another number rounds differently."""
 
 MAX_PARTIAL_BYTES = 2**30
-"""Partial results that would take more are not made. The memory ledger keeps as much free (``footprint.py``)."""
+"""Partial results that would take more are not made. The memory ledger keeps as much free (``models/footprint.py``)."""
 
 MAX_SPLITS_OF_A_SHARE = 16
 """A row of 16,384 keys has 64 splits. One program would still walk them when those of short rows are long done."""

@@ -1,8 +1,9 @@
 """The small operations of a decoder layer over a flat row of tokens: one launch each on a GPU, plain torch elsewhere.
 
-Half precision is rounded where ``lean.py`` rounds it. Its norm is ``torch.nn.functional.rms_norm``, which multiplies by
-the weight in float32 and rounds once; the norm of ``transformers``' Llama module rounds before it multiplies, too, and
-differs from it in a quarter of random values in bfloat16. In float32 and float64 both give the same bits.
+Half precision is rounded where ``forward/lean.py`` rounds it. Its norm is ``torch.nn.functional.rms_norm``, which
+multiplies by the weight in float32 and rounds once; the norm of ``transformers``' Llama module rounds before it
+multiplies, too, and differs from it in a quarter of random values in bfloat16. In float32 and float64 both give the
+same bits.
 
 Shape letters: M tokens, E hidden width, I inner width of the MLP, Q query heads, H key-value heads, D head width,
 N pages of S positions.

@@ -1,6 +1,7 @@
 """The small operations of a decoder layer in plain torch: what ``layer_kernels`` must compute.
 
-They are the operations of ``lean.py`` in its order, so that a path built on them gives the same bits as that one.
+They are the operations of ``forward/lean.py`` in its order, so that a path built on them gives the same bits as that
+one.
 
 Shape letters: M tokens, E hidden width, I inner width of the MLP, Q query heads, H key-value heads, D head width,
 N pages of S positions.

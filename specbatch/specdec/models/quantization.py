@@ -294,5 +294,5 @@ def check_packages(name: str, quantization: Quantization | None) -> None:
         raise SpecbatchError(
             ErrorCode.JOB_PACKAGE_MISSING,
             f"{name} is quantized ({quantization.describe()}) and needs what is not installed here: {names}; run "
-            f"pip install {names}, or pip install 'specbatch[quantization]'",
+            f"pip install {names}",
         )

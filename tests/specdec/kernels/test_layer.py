@@ -59,7 +59,7 @@ def test_8_bits_are_cut_and_not_lost() -> None:
 
 
 def test_the_norm_is_torch_s_and_not_the_module_s() -> None:
-    """In half precision the two round differently; lean.py follows torch."""
+    """In half precision the two round differently; forward/lean.py follows torch."""
     torch.manual_seed(0)
     x, weight = torch.randn(40, 320).bfloat16(), (1 + 0.2 * torch.randn(320)).bfloat16()
     _, normed = layer.add_rms_norm(x, None, weight, 1e-5)
