@@ -3,8 +3,10 @@
     python infra/run_tests.py [ARGUMENTS OF PYTEST]
 
 Tests with a Ray mostly wait: for its processes, for a lease, for a worker that is taken for dead. Two of them at once
-would meet limits of time that are meant for one. They end first, and some folders follow them where no arguments say
-which tests are wanted. The output of the second process is shown when both have ended.
+would meet limits of time that are meant for one, so all of them run in one process, which shows them as they run.
+Everything else is cut into pieces that wait in one line. The other process takes them from the front; the first takes
+them from the back when its Ray tests have ended, so that both end at about the same time on any machine. The pieces are
+shown when all have ended. With arguments nothing is cut.
 """
 
 from __future__ import annotations
@@ -13,15 +15,32 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ALWAYS_OUT = "not chaos and not long"
 NO_TESTS = 5
-BEHIND_RAY = ("tests/simulation", "tests/storage", "tests/workers")
+LINE = (
+    "tests/specdec",
+    "tests/simulation",
+    "tests/jobs",
+    "tests/specdec/kernels",
+    "tests",
+    "tests/storage",
+    "tests/workers",
+)
+"""The long ones first. A folder that stands in the line is left out of every other piece."""
 # Threads that wait for each other's turn would take the cores from the other process, and tiny models need no two.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+def pieces() -> list[list[str]]:
+    """Arguments of pytest for each piece of the line: every test is in exactly one."""
+    inside = {folder: [other for other in LINE if Path(other).parent.is_relative_to(folder)] for folder in LINE}
+    return [[folder, *(f"--ignore={other}" for other in others)] for folder, others in inside.items()]
 
 
 def command(marks: str, arguments: Sequence[str]) -> list[str]:
@@ -35,29 +54,65 @@ def outcome(*codes: int) -> int:
     return failed[0] if failed else min(codes)
 
 
+class Line:
+    """Pieces of the suite that wait for one of two processes."""
+
+    def __init__(self, waiting: Sequence[Sequence[str]]) -> None:
+        self._waiting = deque(waiting)
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._kept = tempfile.TemporaryDirectory()
+        self._shown: list[Path] = []
+        self._lock = threading.Lock()
+        self.codes: list[int] = []
+
+    def work(self, *, from_the_back: bool) -> None:
+        """Run pieces, one after another, until none waits."""
+        while (process := self._begin(from_the_back=from_the_back)) is not None:
+            code = process.wait()
+            with self._lock:
+                self._running.remove(process)
+                self.codes.append(code)
+
+    def _begin(self, *, from_the_back: bool) -> subprocess.Popen[bytes] | None:
+        with self._lock:
+            if not self._waiting:
+                return None
+            arguments = self._waiting.pop() if from_the_back else self._waiting.popleft()
+            self._shown.append(Path(self._kept.name) / str(len(self._shown)))
+            with self._shown[-1].open("wb") as file:
+                process = subprocess.Popen(
+                    command("not ray", arguments), cwd=ROOT, env={**os.environ, **ONE_THREAD},
+                    stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+                )  # fmt: skip
+            self._running.add(process)
+            return process
+
+    def end(self) -> None:
+        """End what still runs, and show what all pieces said."""
+        with self._lock:
+            self._waiting.clear()
+            for process in self._running:
+                process.terminate()
+                process.wait()
+        for path in self._shown:
+            sys.stdout.write(path.read_text(encoding="utf-8", errors="replace"))
+        sys.stdout.flush()
+        self._kept.cleanup()
+
+
 def main() -> int:
     """Run both; 0 if both passed."""
     arguments = sys.argv[1:]
-    behind = () if arguments else BEHIND_RAY
-    single = {**os.environ, **ONE_THREAD}
-    with tempfile.TemporaryFile() as kept:
-        other = subprocess.Popen(
-            command("not ray", [*arguments, *(f"--ignore={folder}" for folder in behind)]), cwd=ROOT, env=single,
-            stdin=subprocess.DEVNULL, stdout=kept, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        try:
-            codes = [subprocess.run(command("ray", arguments), cwd=ROOT, check=False).returncode]
-            if behind:
-                codes.append(subprocess.run(command("not ray", behind), cwd=ROOT, env=single, check=False).returncode)
-            codes.append(other.wait())
-        finally:
-            if other.poll() is None:  # interrupted
-                other.terminate()
-                other.wait()
-            kept.seek(0)
-            sys.stdout.write(kept.read().decode("utf-8", "replace"))
-            sys.stdout.flush()
-    return outcome(*codes)
+    line = Line([arguments] if arguments else pieces())
+    other = threading.Thread(target=line.work, kwargs={"from_the_back": False}, daemon=True)
+    other.start()
+    try:
+        code = subprocess.run(command("ray", arguments), cwd=ROOT, check=False).returncode
+        line.work(from_the_back=True)
+        other.join()
+    finally:  # interrupted, too
+        line.end()
+    return outcome(code, *line.codes)
 
 
 if __name__ == "__main__":

@@ -63,8 +63,8 @@ def _cases() -> list[object]:
     cases = []
     for page in PAGES:
         if any(block.language in RUN for block in commands(page)):
-            is_example = page.is_relative_to(EXAMPLES) and page.parent.name != "code-completion"
-            number = MANY_DECODING if is_example else num_decoding(page)  # one of them is enough where time is short
+            is_example = page.is_relative_to(EXAMPLES)
+            number = MANY_DECODING if is_example else num_decoding(page)
             marks = marks_of(number, is_first=page.name == "quickstart.md")
             cases.append(pytest.param(page, id=str(page.relative_to(ROOT)), marks=marks))
     return cases

@@ -178,9 +178,7 @@ def listening(process: Path) -> set[tuple[str, str]]:
 
 
 def _kill_one(output: Path) -> int | None:
-    """End a worker once a part is there; its process id."""
-    if not any((output / "data").glob("*.parquet")):
-        return None
+    """End a worker as soon as it is known, so that the job cannot end before its death; its process id."""
     try:
         progress = json.loads((output / "_specbatch/progress.json").read_bytes())
     except (OSError, ValueError):

@@ -84,6 +84,7 @@ def test_coordinator_killed_while_it_decodes(anywhere: tuple[Place, Output], ref
     check_finished(place, output, reference)
 
 
+@pytest.mark.long
 def test_two_submits_at_once(anywhere: tuple[Place, Output], reference: pa.Table) -> None:
     """Fault 24: one does the job; the other says that it is held, or that it is finished. Then a third says so too."""
     place, output = anywhere

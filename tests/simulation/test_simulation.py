@@ -23,7 +23,7 @@ from .scenario import LAYERS, Layer, Outcome, scenario_of
 from .world import run_seed
 
 ROOT = Path(__file__).resolve().parents[2]
-NUM_SEEDS: dict[Layer, int] = {"store": 900, "s3": 450}
+NUM_SEEDS: dict[Layer, int] = {"store": 600, "s3": 300}
 CHAOS_SEEDS = int(os.environ.get("SPECBATCH_SIM_SEEDS", "20000"))
 BLOCKS = 10
 

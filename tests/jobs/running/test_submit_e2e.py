@@ -285,7 +285,7 @@ def workers_of(place: Place) -> list[str]:
 
 
 def test_a_killed_driver_takes_its_workers_along_and_a_rerun_does_only_what_is_missing(tmp_path: Path) -> None:
-    num_parts = 60  # so many that the workers cannot finish in the moment before they notice
+    num_parts = 40  # so many that the workers cannot finish in the moment before they notice
     place = make_place(tmp_path, prompts(2 * num_parts))
     output = place.root / "out"
     arguments = ["submit", str(place.dataset), "--output", str(output), *SLOW_OPTIONS]
