@@ -1,6 +1,8 @@
 """What models compute with: Triton kernels, each with a slow twin in torch, and products on packed weights for a CPU.
 
 The twins are the oracle, and what runs on a CPU. Triton's interpreter runs the kernels there too, for the tests.
+
+Shape letters: M tokens, Q query heads, H key-value heads, D and V widths of keys and values, N pages of S positions.
 """
 
 from __future__ import annotations

@@ -32,13 +32,13 @@ class Launch:
 
     Attributes:
         rows: of a tile. num_tiles: programs per key-value head and share. tiles_per_segment: 0 where the tiles are
-            counted off over the segments. num_programs: shares of a row's splits. num_splits: that a token may have.
+            counted off over the segments. num_shares: of a row's splits. num_splits: that a token may have.
     """
 
     rows: int
     num_tiles: int
     tiles_per_segment: int
-    num_programs: int
+    num_shares: int
     num_splits: int
 
 
@@ -85,13 +85,13 @@ def plan_launch(
     rows: int,
     partial_bytes: int,
     num_processors: int,
-    num_programs: int | None = None,
+    num_shares: int | None = None,
 ) -> Launch:
     """Decide the shape of the launch.
 
     Args:
         heads: key-value heads and their group. partial_bytes: of one split of all tokens.
-        num_programs: shares of a row's splits; decided here if None.
+        num_shares: of a row's splits; decided here if None.
     """
     H, group = heads
     tiles_per_segment = -(-max_count * group // rows)
@@ -104,17 +104,17 @@ def plan_launch(
     num_splits = -(-max(max_keys, 1) // SPLIT)
     if window is not None:  # the splits of a token lie side by side, so that these places are enough
         num_splits = min(num_splits, (window + SPLIT - 2) // SPLIT + 1)
-    if num_programs is None:
+    if num_shares is None:
         is_cheap = num_splits * partial_bytes <= MAX_PARTIAL_BYTES
         if is_counted:
             is_cheap &= num_segments * max_count <= MAX_COUNTED_MERGES
         is_full = num_tokens * group >= 128 * num_segments
-        num_programs = _num_shares(num_tiles * H, num_splits, num_processors, is_full=is_full) if is_cheap else 1
+        num_shares = _num_shares(num_tiles * H, num_splits, num_processors, is_full=is_full) if is_cheap else 1
     return Launch(
         rows=rows,
         num_tiles=num_tiles,
         tiles_per_segment=0 if is_counted else tiles_per_segment,
-        num_programs=num_programs,
+        num_shares=num_shares,
         num_splits=num_splits,
     )
 

@@ -14,7 +14,8 @@ What is launched, in a forward of M tokens with GROUP query heads per key-value 
 
 ``launch`` decides about all of this, and says what of it may change bits.
 
-Shape letters: M tokens, Q query heads, H key-value heads, D and V widths of keys and values, N pages of S positions.
+Shape letters: M tokens, Q query heads, H key-value heads, D and V widths of keys and values, N pages of S positions,
+P places for the partial results of splits.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     is_invariant: bool = False,
-    num_programs: int | None = None,
+    num_shares: int | None = None,
 ) -> Tensor:
     """Attention of every segment's tokens over the keys of their own row.
 
@@ -60,7 +61,7 @@ def paged_attention(
         window: a query at position p sees p - window + 1 .. p.
         softcap: scores s become softcap * tanh(s / softcap).
         is_invariant: a query's bits depend on its row alone: not on the batch, nor on how many tokens its segment has.
-        num_programs: shares of a row's splits, where the device's size is not to decide.
+        num_shares: of a row's splits, where the device's size is not to decide.
 
     Returns:
         [M, Q, V] of the queries' type; zeros for tokens in no segment.
@@ -90,27 +91,27 @@ def paged_attention(
         ),
         partial_bytes=M * Q * (V + 2) * (8 if query_MQD.dtype == torch.float64 else 4),
         num_processors=_num_processors(query_MQD.device),
-        num_programs=num_programs,
+        num_shares=num_shares,
     )
     sums = torch.float64 if query_MQD.dtype == torch.float64 else torch.float32
-    num_partials = launch.num_splits if launch.num_programs > 1 else 0
-    sum_MQSV = query_MQD.new_empty(M, Q, num_partials, V, dtype=sums)
-    top_MQS, total_MQS = query_MQD.new_empty(2, M, Q, num_partials, dtype=sums)
+    num_partials = launch.num_splits if launch.num_shares > 1 else 0
+    sum_MQPV = query_MQD.new_empty(M, Q, num_partials, V, dtype=sums)
+    top_MQP, total_MQP = query_MQD.new_empty(2, M, Q, num_partials, dtype=sums)
     widths = {"V": V, "BLOCK_V": max(16, triton.next_power_of_2(V))}
     common = {"Q": Q, "SPLIT": SPLIT, "WINDOW": window or 0, "SUMS": _SUMS[sums]} | widths
     with torch.cuda.device_of(query_MQD):  # type: ignore[no-untyped-call]
-        attend_kernel[(launch.num_tiles, H, launch.num_programs)](
-            out_MQV, sum_MQSV, top_MQS, total_MQS, query_MQD, key_NSHD, value_NSHD,
+        attend_kernel[(launch.num_tiles, H, launch.num_shares)](
+            out_MQV, sum_MQPV, top_MQP, total_MQP, query_MQD, key_NSHD, value_NSHD,
             spans.first_R, spans.count_R, spans.start_R, spans.table_RW,
             query_MQD.stride(0), query_MQD.stride(1), *key_NSHD.stride()[:3], *value_NSHD.stride()[:3],
-            spans.table_RW.stride(0), num_segments, launch.tiles_per_segment, launch.num_programs, launch.num_splits,
+            spans.table_RW.stride(0), num_segments, launch.tiles_per_segment, launch.num_shares, launch.num_splits,
             GROUP=group, D=D, BLOCK_D=max(16, triton.next_power_of_2(D)), PAGE=page_size,
             SCALING=float(scaling), SOFTCAP=float(softcap or 0.0), IS_FP8=key_NSHD.dtype.itemsize == 1,
             WIDTH=FIND_WIDTH, **common, **tile_options(query_MQD.dtype, max(D, V), launch.rows),
         )  # fmt: skip
-        if launch.num_programs > 1:
+        if launch.num_shares > 1:
             merge_kernel[(num_segments * spans.max_count, triton.cdiv(Q, MERGE_HEADS))](
-                out_MQV, sum_MQSV, top_MQS, total_MQS, spans.first_R, spans.count_R, spans.start_R,
+                out_MQV, sum_MQPV, top_MQP, total_MQP, spans.first_R, spans.count_R, spans.start_R,
                 spans.max_count, launch.num_splits, HEADS=MERGE_HEADS, UNROLL=MERGE_UNROLL, num_warps=2,
                 enable_fp_fusion=False, **common,
             )  # fmt: skip

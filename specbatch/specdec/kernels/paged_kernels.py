@@ -11,6 +11,10 @@ sums as they are, to the bit: the factors are 1 and the terms 0.
 
 Scores are kept in units of log2, so that the exponential is one instruction. Multiply-adds of sums are written as
 ``fma``; left to the compiler, two programs could round the same line differently.
+
+Shape letters: M tokens, Q query heads, H key-value heads, D and V widths of keys and values, N pages of S positions,
+R segments, P places for the partial results of splits, K keys of a block, X what one program holds side by side: rows
+of a tile, heads of a token, or segments that are looked through.
 """
 
 from __future__ import annotations
@@ -58,12 +62,12 @@ def _find_tile(count_R, tile, num_segments, GROUP: tl.constexpr, BLOCK_M: tl.con
         "table_stride",
         "num_segments",
         "tiles_per_segment",
-        "num_programs",
+        "num_shares",
         "num_splits",
     ],
     do_not_specialize_on_alignment=[
-        "top_MQS",
-        "total_MQS",
+        "top_MQP",
+        "total_MQP",
         "query_MQD",
         "first_R",
         "count_R",
@@ -73,9 +77,9 @@ def _find_tile(count_R, tile, num_segments, GROUP: tl.constexpr, BLOCK_M: tl.con
 )
 def attend_kernel(
     out_MQV,
-    sum_MQSV,
-    top_MQS,
-    total_MQS,
+    sum_MQPV,
+    top_MQP,
+    total_MQP,
     query_MQD,
     key_NSHD,
     value_NSHV,
@@ -94,7 +98,7 @@ def attend_kernel(
     table_stride,
     num_segments,
     tiles_per_segment,
-    num_programs,
+    num_shares,
     num_splits,
     Q: tl.constexpr,
     GROUP: tl.constexpr,
@@ -116,7 +120,7 @@ def attend_kernel(
 ):
     """Splits of one tile and key-value head: all of them into ``out``, or each p-th of p programs into the partials.
 
-    Grid (tiles, key-value heads, num_programs). tiles_per_segment 0: the tiles are counted off over the segments.
+    Grid (tiles, key-value heads, num_shares). tiles_per_segment 0: the tiles are counted off over the segments.
     WINDOW 0: none; SOFTCAP 0: none. num_splits: of a token's partials; split s lies at s % num_splits.
     """
     tile = tl.program_id(0)
@@ -163,62 +167,62 @@ def attend_kernel(
     top_X = tl.full([BLOCK_M], float("-inf"), SUMS)
     total_X = tl.zeros([BLOCK_M], SUMS)
     sum_XV = tl.zeros([BLOCK_M, BLOCK_V], SUMS)
-    for split in range(first_split, tl.cdiv(end, SPLIT), num_programs):
+    for split in range(first_split, tl.cdiv(end, SPLIT), num_shares):
         split_top_X = tl.full([BLOCK_M], float("-inf"), SUMS)
         split_total_X = tl.zeros([BLOCK_M], SUMS)
         split_sum_XV = tl.zeros([BLOCK_M, BLOCK_V], SUMS)
         begin = tl.maximum(lowest // BLOCK_N * BLOCK_N, split * SPLIT)
         for base in range(begin, tl.minimum(end, split * SPLIT + SPLIT), BLOCK_N):
-            key_N = base + tl.arange(0, BLOCK_N)
+            key_K = base + tl.arange(0, BLOCK_N)
             # What no query of the tile sees is not read: it may be stale, another row's by now, or no number at all.
-            is_read_N = (key_N >= lowest) & (key_N < end)
-            page_N = tl.load(table_row + key_N // PAGE, mask=is_read_N, other=0).to(tl.int64)
-            slot_N = key_N % PAGE
-            key_ND = tl.load(
-                key_base + (page_N * key_page_stride + slot_N * key_slot_stride)[:, None] + d_D[None, :],
-                mask=is_read_N[:, None] & (d_D < D)[None, :],
+            is_read_K = (key_K >= lowest) & (key_K < end)
+            page_K = tl.load(table_row + key_K // PAGE, mask=is_read_K, other=0).to(tl.int64)
+            slot_K = key_K % PAGE
+            key_KD = tl.load(
+                key_base + (page_K * key_page_stride + slot_K * key_slot_stride)[:, None] + d_D[None, :],
+                mask=is_read_K[:, None] & (d_D < D)[None, :],
                 other=0.0,
             )
-            value_NV = tl.load(
-                value_base + (page_N * value_page_stride + slot_N * value_slot_stride)[:, None] + v_V[None, :],
-                mask=is_read_N[:, None] & (v_V < V)[None, :],
+            value_KV = tl.load(
+                value_base + (page_K * value_page_stride + slot_K * value_slot_stride)[:, None] + v_V[None, :],
+                mask=is_read_K[:, None] & (v_V < V)[None, :],
                 other=0.0,
             )
             if IS_FP8:  # float16 holds all of its numbers, and is what the device converts it to
-                key_ND, value_NV = key_ND.to(tl.float16), value_NV.to(tl.float16)
-            key_ND, value_NV = key_ND.to(query_XD.dtype), value_NV.to(query_XD.dtype)
-            score_XN = tl.dot(query_XD, tl.trans(key_ND), input_precision=PRECISION, out_dtype=SUMS)
+                key_KD, value_KV = key_KD.to(tl.float16), value_KV.to(tl.float16)
+            key_KD, value_KV = key_KD.to(query_XD.dtype), value_KV.to(query_XD.dtype)
+            score_XK = tl.dot(query_XD, tl.trans(key_KD), input_precision=PRECISION, out_dtype=SUMS)
             if SOFTCAP > 0:
                 # tanh(x) = 1 - 2 / (exp(2x) + 1), which has its limits at both infinities
-                power_XN = tl.exp2(score_XN * tl.full([1, 1], SCALING / SOFTCAP * 2 * 1.4426950408889634, SUMS))
-                score_XN = (1.0 - 2.0 / (power_XN + 1.0)) * tl.full([1, 1], SOFTCAP * 1.4426950408889634, SUMS)
+                power_XK = tl.exp2(score_XK * tl.full([1, 1], SCALING / SOFTCAP * 2 * 1.4426950408889634, SUMS))
+                score_XK = (1.0 - 2.0 / (power_XK + 1.0)) * tl.full([1, 1], SOFTCAP * 1.4426950408889634, SUMS)
             else:
-                score_XN = score_XN * tl.full([1, 1], SCALING * 1.4426950408889634, SUMS)
-            is_seen_XN = (key_N[None, :] <= position_X[:, None]) & (key_N[None, :] >= lowest_X[:, None])
-            score_XN = tl.where(is_seen_XN, score_XN, float("-inf"))
-            new_top_X = tl.maximum(split_top_X, tl.max(score_XN, 1))
+                score_XK = score_XK * tl.full([1, 1], SCALING * 1.4426950408889634, SUMS)
+            is_seen_XK = (key_K[None, :] <= position_X[:, None]) & (key_K[None, :] >= lowest_X[:, None])
+            score_XK = tl.where(is_seen_XK, score_XK, float("-inf"))
+            new_top_X = tl.maximum(split_top_X, tl.max(score_XK, 1))
             base_X = tl.where(new_top_X == float("-inf"), 0.0, new_top_X)
-            weight_XN = tl.exp2(score_XN - base_X[:, None])
+            weight_XK = tl.exp2(score_XK - base_X[:, None])
             old_X = tl.exp2(split_top_X - base_X)
-            split_total_X = tl.fma(split_total_X, old_X, tl.sum(weight_XN, 1))
+            split_total_X = tl.fma(split_total_X, old_X, tl.sum(weight_XK, 1))
             split_sum_XV = tl.dot(
-                weight_XN.to(query_XD.dtype),
-                value_NV,
+                weight_XK.to(query_XD.dtype),
+                value_KV,
                 acc=split_sum_XV * old_X[:, None],
                 input_precision=PRECISION,
                 out_dtype=SUMS,
             )
             split_top_X = new_top_X
-        if num_programs == 1:
+        if num_shares == 1:
             top_X, total_X, sum_XV = _fold(top_X, total_X, sum_XV, split_top_X, split_total_X, split_sum_XV)
         else:
             is_own_X = is_row_X & (split >= lowest_X // SPLIT) & (split <= position_X // SPLIT)
             place_X = (token_X * Q + head_X) * num_splits + split % num_splits
-            tl.store(top_MQS + place_X, split_top_X, mask=is_own_X)
-            tl.store(total_MQS + place_X, split_total_X, mask=is_own_X)
-            sum_pointers = sum_MQSV + place_X[:, None] * V + v_V[None, :]
+            tl.store(top_MQP + place_X, split_top_X, mask=is_own_X)
+            tl.store(total_MQP + place_X, split_total_X, mask=is_own_X)
+            sum_pointers = sum_MQPV + place_X[:, None] * V + v_V[None, :]
             tl.store(sum_pointers, split_sum_XV, mask=is_own_X[:, None] & (v_V < V)[None, :])
-    if num_programs == 1:
+    if num_shares == 1:
         tl.store(
             out_MQV + (token_X * Q + head_X)[:, None] * V + v_V[None, :],
             (sum_XV / tl.where(is_row_X, total_X, 1.0)[:, None]).to(out_MQV.dtype.element_ty),
@@ -228,13 +232,13 @@ def attend_kernel(
 
 @triton.jit(
     do_not_specialize=["max_count", "num_splits"],
-    do_not_specialize_on_alignment=["top_MQS", "total_MQS", "first_R", "count_R", "start_R"],
+    do_not_specialize_on_alignment=["top_MQP", "total_MQP", "first_R", "count_R", "start_R"],
 )
 def merge_kernel(
     out_MQV,
-    sum_MQSV,
-    top_MQS,
-    total_MQS,
+    sum_MQPV,
+    top_MQP,
+    total_MQP,
     first_R,
     count_R,
     start_R,
@@ -274,9 +278,9 @@ def merge_kernel(
             place_X = token_head_X * num_splits + split % num_splits
             is_there_X = head_X < tl.where(split <= last, Q, 0)
             is_there_XV = is_there_X[:, None] & (v_V < V)[None, :]
-            split_top_X = tl.load(top_MQS + place_X, mask=is_there_X, other=float("-inf"))
-            split_total_X = tl.load(total_MQS + place_X, mask=is_there_X, other=0.0)
-            split_sum_XV = tl.load(sum_MQSV + place_X[:, None] * V + v_V[None, :], mask=is_there_XV, other=0.0)
+            split_top_X = tl.load(top_MQP + place_X, mask=is_there_X, other=float("-inf"))
+            split_total_X = tl.load(total_MQP + place_X, mask=is_there_X, other=0.0)
+            split_sum_XV = tl.load(sum_MQPV + place_X[:, None] * V + v_V[None, :], mask=is_there_XV, other=0.0)
             top_X, total_X, sum_XV = _fold(top_X, total_X, sum_XV, split_top_X, split_total_X, split_sum_XV)
     out_XV = (sum_XV / tl.where(head_X < Q, total_X, 1.0)[:, None]).to(out_MQV.dtype.element_ty)
     tl.store(

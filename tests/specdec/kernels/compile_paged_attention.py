@@ -54,7 +54,7 @@ def compile_both(
     types = dict.fromkeys(("first_R", "count_R", "start_R", "table_RW"), "*i32")
     types |= dict.fromkeys(("out_MQV", "query_MQD"), f"*{NAMES[dtype]}")
     types |= dict.fromkeys(("key_NSHD", "value_NSHV"), f"*{NAMES[pool]}")
-    types |= dict.fromkeys(("sum_MQSV", "top_MQS", "total_MQS"), f"*{sums}")
+    types |= dict.fromkeys(("sum_MQPV", "top_MQP", "total_MQP"), f"*{sums}")
     block = triton.next_power_of_2(width)
     common = {
         "Q": 32, "V": width, "BLOCK_V": block, "SPLIT": SPLIT, "WINDOW": window,

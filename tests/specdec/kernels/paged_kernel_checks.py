@@ -33,8 +33,8 @@ def run(paged: Case, **options: Any) -> torch.Tensor:
     return paged_attention(paged.query_MQD, paged.key_NSHD, paged.value_NSHD, paged.spans, scaling=SCALING, **options)
 
 
-def check(paged: Case, *, num_programs: int | None = None, is_invariant: bool = False, **options: Any) -> None:
-    out = run(paged, num_programs=num_programs, is_invariant=is_invariant, **options)
+def check(paged: Case, *, num_shares: int | None = None, is_invariant: bool = False, **options: Any) -> None:
+    out = run(paged, num_shares=num_shares, is_invariant=is_invariant, **options)
     expected = paged_attention_twin(
         paged.query_MQD, paged.key_NSHD, paged.value_NSHD, paged.spans, scaling=SCALING, **options
     )
@@ -43,11 +43,11 @@ def check(paged: Case, *, num_programs: int | None = None, is_invariant: bool = 
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
-@pytest.mark.parametrize("num_programs", [1, 2])
-def test_ragged_rows(dtype: torch.dtype, num_programs: int) -> None:
+@pytest.mark.parametrize("num_shares", [1, 2])
+def test_ragged_rows(dtype: torch.dtype, num_shares: int) -> None:
     check(
         case([1, 0, 5, 2, 1], [SPLIT - 1, 3, SPLIT - 2, 0, 2 * SPLIT + 7], heads=(4, 1), dtype=dtype),
-        num_programs=num_programs,
+        num_shares=num_shares,
     )
 
 
@@ -58,13 +58,13 @@ def test_heads_and_widths(heads: tuple[int, int], widths: tuple[int, int]) -> No
     check(case([1, 3], [20, 9], heads=heads, widths=widths))
 
 
-@pytest.mark.parametrize("num_programs", [1, 3])
+@pytest.mark.parametrize("num_shares", [1, 3])
 @pytest.mark.parametrize(
     "options", [{"window": 1}, {"window": SPLIT + 1}, {"softcap": 1.5}, {"window": 9, "softcap": 0.5}],
     ids=str,
 )  # fmt: skip
-def test_windows_and_caps(options: dict[str, Any], num_programs: int) -> None:
-    check(case([1, 6], [2 * SPLIT + 40, SPLIT - 3], heads=(2, 1)), num_programs=num_programs, **options)
+def test_windows_and_caps(options: dict[str, Any], num_shares: int) -> None:
+    check(case([1, 6], [2 * SPLIT + 40, SPLIT - 3], heads=(2, 1)), num_shares=num_shares, **options)
 
 
 @pytest.mark.parametrize(
@@ -83,19 +83,19 @@ def test_pools_of_8_bits(dtype: torch.dtype, width: int) -> None:
 def test_every_tile(count: int, width: int, pool: torch.dtype) -> None:
     """With a group of 4: tiles of 16, 32, 64 and 128 rows, where the width has them."""
     paged = case([count, count], [SPLIT + 20, 9], heads=(8, 2), widths=(width, width), dtype=torch.bfloat16, pool=pool)
-    for num_programs in (1, 2):
-        check(paged, num_programs=num_programs)
+    for num_shares in (1, 2):
+        check(paged, num_shares=num_shares)
 
 
-@pytest.mark.parametrize(("is_invariant", "num_programs"), [(False, 1), (True, 1), (True, 2)])
+@pytest.mark.parametrize(("is_invariant", "num_shares"), [(False, 1), (True, 1), (True, 2)])
 def test_a_long_chunk_beside_short_segments(
-    is_invariant: bool, num_programs: int, monkeypatch: pytest.MonkeyPatch
+    is_invariant: bool, num_shares: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launches = []
     decide = module.plan_launch
     monkeypatch.setattr(module, "plan_launch", lambda **sizes: launches.append(decide(**sizes)) or launches[-1])
     paged = case([1, 0, 70, 1, 2, 3], [30, 0, 5, SPLIT + 2, 60, 0], heads=(2, 1), dtype=torch.float16)
-    check(paged, is_invariant=is_invariant, num_programs=num_programs)
+    check(paged, is_invariant=is_invariant, num_shares=num_shares)
     assert launches[0].tiles_per_segment == 0
     assert launches[0].num_tiles < 6 * -(-70 * 2 // launches[0].rows)
 
@@ -122,12 +122,12 @@ def test_a_querys_bits_depend_on_its_row_alone(
     """Among others or alone, in a chunk, a round or by itself, whatever the number of programs."""
     paged = case([1, 24, 5], [SPLIT + 3, SPLIT - 4, 7], heads=(3, 1), widths=(width, width), dtype=dtype, pool=pool)
     together = run(paged, window=window, is_invariant=True)[paged.segment(1)]
-    for num_programs in (1, 2):
-        alone = run(paged.part(1, 0, 24), window=window, is_invariant=True, num_programs=num_programs)
-        assert torch.equal(alone, together), num_programs
+    for num_shares in (1, 2):
+        alone = run(paged.part(1, 0, 24), window=window, is_invariant=True, num_shares=num_shares)
+        assert torch.equal(alone, together), num_shares
     # Before the end of a split, at its last key, behind it; beside one another; at the end.
     for skipped, count in ((0, 1), (3, 1), (4, 5), (23, 1)):
-        part = run(paged.part(1, skipped, count), window=window, is_invariant=True, num_programs=1 + skipped % 2)
+        part = run(paged.part(1, skipped, count), window=window, is_invariant=True, num_shares=1 + skipped % 2)
         assert torch.equal(part, together[skipped : skipped + count]), (skipped, count)
 
 
@@ -135,9 +135,9 @@ def test_bits_do_not_depend_on_the_hints() -> None:
     """The host's bounds may be loose, as in a captured graph."""
     paged = case([1, 2], [SPLIT + 3, 7], dtype=torch.float16)
     loose = dataclasses.replace(paged, spans=dataclasses.replace(paged.spans, max_count=8, max_keys=9 * SPLIT))
-    for num_programs in (1, 4):
-        expected = run(paged, is_invariant=True, num_programs=num_programs)
-        assert torch.equal(run(loose, is_invariant=True, num_programs=num_programs), expected)
+    for num_shares in (1, 4):
+        expected = run(paged, is_invariant=True, num_shares=num_shares)
+        assert torch.equal(run(loose, is_invariant=True, num_shares=num_shares), expected)
 
 
 def test_what_a_window_has_left_behind_is_not_read() -> None:
@@ -149,7 +149,7 @@ def test_what_a_window_has_left_behind_is_not_read() -> None:
         page = int(paged.spans.table_RW[0, position // 16])
         paged.key_NSHD[page, position % 16] = paged.value_NSHD[page, position % 16] = torch.nan
     check(paged, window=window)
-    check(paged, window=window, num_programs=2)
+    check(paged, window=window, num_shares=2)
 
 
 def test_a_token_in_no_segment_is_zero_and_a_row_that_is_no_number_stays_alone() -> None:
@@ -183,15 +183,15 @@ def test_no_segment_at_all() -> None:
 
 
 @pytest.mark.skipif(not IS_GPU, reason="graphs are captured on a GPU")
-@pytest.mark.parametrize("num_programs", [1, 3])
-def test_a_captured_launch_computes_what_its_tensors_hold_by_then(num_programs: int) -> None:
+@pytest.mark.parametrize("num_shares", [1, 3])
+def test_a_captured_launch_computes_what_its_tensors_hold_by_then(num_shares: int) -> None:
     paged = case([1, 5, 2], [SPLIT + 3, 3 * SPLIT, 7], dtype=torch.bfloat16)
-    expected = run(paged, num_programs=num_programs)  # compiles as well
+    expected = run(paged, num_shares=num_shares)  # compiles as well
     kept = paged.query_MQD.clone()
     paged.query_MQD.zero_()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = run(paged, num_programs=num_programs)
+        out = run(paged, num_shares=num_shares)
     paged.query_MQD.copy_(kept)
     graph.replay()
     assert torch.equal(out, expected)

@@ -39,7 +39,7 @@ def launched(
 
 
 def splits_of_a_share(launch: Launch) -> int:
-    return -(-launch.num_splits // launch.num_programs)
+    return -(-launch.num_splits // launch.num_shares)
 
 
 @pytest.mark.parametrize("is_invariant", [False, True])
@@ -66,23 +66,23 @@ def test_rows_that_draft_unevenly_are_shared_too() -> None:
 
 
 def test_short_rows_and_one_window_are_not_shared_where_the_device_is_busy() -> None:
-    assert launched(256, 1, 2048).num_programs == 1
+    assert launched(256, 1, 2048).num_shares == 1
     windowed = launched(256, 1, 65536, window=1024)
-    assert (windowed.num_programs, windowed.num_splits) == (1, 5)
+    assert (windowed.num_shares, windowed.num_splits) == (1, 5)
 
 
 def test_a_lonely_row_fills_the_device() -> None:
-    assert launched(1, 1, 16384).num_programs == 64
-    assert launched(1, 1, 300).num_programs == 2
+    assert launched(1, 1, 16384).num_shares == 64
+    assert launched(1, 1, 300).num_shares == 2
 
 
 def test_chunks_of_prompts_are_shared_only_for_idle_processors() -> None:
     """Their partial results weigh as much as the keys."""
-    assert launched(1, 2048, 2048).num_programs == 1
-    assert launched(1, 512, 16384).num_programs == 1
-    assert launched(1, 128, 16384).num_programs == 4
+    assert launched(1, 2048, 2048).num_shares == 1
+    assert launched(1, 512, 16384).num_shares == 1
+    assert launched(1, 128, 16384).num_shares == 4
     beside = launched(65, 2048, 16384, num_tokens=2048 + 64)
-    assert (beside.tiles_per_segment, beside.num_programs) == (0, 1)
+    assert (beside.tiles_per_segment, beside.num_shares) == (0, 1)
 
 
 def test_partial_results_fit_what_the_ledger_keeps() -> None:
@@ -91,8 +91,8 @@ def test_partial_results_fit_what_the_ledger_keeps() -> None:
             for keys in (SPLIT, 16384, 131072):
                 launch = launched(segments, longest, keys)
                 num_bytes = segments * longest * H * 4 * (D + 2) * 4 * launch.num_splits
-                assert launch.num_programs == 1 or num_bytes <= MAX_PARTIAL_BYTES
-    assert launched(256, 9, 131072).num_programs == 1
+                assert launch.num_shares == 1 or num_bytes <= MAX_PARTIAL_BYTES
+    assert launched(256, 9, 131072).num_shares == 1
     assert footprint._CAPTURED_BYTES["cuda"] >= MAX_PARTIAL_BYTES + 2**29
 
 

@@ -72,7 +72,7 @@ def test_paged_attention(group: int, binaries: dict[str, set[str]]) -> None:
         (9, 16, 2600, 3),
         (40, 2, 256, 0),
     ]:
-        for num_programs in (1, 2, 3):
+        for num_shares in (1, 2, 3):
             tables = torch.zeros(segments, 170 + begin, dtype=torch.int32)
             spans = Spans(
                 *(torch.zeros(segments + begin, dtype=torch.int32)[begin:] for _ in range(3)),
@@ -81,7 +81,7 @@ def test_paged_attention(group: int, binaries: dict[str, set[str]]) -> None:
                 max_keys,
             )
             query = part(count * segments, 3 * group, 64, begin=begin)
-            paged_attention(query, *pools, spans, scaling=0.3, is_invariant=True, num_programs=num_programs)
+            paged_attention(query, *pools, spans, scaling=0.3, is_invariant=True, num_shares=num_shares)
     assert {name: len(keys) for name, keys in binaries.items()} == {"attend_kernel": 1, "merge_kernel": 1}
 
 
