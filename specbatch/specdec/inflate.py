@@ -32,10 +32,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.specdec.models.folders import locate_model
+from specbatch.specdec.models.folders import TOKENIZER_FILES, locate_model
 
 ZERO_NOISE = 1e-9
 _FILL_STD = 0.02
+_COPIED = (*TOKENIZER_FILES, "special_tokens_map.json", "generation_config.json")
+"""What stays as it is: how text becomes tokens, and when a text ends. Of weights and config there are new ones."""
 _SUFFIXES = {"M": 10**6, "B": 10**9}
 
 
@@ -110,11 +112,11 @@ def check_growth(config: dict[str, Any], base: Shape, goal: Shape) -> None:
         SpecbatchError: JOB_MODEL_UNSUPPORTED; something would have to shrink, or heads be widened to no multiple.
     """
     sizes = ("hidden", "intermediate", "layers", "kv_heads", "group", "head_dim")
-    smaller = [name for name in sizes if getattr(goal, name) < getattr(base, name)]
+    smaller = next((name for name in sizes if getattr(goal, name) < getattr(base, name)), None)
     if smaller or goal.vocab != base.vocab:
         raise SpecbatchError(
             ErrorCode.JOB_MODEL_UNSUPPORTED,
-            f"{base} cannot be inflated to {goal}: {smaller[0] if smaller else 'vocab'} must not "
+            f"{base} cannot be inflated to {goal}: {smaller or 'vocab'} must not "
             + ("shrink" if smaller else "change"),
         )
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
@@ -238,18 +240,23 @@ def load_state(folder: Path) -> dict[str, Tensor]:
 
 
 def inflate(source: str, out: Path, parameters: int) -> Shape:
-    """Write an inflated copy of a model folder in float32; returns its shape."""
+    """Write an inflated copy of a model folder in float32; returns its shape.
+
+    Raises:
+        SpecbatchError: of ``locate_model``, ``shape_of`` and ``check_growth``.
+    """
     folder = locate_model(source)
     base = shape_of(folder.config)
     goal = shape_for(base, parameters)
+    check_growth(folder.config, base, goal)
     out.mkdir(parents=True, exist_ok=True)
     state = inflate_state(load_state(folder.path), base, goal)
     save_file(state, out / "model.safetensors", metadata={"format": "pt"})
     config = inflated_config(folder.config, base, goal)
     (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    for path in folder.path.glob("*.json"):
-        if path.name != "config.json":
-            shutil.copyfile(path, out / path.name)
+    for name in _COPIED:
+        if (folder.path / name).is_file():
+            shutil.copyfile(folder.path / name, out / name)
     return goal
 
 

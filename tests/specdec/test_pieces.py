@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -186,6 +188,36 @@ def test_heads_with_scaled_rotary_positions_are_not_widened() -> None:
     check_growth(scaled, base, replace(base, layers=9))
     with pytest.raises(SpecbatchError, match="type 'default'"):
         check_growth(scaled, base, replace(base, head_dim=128))
+
+
+def test_inflation_takes_the_tokenizer_along_and_no_list_of_old_weights(tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(folders.locate_model("code-pair/target").path, source)
+    (source / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    (source / "special_tokens_map.json").write_text("{}")
+    (source / "model.safetensors.index.json").write_text('{"weight_map": {"model.norm.weight": "model-1-of-2"}}')
+    inflate(str(source), out, 6_000_000)
+    kept = {"tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"}
+    assert {path.name for path in out.iterdir()} == {
+        *kept,
+        "special_tokens_map.json",
+        "config.json",
+        "model.safetensors",
+    }
+    assert all((out / name).read_bytes() == (source / name).read_bytes() for name in kept)
+
+
+def test_inflation_to_fewer_heads_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """Heads that are wider together than the model: common proportions would have fewer of them."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(folders.locate_model("code-pair/target").path, source)
+    config = json.loads((source / "config.json").read_text())
+    for heads, kv_heads, parameters in ((16, 8, 20_000_000), (64, 8, 5_000_000)):
+        config |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
+        (source / "config.json").write_text(json.dumps(config))
+        with pytest.raises(SpecbatchError, match=r"JOB_MODEL_UNSUPPORTED.*kv_heads must not shrink"):
+            inflate(str(source), out, parameters)
+    assert not out.exists()
 
 
 def test_inflation_refuses_what_it_cannot_grow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
