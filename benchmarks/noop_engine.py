@@ -41,6 +41,7 @@ class NoopEngine:
     def __init__(self, config: WorkerConfig) -> None:
         self.tokenizer = NoopTokenizer()
         self.context_length = 1 << 20
+        self.note: str | None = None
         self.max_batch_size = _ROWS_IN_FLIGHT if config.batch_size == "auto" else config.batch_size
         self.seconds = PhaseSeconds()
         self.device, self.dtype = "cpu", "float32"

@@ -145,10 +145,11 @@ class WorkerActor:
 
     def stop(self) -> None:
         """As the worker's."""
-        if self._worker is not None:
-            self._worker.stop()
-        if self._ranks is not None:
+        is_engine_free = self._worker is None or self._worker.stop()
+        if self._ranks is not None and is_engine_free:
             self._ranks.close()
+        elif self._ranks is not None:
+            self._ranks.abandon()
 
     def _made(self) -> Worker:
         if self._failure is not None:

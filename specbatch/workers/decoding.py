@@ -55,9 +55,11 @@ class DecodingEngine(Protocol):
     ``max_batch_size``, rows in flight, may change from step to step: an engine that gives up its draft has room for
     more, one whose memory runs short for fewer. ``cancel`` forgets sequences, of which ``step`` then returns none;
     ``check_device`` raises ``JOB_DEVICE`` where the device no longer computes what it computed at start.
+    ``note`` is what the user should know about how loading went.
     """
 
     context_length: int
+    note: str | None
 
     @property
     def seconds(self) -> PhaseSeconds: ...
@@ -130,7 +132,7 @@ def describe_worker(
             ("specbatch", __version__),  # this code's, which need not be what is installed
             *((name, version(name)) for name in (*_VERSIONED, *_quantization_packages(config))),
         ),
-        note=getattr(engine, "note", None),  # engines of tests have none
+        note=engine.note,
     )
 
 

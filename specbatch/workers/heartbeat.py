@@ -19,7 +19,10 @@ _LOCAL_PATIENCE_SECONDS = 120.0
 
 
 class Heartbeat:
-    """Written by the decode thread, read by any: every value is replaced whole, so that no lock is needed.
+    """Written by the decode thread, read by any, without a lock.
+
+    A number is replaced whole. The last steps are changed in place, one at a time, and readers take a copy: whichever
+    of them it holds, it holds steps.
 
     Args:
         clock: seconds that never go back.

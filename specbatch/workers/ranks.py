@@ -8,6 +8,7 @@ worker's, which tells it with its next answer.
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -51,17 +52,24 @@ class Ranks:
     """
 
     def __init__(self, config: WorkerConfig) -> None:
-        import ray
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        group = ray.util.get_current_placement_group()
         self.on_lost: Callable[[Exception], None] = lambda error: None
         self._config = config
         self._seat = Seat.make(config.num_ranks, config.device)
         self._leader: Leader | None = None
-        actor = ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=2)(RankActor)
         self._actors: list[Any] = []
-        for rank in range(1, config.num_ranks):
+        try:
+            self._start_actors()
+        except BaseException:
+            self._forget_seat()
+            raise
+
+    def _start_actors(self) -> None:
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        group = ray.util.get_current_placement_group()
+        actor = ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=2)(RankActor)
+        for rank in range(1, self._config.num_ranks):
             bundle = group.bundle_specs[rank]
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
             options = {"num_cpus": bundle.get("CPU", 0), "num_gpus": bundle.get("GPU", 0)}
@@ -78,9 +86,20 @@ class Ranks:
         return load_engine(config, self._lead)
 
     def close(self) -> None:
-        """Let the ranks go."""
+        """Let the ranks go, once nobody uses the engine any more."""
         if self._leader is not None:
             self._leader.close()
+        self._forget_seat()
+
+    def abandon(self) -> None:
+        """Let the ranks go though the thread that decodes does not end; what it waits for is told to it as lost."""
+        if self._leader is not None:
+            self._leader.abandon("the worker was stopped and its decode thread did not end")
+        self._forget_seat()
+
+    def _forget_seat(self) -> None:
+        """The leader removes the meeting place too; but there may have been none."""
+        shutil.rmtree(self._seat.folder, ignore_errors=True)
 
     def _lead(self) -> Leader:
         _own_device(self._seat)  # of the thread that decodes

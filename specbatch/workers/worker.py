@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from specbatch.schemas.errors import SpecbatchError
-from specbatch.schemas.failpoints import failpoint, may_fail
+from specbatch.schemas.failpoints import failpoint
 from specbatch.schemas.messages import (
     Lease,
     MemoryReport,
@@ -26,24 +26,22 @@ from specbatch.schemas.messages import (
     WorkerPoll,
     WorkerReady,
 )
-from specbatch.schemas.rows import RowResult
 from specbatch.schemas.stats import PhaseSeconds
-from specbatch.specdec.output import SequenceOutput
 from specbatch.storage.retries import num_retries
 from specbatch.storage.store import open_store
 from specbatch.workers.decoding import DecodingEngine, EngineFactory, describe_worker, load_engine
 from specbatch.workers.heartbeat import Heartbeat, Writing, write_limit_seconds
 from specbatch.workers.part_writer import PartWriter, warm_up
 from specbatch.workers.pipeline import Pipeline
-from specbatch.workers.prompts import PreparedRow, error_row
 from specbatch.workers.reading import ShardReader
-from specbatch.workers.shards import ShardInFlight, row_result
-from specbatch.workers.totals import RunningTotals
+from specbatch.workers.rows_in_flight import RowsInFlight
+from specbatch.workers.shards import ShardInFlight
 from specbatch.workers.trust import DeviceTrust
 
 _IDLE_TICK_SECONDS = 0.5
 _MEMORY_TICK_SECONDS = 1.0
 _JOIN_SECONDS = 30.0
+_DECODE_THREAD = "specbatch-decode"
 
 
 class Worker:
@@ -63,7 +61,6 @@ class Worker:
             num_samples=config.generation.num_samples,
             form=replace(config.form, with_logprobs=config.generation.logprobs),
         )
-        self._params = config.generation.sampling_params(seed=0)
         self._pipeline = Pipeline()
         self._heartbeat = Heartbeat()
         self._writing = Writing()
@@ -71,10 +68,9 @@ class Worker:
         self._threads: list[threading.Thread] = []
         self._ready: WorkerReady | None = None  # guarded by the pipeline's condition
         # Of the decode thread alone:
-        self._in_flight: dict[int, ShardInFlight] = {}
+        self._rows = RowsInFlight(self._pipeline, config.generation.sampling_params(seed=0))
         self._trust = DeviceTrust()
         self._accounted = PhaseSeconds()
-        self._totals = RunningTotals()
         self._idle_seconds = 0.0
         self._memory = MemoryReport(0, 0, 0, 0, 0)
         self._memory_due_at = 0.0
@@ -87,7 +83,7 @@ class Worker:
         Raises:
             SpecbatchError: the pair cannot be loaded.
         """
-        self._start("decode", self._decode)
+        self._start(_DECODE_THREAD, self._decode)
         pipeline = self._pipeline
         with pipeline.changed:
             pipeline.changed.wait_for(lambda: self._ready is not None or pipeline.death is not None)
@@ -135,11 +131,16 @@ class Worker:
         """Take no new shard and forget those of which no row has begun; the others are finished."""
         self._pipeline.drain()
 
-    def stop(self) -> None:
-        """End the threads now. Shards that were finished are still written; those that were not are lost."""
+    def stop(self) -> bool:
+        """End the threads now. Shards that were finished are still written; those that were not are lost.
+
+        Returns:
+            whether nobody uses the engine any more; a decode thread that hangs cannot be ended.
+        """
         self._pipeline.stop()
         for thread in self._threads:
             thread.join(_JOIN_SECONDS)
+        return not any(thread.is_alive() for thread in self._threads if thread.name == _DECODE_THREAD)
 
     def lose(self, error: Exception) -> None:
         """End because of what the decode thread cannot tell: it may be stuck in what the error is about."""
@@ -162,18 +163,16 @@ class Worker:
 
     def _decode(self) -> None:
         engine = self._load()
-        self._start("reader", lambda: self._read(engine.tokenizer.encode, engine.context_length))
-        self._start("writer", self._write)
+        self._start("specbatch-reader", lambda: self._read(engine.tokenizer.encode, engine.context_length))
+        self._start("specbatch-writer", self._write)
         while self._wait_for_rows(engine):
             self._heartbeat.beat()
-            self._discard_dropped(engine)
-            self._feed(engine)
+            self._rows.discard_dropped(engine)
+            self._rows.feed(engine)
             failpoint("decode_step:before")
             outputs = engine.step()
             failpoint("decode_step:after")
-            if engine.num_active == 0 and engine.num_queued == 0:
-                engine.step()  # an idle step closes the engine's current block of rounds
-            self._collect(outputs)
+            self._rows.collect(outputs)
             self._publish(engine)  # before the parts, so that the receipt of the last one is behind all blocks
             self._hand_over(engine)
         engine.cancel_all()
@@ -202,66 +201,14 @@ class Worker:
                 started = time.perf_counter()
                 changed.wait(_IDLE_TICK_SECONDS)
                 self._idle_seconds += time.perf_counter() - started
-            self._discard_dropped(engine)
+            self._rows.discard_dropped(engine)
             self._publish(engine)
-
-    def _discard_dropped(self, engine: DecodingEngine) -> None:
-        for shard in [shard for shard in self._in_flight.values() if shard.assignment.is_dropped]:
-            del self._in_flight[shard.number]
-            engine.cancel(shard.keys_in_flight())
-
-    def _feed(self, engine: DecodingEngine) -> None:
-        """Give the engine rows ahead of its free slots, whichever shards they belong to."""
-        while (room := engine.max_batch_size - engine.num_queued) > 0:
-            given = self._pipeline.next_rows(room)
-            if given is None:
-                return
-            shard, rows = given
-            self._in_flight[shard.number] = shard
-            has_failpoints = may_fail()
-            for position, row in rows:
-                if has_failpoints and isinstance(row, PreparedRow):
-                    failpoint("row_submit:before", row.row_id)
-                self._submit(engine, shard, position, row)
-
-    def _submit(
-        self, engine: DecodingEngine, shard: ShardInFlight, position: int, row: PreparedRow | RowResult
-    ) -> None:
-        if isinstance(row, RowResult):
-            self._put(shard, position, row)
-            return
-        params = self._params if row.params is None else row.params.apply(self._params)
-        try:
-            engine.submit((shard.number, position), row.prompt_ids, params.with_seed(row.seed))
-        except SpecbatchError as error:
-            if not error.code.startswith("ROW_"):
-                raise
-            failed = error_row(row.row_id, row.seed, error.code, error.message, sample_index=row.sample_index)
-            self._put(shard, position, failed)
-
-    def _collect(self, outputs: Sequence[SequenceOutput]) -> None:
-        for output in outputs:
-            assert isinstance(output.key, tuple)
-            number, position = output.key
-            shard = self._in_flight[number]
-            row = shard.loaded.rows[position]
-            assert isinstance(row, PreparedRow)
-            self._put(shard, position, row_result(row, output))
-
-    def _put(self, shard: ShardInFlight, position: int, result: RowResult) -> None:
-        ends_row = shard.put(position, result)
-        if shard.is_counted:
-            assignment = shard.assignment
-            assignment.num_rows_done += ends_row
-            if result.error_code is not None:
-                assignment.errors_by_code[result.error_code] += 1
-            self._totals.add(result, ends_row=ends_row)
 
     def _hand_over(self, engine: DecodingEngine) -> None:
         """Pass complete shards to the writer. Each gets the engine's time since the one before it."""
-        for shard in [shard for shard in self._in_flight.values() if shard.is_complete]:
+        for shard in self._rows.complete():
             self._trust.check(engine)
-            del self._in_flight[shard.number]
+            self._rows.release(shard)
             seconds, self._accounted = engine.seconds - self._accounted, engine.seconds
             lease = shard.assignment.lease
             if lease.probe is not None:
@@ -274,7 +221,7 @@ class Worker:
         if time.monotonic() >= self._memory_due_at:
             self._memory_due_at = time.monotonic() + _MEMORY_TICK_SECONDS
             self._memory = engine.memory()
-        progress = self._totals.progress(engine.num_active, engine.seconds, self._idle_seconds)
+        progress = self._rows.progress(engine.num_active, engine.seconds, self._idle_seconds)
         self._pipeline.publish(progress, self._memory, engine.take_blocks(), engine.max_batch_size)
 
     # ---- writer ----------------------------------------------------------------------------------------------------
@@ -309,6 +256,6 @@ class Worker:
             except BaseException as error:
                 self._pipeline.stop(error)
 
-        thread = threading.Thread(target=guarded, name=f"specbatch-{name}", daemon=True)
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
         thread.start()
         self._threads.append(thread)  # one that did not start cannot be joined

@@ -40,6 +40,7 @@ class FakeEngine:
     def __init__(self, config: WorkerConfig, *, step_seconds: float = 0.001, context_length: int = 64) -> None:
         self.tokenizer = ByteTokenizer()
         self.context_length = context_length
+        self.note: str | None = None
         self.seconds = PhaseSeconds()
         self.device, self.dtype = "cpu", "float32"
         self.starved: list[tuple[int, tuple[Hashable, ...]]] = []
@@ -71,11 +72,13 @@ class FakeEngine:
         while self._queue and len(self._active) < self.max_batch_size:
             self._active.append(self._queue.popleft())
             self.log.append(self._active[-1].key)
-        if not self._active:
-            if self._num_rounds:
-                self._blocks.append(RoundBlock(num_plain_rounds=self._num_rounds))
-                self._num_rounds = 0
-            return []
+        ended = self._round() if self._active else []
+        if not self._active and self._num_rounds:  # with the last row, as the real one does
+            self._blocks.append(RoundBlock(num_plain_rounds=self._num_rounds))
+            self._num_rounds = 0
+        return [self._output(row) for row in ended]
+
+    def _round(self) -> list[_Row]:
         if len(self._active) < self.max_batch_size:
             self.starved.append((len(self._active), tuple(row.key for row in self._active)))
         time.sleep(self._step_seconds)
@@ -87,7 +90,7 @@ class FakeEngine:
             row.num_left -= 1
         ended = [row for row in self._active if row.num_left == 0]
         self._active = [row for row in self._active if row.num_left]
-        return [self._output(row) for row in ended]
+        return ended
 
     def _output(self, row: _Row) -> SequenceOutput:
         token_ids = row.prompt_ids[: row.params.max_new_tokens]

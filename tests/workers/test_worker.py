@@ -22,6 +22,7 @@ from specbatch.schemas.prompt import PassThrough
 from specbatch.schemas.seeds import row_seed
 from specbatch.schemas.spec import GenerationSpec
 from specbatch.schemas.stats import PartStats
+from specbatch.specdec.output import SequenceOutput
 from specbatch.storage.parts import read_part_meta
 from specbatch.workers.worker import Worker
 
@@ -119,6 +120,27 @@ def test_progress_memory_and_blocks(tmp_path: Path) -> None:
     assert sum(block.num_plain_rounds for block in news.blocks) == engine.seconds.score, (
         "all blocks come before the end"
     )
+
+
+def test_the_engine_takes_no_step_without_rows(tmp_path: Path) -> None:
+    """What such a step gave would be lost. The block of rounds is closed by the step in which the last row ends."""
+    idle: list[int] = []
+    engines: list[FakeEngine] = []
+
+    class Watched(FakeEngine):
+        def step(self) -> list[SequenceOutput]:
+            if not self.num_active and not self.num_queued:
+                idle.append(self._num_rounds)
+            return super().step()
+
+    def make(config: WorkerConfig) -> FakeEngine:
+        engines.append(Watched(config))
+        return engines[0]
+
+    shards = cut([write_dataset(tmp_path / "in.parquet", PROMPTS[:6])], 3)
+    news = run_shards(Worker(make_config(tmp_path / "out"), make), shards)
+    assert idle == []
+    assert sum(block.num_plain_rounds for block in news.blocks) == engines[0].seconds.score
 
 
 def test_error_rows_stand_among_the_others(tmp_path: Path) -> None:
