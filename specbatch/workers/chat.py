@@ -6,7 +6,6 @@ texts of a row that look like special tokens are marked, so that they are encode
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,11 +16,11 @@ from jinja2 import nodes
 from specbatch.schemas.canonical import canonical_json, sha256_hex
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.prompt import ChatText
+from specbatch.specdec.models.files import read_file, read_json
 from specbatch.workers.sandbox import BadTemplateError, SandboxedTemplate
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
-_MAX_FILE_BYTES = 64 << 20
 # Noncharacters: no interchanged text has them, and where one does, it is dropped from what is marked.
 _BEGIN, _END = "\ufdd0", "\ufdd1"
 
@@ -65,14 +64,14 @@ class ChatTemplate:
         Raises:
             SpecbatchError: JOB_MODEL_UNSUPPORTED, it cannot be used; JOB_MODEL_LOAD, a file cannot be read.
         """
-        config = _read_json(folder / "tokenizer_config.json")
+        config = _json_of(folder / "tokenizer_config.json")
         source = _source(folder, config)
         if source is None:
             return None
         if "added_tokens_decoder" not in config:
-            config = {**config, **_read_json(folder / "special_tokens_map.json")}
+            config = {**config, **_json_of(folder / "special_tokens_map.json")}
         tokens = {name: spelling for name in _SPECIAL_NAMES if (spelling := _spelling(config.get(name))) is not None}
-        added = _read_json(folder / "tokenizer.json").get("added_tokens") or ()
+        added = _json_of(folder / "tokenizer.json").get("added_tokens") or ()
         return cls(source, tokens, [token["content"] for token in added if token.get("special") and token["content"]])
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> ChatText:
@@ -131,7 +130,7 @@ def _unmark(text: str) -> ChatText:
 def _source(folder: Path, config: Mapping[str, Any]) -> str | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return _read(path).decode("utf-8", "replace")
+        return read_file(path).decode("utf-8", "replace")
     found = config.get("chat_template")
     if isinstance(found, list):
         named = {str(entry.get("name")): entry.get("template") for entry in found if isinstance(entry, Mapping)}
@@ -165,21 +164,6 @@ def _spelling(token: Any) -> str | None:
     return content if isinstance(content, str) else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(_read(path))
-    except ValueError as error:
-        raise SpecbatchError(ErrorCode.JOB_MODEL_LOAD, f"{path.name} of the target is no JSON: {error}") from None
-    return value if isinstance(value, dict) else {}
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise SpecbatchError(ErrorCode.JOB_MODEL_LOAD, f"{path.name} of the target is over {_MAX_FILE_BYTES} bytes")
-        return path.read_bytes()
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise SpecbatchError(ErrorCode.JOB_MODEL_LOAD, f"{path.name} of the target cannot be read: {reason}") from None
+def _json_of(path: Path) -> dict[str, Any]:
+    """What a file says; nothing where the model has no such file."""
+    return read_json(path) if path.is_file() else {}

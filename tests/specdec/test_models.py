@@ -16,6 +16,7 @@ from transformers import CONFIG_MAPPING
 from specbatch.schemas.errors import SpecbatchError
 from specbatch.specdec.forward.runner import load_model
 from specbatch.specdec.models import families, folders
+from specbatch.specdec.models.footprint import dtype_bytes_of
 
 TARGET = folders.locate_model("code-pair/target")
 RECURRENT = (
@@ -167,7 +168,7 @@ def test_the_context_ends_where_frequencies_would_change_for_all_rows(
     assert families.max_context(config) == length
 
 
-@pytest.mark.parametrize("kind", folders.SUPPORTED_MODEL_TYPES)
+@pytest.mark.parametrize("kind", families.SUPPORTED_MODEL_TYPES)
 def test_what_a_config_leaves_out_is_what_the_library_fills_in(kind: str) -> None:
     """The cache's size of every family at full scale, from a config that names only the sizes that differ."""
     full = CONFIG_MAPPING[kind]()
@@ -177,7 +178,7 @@ def test_what_a_config_leaves_out_is_what_the_library_fills_in(kind: str) -> Non
         "num_attention_heads": full.num_attention_heads,
         "hidden_size": full.hidden_size,
     }
-    assert folders.kv_bytes_per_token(short, 2) == folders.kv_bytes_per_token(full.to_dict(), 2)
+    assert families.kv_bytes_per_token(short, 2) == families.kv_bytes_per_token(full.to_dict(), 2)
 
 
 @pytest.mark.parametrize(
@@ -194,12 +195,12 @@ def test_what_a_config_leaves_out_is_what_the_library_fills_in(kind: str) -> Non
 )
 def test_bytes_of_keys_and_values_for_a_token(changes: dict[str, object], num_bytes: int) -> None:
     config = {"model_type": "llama", "num_hidden_layers": 4, "num_attention_heads": 8, "hidden_size": 512}
-    assert folders.kv_bytes_per_token(config | changes, 2) == num_bytes
+    assert families.kv_bytes_per_token(config | changes, 2) == num_bytes
 
 
 def test_a_config_without_sizes_has_no_cache_size() -> None:
     with pytest.raises(SpecbatchError, match=r"JOB_MODEL_UNSUPPORTED.*no num_attention_heads"):
-        folders.kv_bytes_per_token({"model_type": "llama", "num_hidden_layers": 4}, 2)
+        families.kv_bytes_per_token({"model_type": "llama", "num_hidden_layers": 4}, 2)
 
 
 def test_absent_pad_and_end_of_sequence_ids_crash_nothing(folder: Path) -> None:
@@ -273,3 +274,17 @@ def test_embedding_padding_may_differ_but_not_be_missing(folder: Path) -> None:
 )
 def test_dtype(dtype: str, device: str, expected: str) -> None:
     assert folders.resolve_dtype(dtype, device, TARGET) == expected
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_a_dtype_that_models_are_not_computed_in_is_refused_by_name(folder: Path, key: str) -> None:
+    edit_config(folder, **{"dtype": None, key: "float8_e4m3fn"})
+    located = folders.locate_model(str(folder))
+    with pytest.raises(SpecbatchError, match=r"JOB_MODEL_UNSUPPORTED: config.json .*'float8_e4m3fn'.* --dtype"):
+        folders.resolve_dtype("auto", "cuda", located)
+    assert folders.resolve_dtype("auto", "cpu", located) == "float32"
+    assert folders.resolve_dtype("bfloat16", "cuda", located) == "bfloat16"
+    with pytest.raises(SpecbatchError, match="JOB_CONFIG: dtype is 'half'"):
+        folders.resolve_dtype("half", "cpu", located)
+    with pytest.raises(KeyError):
+        dtype_bytes_of("half")

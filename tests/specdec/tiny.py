@@ -15,13 +15,12 @@ from specbatch.specdec.forward.generic import GenericDecoder
 from specbatch.specdec.forward.generic_paged import PagedGenericDecoder
 from specbatch.specdec.forward.lean import LeanDecoder
 from specbatch.specdec.forward.lean_paged import PagedLeanDecoder
-from specbatch.specdec.forward.paged_memory import Pages
+from specbatch.specdec.forward.paged_memory import Pages, pages_of
 from specbatch.specdec.forward.paging import PAGE_SIZE
 from specbatch.specdec.forward.runner import ModelRunner, attention_name, experts_name
 from specbatch.specdec.kernels import attention
 from specbatch.specdec.models.families import max_context
 from specbatch.specdec.policy.controller import FixedPolicy, Policy
-from specbatch.specdec.rows.batch import pages_of
 
 VOCAB = 61
 PADDED_VOCAB = 64

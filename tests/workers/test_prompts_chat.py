@@ -185,6 +185,16 @@ def test_special_tokens_may_be_objects_or_stand_in_a_file_of_their_own(tmp_path:
     assert rendered(folder) == "<b><|eos|>"
 
 
+@pytest.mark.parametrize("content", ["[1, 2]", "null", "{", "[" * 100_000], ids=["list", "null", "cut", "deep"])
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"])
+def test_a_file_of_the_model_that_is_no_object_is_refused(tmp_path: Path, name: str, content: str) -> None:
+    folder = folder_with(tmp_path / "model", "{{ bos_token }}", bos_token=None)
+    (folder / name).write_text(content)
+    with pytest.raises(SpecbatchError, match=name) as caught:
+        rendered(folder)
+    assert caught.value.code is ErrorCode.JOB_MODEL_LOAD
+
+
 def test_the_digest_is_of_the_template_and_its_tokens(tmp_path: Path) -> None:
     one = chat_of(folder_with(tmp_path / "a", MARKED)).sha256
     assert chat_of(folder_with(tmp_path / "b", None, chat_template=MARKED)).sha256 == one

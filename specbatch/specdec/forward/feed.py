@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-IntArray = NDArray[np.int64]
+from specbatch.specdec.accept import IntArray
 
 GROUP_WIDTH = 16
 """Segments up to this length are padded to one another; it also bounds how far padding stands beyond a row's end."""

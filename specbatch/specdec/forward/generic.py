@@ -2,6 +2,9 @@
 
 A module takes rows of equal width, so every attention group of a feed is a forward of its own, padded. What padding
 writes lies beyond the lengths of the rows and is overwritten before it can be read.
+
+Shape letters: M tokens of the forward, N kept tokens, B rows of a group, T its width or a whole prefix, G its tokens,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from specbatch.specdec.accept import IntArray
 from specbatch.specdec.forward.cache import SlotCache
-from specbatch.specdec.forward.feed import Feed, Group, IntArray, on_device
+from specbatch.specdec.forward.feed import Feed, Group, on_device
 from specbatch.specdec.forward.runner import ModelRunner
 
 

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from specbatch.specdec.forward.feed import Feed, IntArray, on_device
+from specbatch.specdec.accept import IntArray
+from specbatch.specdec.forward.feed import Feed, on_device
 from specbatch.specdec.forward.paged_memory import PagedMemory, Pages
 from specbatch.specdec.forward.paging import PAGE_SIZE
 from specbatch.specdec.forward.runner import ModelRunner
 from specbatch.specdec.kernels import interface
 from specbatch.specdec.kernels.spans import Spans
 from specbatch.specdec.kernels.twin import pages_and_offsets, write_pages
-from specbatch.specdec.models.families import num_heads, num_kv_heads
+from specbatch.specdec.models.families import head_width, num_kv_heads
 
 LOOKS_INTO_TENSORS = frozenset({"granitemoe", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"})
 """Families whose modules ask the device which experts are wanted, or may: their rounds cannot be captured."""
@@ -76,8 +77,7 @@ class PagedGenericDecoder:
         )
         config = model.config.to_dict()
         heads, layers = num_kv_heads(config), int(model.config.num_hidden_layers)
-        width = getattr(model.config, "head_dim", None) or model.config.hidden_size // num_heads(config)
-        self._memory = PagedMemory(pages, layers, (heads, int(width)), self.dtype, self.device)
+        self._memory = PagedMemory(pages, layers, (heads, head_width(config)), self.dtype, self.device)
         self._cache = PagedCache(self._memory)
 
     @property

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from specbatch.specdec.forward.feed import Feed, Group, IntArray, Padded, on_device
+from specbatch.specdec.accept import IntArray
+from specbatch.specdec.forward.feed import Feed, Group, Padded, on_device
 from specbatch.specdec.forward.lean_memory import LeanMemory
 from specbatch.specdec.forward.threads import single_threaded
 from specbatch.specdec.kernels.attention import visibility_mask
@@ -125,7 +126,7 @@ class LeanDecoder:
         _give_back(self.device)
         self.num_heads = int(config.num_attention_heads)
         self.num_kv_heads = int(config.num_key_value_heads)
-        self.head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        self.head_dim = families.head_width(config.to_dict())
         self.rotary = model.model.rotary_emb
         self.cache = self.make_memory(num_slots, max_positions)
 

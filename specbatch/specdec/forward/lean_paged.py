@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from specbatch.specdec.forward.feed import Feed, IntArray, on_device
+from specbatch.specdec.accept import IntArray
+from specbatch.specdec.forward.feed import Feed, on_device
 from specbatch.specdec.forward.lean import LeanDecoder
 from specbatch.specdec.forward.paged_memory import PagedMemory, Pages
 from specbatch.specdec.kernels import attend
@@ -52,12 +53,6 @@ class PagedLeanDecoder(LeanDecoder):
         self._kv_dtype = kv_dtype
         self._is_invariant = is_invariant
         super().__init__(model, num_slots=0, max_positions=0, context_length=context_length, vocab_size=vocab_size)
-
-    def use(self, pages: Pages) -> None:
-        """Another page table; the pool of the one before is given back first."""
-        self.cache.free()
-        self._pages = pages
-        self.cache = self.make_memory(0, 0)
 
     @property
     def is_invariant(self) -> bool:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specbatch.specdec.forward.feed import IntArray, Layout, send
+from specbatch.specdec.accept import IntArray
+from specbatch.specdec.forward.feed import Decoder, Layout, send
 from specbatch.specdec.forward.paging import PAGE_SIZE, PageTable
 from specbatch.specdec.kernels.spans import SCRATCH_PAGE, Spans
 
@@ -76,8 +77,7 @@ class Pages:
 
     def release_all(self) -> None:
         """No slot holds anything any more."""
-        for slot in range(len(self.table.held_S)):
-            self.table.release(slot)
+        self.table.clear()
 
     def drop(self, memory: PagedMemory) -> None:
         """A model has been given up: its pool goes, and what it took makes the others larger."""
@@ -200,3 +200,8 @@ class PagedMemory:
     def resize(self, num_slots: int, max_positions: int) -> None:
         """Another number of slots; how many positions a row may have does not change."""
         self.pages.resize(num_slots)
+
+
+def pages_of(decoder: Decoder) -> Pages | None:
+    """The page table of a decoder whose keys and values are in pages."""
+    return decoder.cache.pages if isinstance(decoder.cache, PagedMemory) else None

@@ -125,7 +125,7 @@ def load_model(
     *,
     num_ranks: int = 1,
 ) -> Any:
-    """Load safetensors weights from a folder that ``folders.locate_model`` has passed, packed where that can be.
+    """Load safetensors weights from a folder that ``folders.locate_model`` has passed.
 
     Args:
         dtype: of all arithmetic; weights that stay quantized are multiplied in it.

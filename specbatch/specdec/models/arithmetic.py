@@ -14,6 +14,9 @@ from specbatch.specdec.models.families import LEAN_MODEL_TYPES
 if TYPE_CHECKING:
     from specbatch.schemas.spec import KvCacheDtype
 
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+"""The types that models are computed in, and bytes of one number."""
+
 KV_BYTES = {"fp8": 1}
 """Bytes of one number of a key or value, where it is not the model's own type."""
 

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.specdec.models.families import kv_bytes_per_token, num_heads, num_kv_heads
+from specbatch.specdec.models.files import read_header
 from specbatch.specdec.models.folders import ModelFolder
 from specbatch.specdec.models.footprint import dtype_bytes_of, text_config, weight_bytes
-from specbatch.specdec.models.weights_header import read_header
 
 Config = Mapping[str, Any]
 

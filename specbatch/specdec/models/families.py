@@ -171,16 +171,20 @@ def kv_bytes_per_token(config: Config, dtype_bytes: int) -> int:
     Raises:
         SpecbatchError: JOB_MODEL_UNSUPPORTED if the config lacks what decides it.
     """
+    layers = named_size(config, "num_hidden_layers", "n_layer")
+    return 2 * layers * num_kv_heads(config) * head_width(config) * dtype_bytes
+
+
+def head_width(config: Config) -> int:
+    """Numbers of one head's key or value."""
     family = FAMILIES.get(str(config.get("model_type")), Family())
-    layers = _named_size(config, "num_hidden_layers", "n_layer")
-    heads = num_heads(config)
-    width = config.get("head_dim") or family.head_width or _named_size(config, "hidden_size", "n_embd") // heads
-    return 2 * layers * num_kv_heads(config) * int(width) * dtype_bytes
+    width = config.get("head_dim") or family.head_width
+    return int(width or named_size(config, "hidden_size", "n_embd") // num_heads(config))
 
 
 def num_heads(config: Config) -> int:
     """Attention heads of a layer."""
-    return _named_size(config, "num_attention_heads", "n_head")
+    return named_size(config, "num_attention_heads", "n_head")
 
 
 def num_kv_heads(config: Config) -> int:
@@ -198,11 +202,16 @@ def num_kv_heads(config: Config) -> int:
     return FAMILIES.get(str(kind), Family()).kv_heads or heads
 
 
-def _named_size(config: Config, *keys: str) -> int:
+def named_size(config: Config, *keys: str) -> int:
+    """The first of some sizes that a config has; families name the same thing differently.
+
+    Raises:
+        SpecbatchError: JOB_MODEL_UNSUPPORTED if it has none of them.
+    """
     for key in keys:
-        if isinstance(config.get(key), int):
+        if isinstance(config.get(key), int) and config[key] > 0:
             return int(config[key])
-    raise SpecbatchError(ErrorCode.JOB_MODEL_UNSUPPORTED, f"config.json names no {keys[0]}")
+    raise SpecbatchError(ErrorCode.JOB_MODEL_UNSUPPORTED, f"config.json names no {keys[0]}; fetch the model again")
 
 
 def _structural_reason(kind: str, config: Config) -> str | None:

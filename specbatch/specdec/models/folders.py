@@ -5,7 +5,6 @@ Nothing here imports torch: planning and validation run on machines that could n
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,31 +12,16 @@ from typing import Any
 
 from specbatch.schemas.canonical import canonical_json, sha256_file, sha256_hex
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.specdec.models.families import SUPPORTED_MODEL_TYPES, check_supported, kv_bytes_per_token, max_context
+from specbatch.specdec.models.arithmetic import DTYPE_BYTES
+from specbatch.specdec.models.families import check_supported, max_context
+from specbatch.specdec.models.files import count_parameters, read_json
 from specbatch.specdec.models.quantization import Quantization, find_quantization
-from specbatch.specdec.models.weights_header import count_parameters
 
 BUNDLED_PREFIX = "code-pair/"
 _ASSETS = Path(__file__).resolve().parents[2] / "assets"
 _DEFAULT_DRAFTS = {"code-pair/target": "code-pair/draft-taught"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_MAX_JSON_BYTES = 64 << 20
-
-__all__ = [
-    "SUPPORTED_MODEL_TYPES",
-    "TOKENIZER_FILES",
-    "ModelFolder",
-    "check_pair",
-    "context_length",
-    "default_draft",
-    "eos_token_ids",
-    "kv_bytes_per_token",
-    "locate_model",
-    "resolve_dtype",
-    "token_map",
-    "tokenizer_sha256",
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +46,7 @@ class ModelFolder:
     @property
     def config(self) -> dict[str, Any]:
         """The parsed ``config.json``."""
-        return _read_json(self.path / "config.json")
+        return read_json(self.path / "config.json")
 
     @property
     def is_bundled(self) -> bool:
@@ -134,12 +118,26 @@ def context_length(folder: ModelFolder) -> int:
 
 
 def resolve_dtype(dtype: str, device: str, folder: ModelFolder) -> str:
-    """``auto`` becomes float32 on CPU, whatever the checkpoint's, and the checkpoint's own on a GPU."""
+    """``auto`` becomes float32 on CPU, whatever the checkpoint's, and the checkpoint's own on a GPU.
+
+    Raises:
+        SpecbatchError: JOB_CONFIG for a type that models are not computed in; JOB_MODEL_UNSUPPORTED where it is the
+            checkpoint's own.
+    """
+    known = ", ".join(DTYPE_BYTES)
     if dtype != "auto":
+        if dtype not in DTYPE_BYTES:
+            raise SpecbatchError(ErrorCode.JOB_CONFIG, f"dtype is {dtype!r}; it must be auto or one of {known}")
         return dtype
     if device == "cpu":
         return "float32"
     stored = folder.config.get("dtype") or folder.config.get("torch_dtype") or "float32"
+    if stored not in DTYPE_BYTES:
+        raise SpecbatchError(
+            ErrorCode.JOB_MODEL_UNSUPPORTED,
+            f"config.json of {folder.name} names the dtype {stored!r}, in which models are not computed; choose one of "
+            f"{known} with --dtype",
+        )
     return str(stored)
 
 
@@ -160,7 +158,7 @@ def eos_token_ids(path: Path) -> tuple[int, ...]:
     """End-of-sequence ids: of ``generation_config.json`` where it names any, else of ``config.json``."""
     for name in ("generation_config.json", "config.json"):
         if (path / name).is_file():
-            value = _read_json(path / name).get("eos_token_id")
+            value = read_json(path / name).get("eos_token_id")
             if value is not None:
                 return tuple(value) if isinstance(value, list) else (int(value),)
     return ()
@@ -234,7 +232,7 @@ def _inspect(name: str, path: Path, revision: str | None, on_load: str | None) -
     for required in ("config.json", "tokenizer.json"):
         if not (path / required).is_file():
             raise SpecbatchError(ErrorCode.JOB_MODEL_MISSING, f"{name} has no {required}; is it a whole model folder?")
-    config = _read_json(path / "config.json")
+    config = read_json(path / "config.json")
     _refuse_remote_code(name, config)
     check_supported(name, config)
     quantization = find_quantization(name, config, on_load)
@@ -268,18 +266,6 @@ def _first_difference(left: dict[str, int], right: dict[str, int]) -> str:
 
 def _vocab_rows(folder: ModelFolder) -> int:
     return int(folder.config.get("vocab_size", 0))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise SpecbatchError(ErrorCode.JOB_MODEL_LOAD, f"{path.name} is larger than {_MAX_JSON_BYTES} bytes")
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise SpecbatchError(ErrorCode.JOB_MODEL_LOAD, f"{path.name} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise SpecbatchError(ErrorCode.JOB_MODEL_LOAD, f"{path.name} holds no JSON object")
-    return value
 
 
 @lru_cache(maxsize=256)

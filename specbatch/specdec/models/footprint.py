@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.specdec.models.arithmetic import KV_BYTES
-from specbatch.specdec.models.families import model_path
+from specbatch.specdec.models.arithmetic import DTYPE_BYTES, KV_BYTES
+from specbatch.specdec.models.families import model_path, named_size
+from specbatch.specdec.models.files import read_header
 from specbatch.specdec.models.folders import ModelFolder
 from specbatch.specdec.models.quantization import ON_LOAD, Quantization
-from specbatch.specdec.models.weights_header import read_header
 
 if TYPE_CHECKING:
     from specbatch.schemas.spec import KvCacheDtype
@@ -30,7 +29,6 @@ _CAPTURED_BYTES: Mapping[str, int] = {"cpu": 0, "cuda": 1536 << 20}
 """What captured rounds keep for themselves: temporaries of their graphs, and attention's partial sums (1 GiB)."""
 _COLLECTIVES_BYTES: Mapping[str, int] = {"cpu": 0, "cuda": 1 << 30}
 """What a rank's collectives keep for themselves: nccl takes buffers for every channel, outside of torch's pool."""
-_DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 _HEAD_TENSORS = ("lm_head.weight", "embed_out.weight")
 _NOT_QUANTIZED = ("embed", "lm_head", "wte", "wpe")
 """Parts of names of matrices that no method of ``quantization.ON_LOAD`` touches."""
@@ -60,7 +58,7 @@ def weight_bytes(folder: ModelFolder, dtype: str) -> int:
     }
     copied = 0
     if dtype == "float32" and not any(name.endswith(_HEAD_TENSORS) for name in tensors):
-        copied = int(config["vocab_size"]) * int(_first(config, "word_embed_proj_dim", "hidden_size", "n_embd"))
+        copied = int(config["vocab_size"]) * named_size(config, "word_embed_proj_dim", "hidden_size", "n_embd")
     if folder.quantization is None:
         return (parameters + copied) * dtype_bytes_of(dtype)
     sizes = (_quantized_bytes(folder, name, entry, dtype_bytes_of(dtype)) for name, entry in tensors.items())
@@ -93,8 +91,8 @@ def _compressed_bits(quantization: Quantization) -> int:
 
 
 def dtype_bytes_of(dtype: str) -> int:
-    """Bytes of one number."""
-    return _DTYPE_BYTES.get(dtype, 4)
+    """Bytes of one number of a type that ``folders.resolve_dtype`` has named."""
+    return DTYPE_BYTES[dtype]
 
 
 def kv_number_bytes(folder: ModelFolder, dtype: str, kv_cache_dtype: KvCacheDtype) -> int:
@@ -117,7 +115,7 @@ def held_by_rounds(device: str, num_ranks: int) -> dict[str, int]:
 
 def activation_bytes(config: Mapping[str, Any], dtype_bytes: int) -> int:
     """Bytes of one token inside a layer: residual, norms, q, k, v and output, and three MLP products at most."""
-    hidden = int(_first(config, "hidden_size", "n_embd"))
+    hidden = named_size(config, "hidden_size", "n_embd")
     inner = int(config.get("intermediate_size") or config.get("ffn_dim") or config.get("n_inner") or 4 * hidden)
     return (8 * hidden + 3 * inner) * dtype_bytes
 
@@ -126,10 +124,3 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part that describes the decoder; models of several modalities nest it."""
     inner: Mapping[str, Any] = config.get("text_config") or config
     return inner
-
-
-def _first(config: Mapping[str, Any], *names: str) -> Any:
-    for name in names:
-        if config.get(name):
-            return config[name]
-    raise SpecbatchError(ErrorCode.JOB_MODEL_UNSUPPORTED, f"config.json names no {names[0]}; fetch the model again")

@@ -61,7 +61,7 @@ ON_LOAD: dict[str, OnLoad] = {
 }
 """By the name that ``--quantization`` takes. All leave embeddings, norms and the output head as they are."""
 
-FAMILIES = (
+QUANTIZED_FAMILIES = (
     "cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt_neox", "granite", "llama", "mistral",
     "olmo", "olmo2", "olmo3", "opt", "phi", "phi3", "qwen2", "qwen3", "smollm3", "stablelm", "starcoder2",
 )  # fmt: skip
@@ -150,7 +150,7 @@ def find_quantization(name: str, config: Mapping[str, Any], on_load: str | None)
 
 def family_reason(config: Mapping[str, Any]) -> str | None:
     """Why a family is not decoded in a quantized form."""
-    if config.get("model_type") in FAMILIES:
+    if config.get("model_type") in QUANTIZED_FAMILIES:
         return None
     return "is not proved with quantized weights; use the dense weights, without --quantization"
 

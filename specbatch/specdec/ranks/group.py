@@ -59,9 +59,6 @@ class Leader:
 
     Attributes:
         num_ranks: processes of the group. free_bytes: least free memory of the followers' devices when they came.
-
-    Raises:
-        GroupLostError: a follower did not come.
     """
 
     def __init__(self, seat: Seat, on_lost: Callable[[GroupLostError], None] = lambda error: None) -> None:

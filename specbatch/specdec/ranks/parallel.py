@@ -8,6 +8,8 @@ Two kinds of calls. Those on the slots (copy, clear, resize) meet no other rank 
 and an error of any of them is the leader's error too. All have done the same or can be told to do less, so a rank that
 runs out of memory while slots grow is overload like any other. A forward meets the others in every layer: a rank that
 fails there leaves them waiting, and cannot take it back. Its failure is the end of the group.
+
+Shape letters: M tokens of a forward, N kept tokens, R segments, T tokens of a whole prefix.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from specbatch.schemas.failpoints import failpoint
+from specbatch.specdec.accept import IntArray
 from specbatch.specdec.forward.cache import SlotCache
-from specbatch.specdec.forward.feed import Feed, IntArray, Layout
+from specbatch.specdec.forward.feed import Feed, Layout
 from specbatch.specdec.forward.generic import GenericDecoder
 from specbatch.specdec.forward.runner import ModelRunner, give_back_memory, load_model
 from specbatch.specdec.ranks.group import Follower, Leader

@@ -1,4 +1,4 @@
-"""Headers of safetensors files: how many weights a file holds, and whether it is whole, without reading a tensor."""
+"""Files of a model folder: what small ones say, and the headers of safetensors, without reading a tensor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,38 @@ from typing import Any
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 
+_MAX_FILE_BYTES = 64 << 20
 _MAX_HEADER_BYTES = 100 << 20
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model folder.
+
+    Raises:
+        SpecbatchError: JOB_MODEL_LOAD; it cannot be read, is too large, or is no such object.
+    """
+    try:
+        value = json.loads(read_file(path))
+    except (ValueError, RecursionError) as error:
+        raise SpecbatchError(ErrorCode.JOB_MODEL_LOAD, f"{path} is no JSON ({error}); fetch the model again") from error
+    if not isinstance(value, dict):
+        raise SpecbatchError(ErrorCode.JOB_MODEL_LOAD, f"{path} holds no JSON object; fetch the model again")
+    return value
+
+
+def read_file(path: Path) -> bytes:
+    """A small file of a model folder.
+
+    Raises:
+        SpecbatchError: JOB_MODEL_LOAD; it cannot be read, or is too large for what it should be.
+    """
+    try:
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise SpecbatchError(ErrorCode.JOB_MODEL_LOAD, f"{path} is larger than {_MAX_FILE_BYTES} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise SpecbatchError(ErrorCode.JOB_MODEL_LOAD, f"{path} cannot be read: {reason}") from error
 
 
 def count_parameters(path: Path) -> int:
