@@ -93,7 +93,7 @@ def make_engine(pair: Pair, batch: int, row_tokens: int, context: int, setting: 
         draft,
         tokenizer(),
         eos_ids=(),
-        policy=make_policy(speculation, has_draft=draft is not None, uses_suffix=setting.has_suffix),
+        policy=make_policy(speculation, has_draft=draft is not None, has_suffix=setting.has_suffix),
         max_batch_size=batch,
         max_sequence_tokens=pair.target.context_length,
         has_suffix=setting.has_suffix,

@@ -16,6 +16,8 @@ MAX_STOP_CHARACTERS = 256
 MAX_BIASED_TOKENS = 1024
 MAX_FORCED_TOKENS = 4096
 MAX_NUM_SAMPLES = 1024
+MAX_DRAFT_LENGTH = 16
+"""Largest K. Every slot reserves room for what drafts of that length write beyond a row's end."""
 
 
 def _refuse(field: str, value: object, rule: str) -> SpecbatchError:

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from specbatch.schemas.sampling import (
     MAX_BIASED_TOKENS,
+    MAX_DRAFT_LENGTH,
     MAX_NEW_TOKENS_LIMIT,
     MAX_NUM_SAMPLES,
     MAX_STOP_CHARACTERS,
@@ -22,7 +23,6 @@ from specbatch.schemas.sampling import (
 )
 from specbatch.schemas.units import parse_duration, parse_size
 
-MAX_DRAFT_LENGTH = 16
 MAX_TEMPLATE_CHARACTERS = 1 << 20
 
 _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,251}[A-Za-z0-9])?")

@@ -24,7 +24,6 @@ from specbatch.specdec.intake import Intake
 from specbatch.specdec.output import SequenceOutput
 from specbatch.specdec.policy.controller import Policy
 from specbatch.specdec.ranks.group import Leader
-from specbatch.specdec.rows import overload
 from specbatch.specdec.rows.batch import Batch
 from specbatch.specdec.rows.slots import Request
 from specbatch.specdec.stepping import Rounds, Stepper
@@ -56,8 +55,6 @@ class Engine:
         rounds: how rounds are decoded over pages.
     """
 
-    note: str | None = None
-
     def __init__(
         self,
         target: Decoder,
@@ -77,6 +74,7 @@ class Engine:
     ) -> None:
         if policy.uses_model and draft is None:
             raise SpecbatchError(ErrorCode.JOB_CONFIG, "speculation needs a draft model; give one or use 'off'")
+        self.note: str | None = None
         self.tokenizer = tokenizer
         self.context_length = max_sequence_tokens
         self._intake = Intake(tokenizer, eos_ids, max_sequence_tokens)
@@ -174,7 +172,7 @@ class Engine:
             max_kv_tokens=pair.max_kv_tokens,
             coupling=coupling,
             grown_batch_size=pair.grown_batch_size,
-            has_suffix=speculation == "auto" or (pair.draft is None and speculation not in ("off", 0)),
+            has_suffix=pair.policy.uses_suffix,
             has_profile=speculation == "auto",
         )
 
@@ -183,19 +181,32 @@ class Engine:
     ) -> list[SequenceOutput]:
         """Complete prompts; outputs are in the order of the prompts, the samples of a prompt one after another.
 
+        Interrupted, it forgets all that it was given.
+
         Args:
             prompts: texts or token ids.
             params: one for all (prompt i then has a seed derived from (seed, i), prompt 0 keeps it), or one per prompt.
                 Sample s > 0 of a prompt has a seed derived from (the prompt's seed, s).
 
         Raises:
-            SpecbatchError: ROW_TOO_LONG or ROW_PROMPT_EMPTY for a prompt that cannot be decoded.
+            SpecbatchError: ROW_TOO_LONG or ROW_PROMPT_EMPTY for a prompt that cannot be decoded; JOB_CONFIG while there
+                are sequences of ``submit``, whose outputs it would take.
         """
+        if self.num_queued or self.num_active:
+            raise SpecbatchError(
+                ErrorCode.JOB_CONFIG,
+                f"generate cannot begin while {self.num_queued + self.num_active} sequences given to submit are under "
+                "way; call step until they have ended, or cancel_all",
+            )
         requests = self._intake.samples(prompts, params)
-        self._queue.extend(requests)
         outputs: dict[Hashable, SequenceOutput] = {}
-        while len(outputs) < len(requests):
-            outputs.update((output.key, output) for output in self.step())
+        try:
+            self._queue.extend(requests)
+            while len(outputs) < len(requests):
+                outputs.update((output.key, output) for output in self.step())
+        except BaseException:
+            self.cancel_all()  # their keys are those of the next call's
+            raise
         return [outputs[index] for index in range(len(requests))]
 
     def submit(self, key: Hashable, prompt_ids: Sequence[int], params: SamplingParams) -> None:
@@ -266,7 +277,7 @@ class Engine:
         kept = [request for request in self._queue if request.key not in keys]
         self._queue.clear()
         self._queue.extend(kept)
-        overload.drop_rows(self._batch, keys)
+        self._stepper.drop(keys)
 
     @torch.inference_mode()
     def check_device(self) -> None:
@@ -279,9 +290,9 @@ class Engine:
             self._stepper.selftest.check()
 
     def cancel_all(self) -> None:
-        """Drop every queued and active sequence."""
+        """Drop every queued and active sequence; right too after a step that was interrupted at any point."""
         self._queue.clear()
-        overload.drop_rows(self._batch)
+        self._stepper.drop_all()
 
     def memory(self) -> MemoryReport:
         """Bytes held by both models and both caches, and by the whole process."""

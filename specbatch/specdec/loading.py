@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -76,7 +75,7 @@ def load_pair(
 
     Raises:
         SpecbatchError: the codes of the model checks, of ``check_division`` and ``check_ranks``; JOB_MEMORY,
-            JOB_MODEL_LOAD.
+            JOB_MODEL_LOAD; JOB_CONFIG of ``make_policy``.
     """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
@@ -110,11 +109,12 @@ def load_pair(
     )
     if not plan.uses_draft:
         draft_folder = None
+    policy = make_policy(speculation, has_draft=draft_folder is not None, has_suffix=True)
     tokenizer = Tokenizer.from_folder(target_folder.path)
     context = folders.context_length(target_folder)
     # The target's context alone decides lengths: a draft with a shorter one stops proposing there, no more.
     longest = min(context, max_sequence_tokens or context)
-    may_page = is_lean or (leader is None and takes_pages(target_folder.config))
+    may_page = is_lean or (leader is None and interface.takes_pages(target_folder.config))
     has_pages = may_page and (uses_pages(where) or not is_usual(kv_cache_dtype, bitwise=bitwise))
     pages = make_pages(plan.kv_token_budget, plan.batch_size, longest, where) if has_pages else None
 
@@ -137,7 +137,7 @@ def load_pair(
         draft=decoder(draft_folder) if draft_folder is not None else None,
         tokenizer=tokenizer,
         eos_ids=folders.eos_token_ids(target_folder.path),
-        policy=make_policy(speculation, has_draft=draft_folder is not None, uses_suffix=True),
+        policy=policy,
         max_batch_size=plan.batch_size,
         grown_batch_size=_grown(plan, max_batch_size),
         max_sequence_tokens=longest,
@@ -184,7 +184,7 @@ def load_decoder(
                 is_invariant=is_invariant,
             )
         return LeanDecoder(model, **sizes)
-    if pages is not None and takes_pages(folder.config):
+    if pages is not None and interface.takes_pages(folder.config):
         return PagedGenericDecoder(
             model, pages=pages, context_length=sizes["context_length"], vocab_size=sizes["vocab_size"]
         )
@@ -196,12 +196,6 @@ def load_decoder(
 def uses_pages(device: torch.device) -> bool:
     """Pages where attention reads them in place, by a kernel; a CPU reads rows best where they lie in one piece."""
     return device.type == "cuda"
-
-
-def takes_pages(config: Mapping[str, Any]) -> bool:
-    """Whether a model's unmodified modules can run over pages; windows of qwen2_moe are not told to attention."""
-    kind = str(config.get("model_type"))
-    return interface.takes_pages(kind) and not (kind == "qwen2_moe" and config.get("use_sliding_window"))
 
 
 def make_pages(num_tokens: int, num_slots: int, max_sequence_tokens: int, device: torch.device) -> Pages:

@@ -6,6 +6,7 @@ What has ended is kept at once, so that nothing is lost if a later part of the s
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection, Hashable
 from typing import Literal
 
 from specbatch.specdec.output import SequenceOutput
@@ -68,6 +69,20 @@ class Stepper:
             self.log.flush()
         finished, self._finished = self._finished, []
         return finished
+
+    def drop(self, keys: Collection[Hashable]) -> None:
+        """Forget the sequences in slots that have these keys; ``step`` returns none of them any more."""
+        overload.drop_rows(self._batch, keys)
+        self._finished = [output for output in self._finished if output.key not in keys]
+        if self._ahead is not None and self._batch.slots.num_active == 0:
+            self._ahead.forget()  # a round without rows would be no measure of one
+
+    def drop_all(self) -> None:
+        """Forget every sequence in slots. A round under way is left to itself."""
+        overload.drop_all(self._batch)
+        self._finished = []
+        if self._ahead is not None:
+            self._ahead.forget()
 
     def profile(self, max_rows: int) -> tuple[dict[int, float], dict[int, float]]:
         """What rounds cost before any was decoded, for the policy to begin with; see ``rounds.profile``."""

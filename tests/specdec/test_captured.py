@@ -184,7 +184,7 @@ _OFTEN = ("llama", "gemma2", "gpt2", "opt", "cohere2", "mixtral", "qwen3 with wi
 _PAGED = [
     pytest.param(name, marks=() if name in _OFTEN else pytest.mark.long)
     for name, kind in _KINDS.items()
-    if interface.takes_pages(kind) and name != "qwen2_moe with windows"
+    if interface.takes_pages({"model_type": kind} | VARIANTS.get(name, (kind, {}))[1])
 ]
 
 
@@ -343,6 +343,20 @@ def test_rows_may_be_cancelled_while_a_round_is_under_way(target: Any, draft: An
     expected = full_twin(target, [rows[0], rows[3], ([9, 9], PLAIN)], path="lean")
     by_key = {output.key: output.token_ids for output in outputs}
     assert by_key == {0: expected[0].token_ids, 3: expected[1].token_ids, 9: expected[2].token_ids}
+
+
+def test_all_rows_may_be_cancelled_while_a_round_is_under_way(target: Any, draft: Any) -> None:
+    subject = engine(target, draft, k=AdaptivePolicy(4, has_draft=True), batch=4, path="ahead")
+    for number in range(3):
+        subject.submit(number, [number, 5], SamplingParams(max_new_tokens=25))
+    for _ in range(12):
+        subject.step()
+        if subject._stepper.is_flying:
+            break
+    assert subject._stepper.is_flying
+    subject.cancel([0, 1, 2])
+    (output,) = subject.generate([[9, 9]], PLAIN)
+    assert output.token_ids == full_twin(target, [([9, 9], PLAIN)], path="lean")[0].token_ids
 
 
 def test_what_does_not_fit_a_fixed_shape_goes_through_the_loop(target: Any, launches: list[bool]) -> None:

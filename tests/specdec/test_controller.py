@@ -6,10 +6,13 @@ seeds are fixed.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from simulated_machine import Machine, score_seconds
 
+from specbatch.schemas.errors import SpecbatchError
 from specbatch.specdec.policy.controller import (
     MAX_AUTO_DRAFT_LENGTH,
     AdaptivePolicy,
@@ -295,16 +298,26 @@ def test_nothing_to_draft_with_in_the_first_rounds() -> None:
         assert not policy.plan(view_of(2, draft_room=0)).draft_length_B.any()
 
 
+@pytest.mark.parametrize("speculation", [-1, 17, 64, "on"])
+def test_a_number_that_is_no_k_is_refused(speculation: Any) -> None:
+    """Slots have room for drafts of 16 tokens; a longer one would be written beyond them."""
+    for has_draft in (True, False):
+        with pytest.raises(SpecbatchError, match=r"JOB_CONFIG: speculation is .* from 0 to 16"):
+            make_policy(speculation, has_draft=has_draft, has_suffix=False)
+    assert make_policy(16, has_draft=True, has_suffix=False).max_draft_length == 16
+    assert make_policy(0, has_draft=True, has_suffix=False).max_draft_length == 0
+
+
 def test_settings_make_policies() -> None:
-    off = make_policy("off", has_draft=True, uses_suffix=True)
+    off = make_policy("off", has_draft=True, has_suffix=True)
     assert (off.max_draft_length, off.wants_draft, off.uses_model, off.uses_suffix) == (0, False, False, False)
-    fixed = make_policy(3, has_draft=True, uses_suffix=True)
+    fixed = make_policy(3, has_draft=True, has_suffix=True)
     plan = fixed.plan(view_of(2, room=9))
     assert plan.draft_length_B.tolist() == [3, 3]
     assert plan.is_model_B.all()
     assert not fixed.uses_suffix
     assert fixed.plan(view_of(2, room=2)).draft_length_B.tolist() == [2, 2]
-    index_only = make_policy(3, has_draft=False, uses_suffix=True)
+    index_only = make_policy(3, has_draft=False, has_suffix=True)
     view = view_of(2)
     view.suffix_length_B[1] = 8
     plan = index_only.plan(view)
@@ -312,7 +325,7 @@ def test_settings_make_policies() -> None:
     assert not plan.is_model_B.any()
     assert index_only.uses_suffix
     assert not index_only.wants_draft
-    assert make_policy(4, has_draft=False, uses_suffix=False).max_draft_length == 0
-    assert make_policy("auto", has_draft=False, uses_suffix=False).max_draft_length == 0
-    assert isinstance(make_policy("auto", has_draft=False, uses_suffix=True), AdaptivePolicy)
-    assert make_policy("auto", has_draft=True, uses_suffix=False).uses_model
+    assert make_policy(4, has_draft=False, has_suffix=False).max_draft_length == 0
+    assert make_policy("auto", has_draft=False, has_suffix=False).max_draft_length == 0
+    assert isinstance(make_policy("auto", has_draft=False, has_suffix=True), AdaptivePolicy)
+    assert make_policy("auto", has_draft=True, has_suffix=False).uses_model

@@ -265,6 +265,67 @@ def test_memory_that_fails_while_slots_grow_leaves_every_layer_as_it_was(target:
     assert tokens(outputs[:3] + outputs[4:]) == [(twin.token_ids, twin.finish_reason) for twin in expected]
 
 
+@pytest.mark.parametrize("path", ["lean", "ahead"])
+def test_generate_behind_an_interrupted_one_gives_its_own_completions(
+    target: Any, draft: Any, rows: Rows, path: str
+) -> None:
+    """Ctrl-C when the first row has just ended: its output, rows in flight and waiting rows have the next call's keys.
+
+    Some of the prompts come again, and what the slots hold of them was computed by a step that did not come to its end.
+    """
+    subject = engine(target, draft, k=3, batch=3, path=path)
+    stepper = subject._stepper
+    book = stepper._book
+
+    def interrupted(result: Any) -> None:
+        book(result)
+        if stepper._finished:
+            raise KeyboardInterrupt
+
+    stepper._book = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        subject.generate([ids for ids, _ in rows], [params for _, params in rows])
+    stepper._book = book  # type: ignore[method-assign]
+    assert (subject.num_active, subject.num_queued) == (0, 0)
+    assert not stepper.is_flying
+    other = [rows[5], ([11, 12, 13], SamplingParams(max_new_tokens=9)), rows[0], rows[2], rows[1]]
+    outputs = subject.generate([ids for ids, _ in other], [params for _, params in other])
+    assert tokens(outputs) == [(t.token_ids, t.finish_reason) for t in full_twin(target, other, path=path)]
+
+
+def test_generate_does_not_begin_among_sequences_of_submit(target: Any) -> None:
+    subject = engine(target)
+    for step in (lambda: None, subject.step):
+        subject.submit(0, [1, 2], SamplingParams(max_new_tokens=4))
+        step()
+        with pytest.raises(SpecbatchError, match=r"JOB_CONFIG.* cancel_all"):
+            subject.generate([[5, 6]], SamplingParams(max_new_tokens=4))
+        assert subject.num_active + subject.num_queued > 0, "they are as they were"
+        subject.cancel_all()
+    assert len(subject.generate([[5, 6]], SamplingParams(max_new_tokens=4))[0].token_ids) == 4
+
+
+def test_what_has_ended_in_a_step_that_failed_can_be_cancelled_too(target: Any) -> None:
+    subject = engine(target, batch=2)
+    for key, num_tokens in enumerate((1, 1, 9)):
+        subject.submit(key, [1, 2, key], SamplingParams(max_new_tokens=num_tokens))
+    stepper = subject._stepper
+    book = stepper._book
+
+    def broken(result: Any) -> None:
+        book(result)
+        raise OSError("the step does not come to its end")
+
+    stepper._book = broken  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="does not come to its end"):
+        subject.step()
+    stepper._book = book  # type: ignore[method-assign]
+    assert [output.key for output in stepper._finished] == [0, 1]
+    subject.cancel([1])
+    outputs = [output.key for _ in range(12) for output in subject.step()]
+    assert outputs == [0, 2]
+
+
 def test_several_samples_need_several_keys(target: Any) -> None:
     with pytest.raises(SpecbatchError, match="num_samples"):
         engine(target).submit(0, [1], SamplingParams(temperature=1.0, num_samples=2))

@@ -104,11 +104,9 @@ def measure_trial(
     seconds: float,
 ) -> Trial:
     """Decode rows once each, as a worker would, until all have ended or the time is over."""
-    has_draft = pair.draft is not None
-    policy = Onlooker(make_policy(speculation, has_draft=has_draft, uses_suffix=True))
-    has_suffix = speculation == "auto" or (not has_draft and speculation != "off")
+    policy = Onlooker(make_policy(speculation, has_draft=pair.draft is not None, has_suffix=True))
     engine = _engine(
-        pair, policy, batch_size, generation.coupling, has_suffix=has_suffix, has_profile=speculation == "auto"
+        pair, policy, batch_size, generation.coupling, has_suffix=policy.uses_suffix, has_profile=speculation == "auto"
     )
     before = engine.seconds.prefill
     params = generation.sampling_params(seed=0)

@@ -20,8 +20,8 @@ from specbatch.jobs.spec.jobfile import parse_yaml, scalar
 from specbatch.jobs.spec.options import OPTIONS, PATHS, paths_of
 from specbatch.jobs.spec.text_files import read_text_files
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.schemas.sampling import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS
-from specbatch.schemas.spec import MAX_DRAFT_LENGTH, JobSpec
+from specbatch.schemas.sampling import MAX_DRAFT_LENGTH, MAX_STOP_CHARACTERS, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS
+from specbatch.schemas.spec import JobSpec
 
 MAX_JOB_FILE_BYTES = 1 << 20
 ENV_PREFIX = "SPECBATCH_"

@@ -29,4 +29,6 @@ What a drafter without a model must do, so that the rounds can treat it like the
 
 Two promises hold for every drafter: what it proposes is a function of the calls made so far (no clock, no randomness),
 and a round costs it some array operations over all rows, never Python work for each row or token.
+
+Shape letters: B rows, K drafts, T tokens offered for commit.
 """

@@ -8,6 +8,7 @@ Shape letters: M tokens of the forward, Q query heads, H key-value heads, D head
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,12 +25,14 @@ _KEEPS_ARGUMENTS = frozenset({"stablelm"})
 """Families whose layers, in transformers 5.23, do not hand keyword arguments on to their attention."""
 
 
-def takes_pages(model_type: str) -> bool:
-    """Whether the modules of a supported family can run over pages: falcon's and gptj's take no attention function.
+def takes_pages(config: Mapping[str, Any]) -> bool:
+    """Whether a supported model's unmodified modules can run over pages.
 
-    A model of the kind ``qwen2_moe`` with windows is refused when it runs; its layers do not tell theirs.
+    Falcon's and gptj's take no attention function, and the layers of ``qwen2_moe`` do not tell it their windows.
     """
-    return FAMILIES[model_type].attention == "own" and model_type not in _KEEPS_ARGUMENTS
+    kind = str(config["model_type"])
+    keeps_windows = kind == "qwen2_moe" and bool(config.get("use_sliding_window"))
+    return FAMILIES[kind].attention == "own" and kind not in _KEEPS_ARGUMENTS and not keeps_windows
 
 
 def paged_interface(
@@ -42,7 +45,6 @@ def paged_interface(
     softcap: float | None = None,
     sliding_window: int | None = None,
     specbatch_spans: Spans | None = None,
-    specbatch_is_invariant: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention function of ``transformers``' interface.
@@ -81,7 +83,6 @@ def paged_interface(
         scaling=query_1QMD.shape[-1] ** -0.5 if scaling is None else scaling,
         window=sliding_window,
         softcap=softcap,
-        is_invariant=specbatch_is_invariant,
     )
     return out_MQD.unsqueeze(0), None
 

@@ -1,4 +1,4 @@
-"""Products and norms whose result for a row does not depend on the other rows, how many they are, or the row's place.
+"""Products whose result for a row does not depend on the other rows, how many they are, or the row's place.
 
 On a GPU that is a kernel of our own (``invariant_kernels``). On a CPU it is a matter of feeding one shape: a library
 chooses its inner loops by the number of rows, so rows are fed in tiles of a fixed number of rows, filled up with zeros.
@@ -10,11 +10,12 @@ That leaves the row's place inside a tile. What was found, on an EPYC with AVX2,
 - ``functional.linear`` (MKL) in float32 and float64: differs with the number of rows from M = 2 on. In tiles of 6
   rows the place makes a difference on two threads, in tiles of 2 and 3 with 37 inputs on one thread, in float64 even in
   tiles of 16 with 37 inputs and a bias. So it is fed single rows: a tile of one row has one place.
-- ``functional.rms_norm``: invariant in all four types, 8 to 4,096 wide, on one thread and two.
+- ``functional.rms_norm``: invariant in all four types, 8 to 4,096 wide, on one thread and two, so that norms are those
+  of every model (``layer.add_rms_norm``; on a GPU a program has one row).
 
 The number of threads and the machine are no part of the promise.
 
-Shape letters: M rows, I inputs, O outputs, E hidden width.
+Shape letters: M rows, I inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -84,18 +85,6 @@ def invariant_linear_twin(x_MI: Tensor, weight_OI: Tensor, bias_O: Tensor | None
         # A copy begins where the allocator says: where a row of x begins depends on its place.
         out_O.copy_(functional.linear(x_I.unsqueeze(0).clone(), weight_OI, bias_O)[0])
     return out_MO
-
-
-def invariant_rms_norm(x_ME: Tensor, weight_E: Tensor, epsilon: float) -> Tensor:
-    """RMS norm, each row as if it were alone: our kernel on a GPU, with a program per row; torch's elsewhere.
-
-    Raises:
-        SpecbatchError: JOB_VERSION_SKEW on a GPU without Triton.
-    """
-    if x_ME.is_cuda:
-        normed_ME: Tensor = triton_module("layer_kernels").launch_add_rms_norm(x_ME, None, weight_E, epsilon)[1]
-        return normed_ME
-    return functional.rms_norm(x_ME, x_ME.shape[-1:], weight_E, epsilon)
 
 
 def _tiled(product: Product, x_MI: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from typing import Literal
 
 import numpy as np
 
+from specbatch.schemas.errors import ErrorCode, SpecbatchError
+from specbatch.schemas.sampling import MAX_DRAFT_LENGTH
 from specbatch.specdec.policy.auto import AdaptivePolicy
 from specbatch.specdec.policy.types import OWN_MATCH, Policy, RoundMeasure, RoundPlan, RoundView
 
@@ -76,15 +78,22 @@ class FixedPolicy:
         """Nothing to learn."""
 
 
-def make_policy(speculation: int | Literal["auto", "off"], *, has_draft: bool, uses_suffix: bool) -> Policy:
+def make_policy(speculation: int | Literal["auto", "off"], *, has_draft: bool, has_suffix: bool) -> Policy:
     """The policy that a setting asks for.
 
     Args:
         speculation: ``"auto"`` chooses by measurement, a number fixes K, ``"off"`` and 0 decode plainly.
-        has_draft: there is a draft model. uses_suffix: there is a suffix index. Without either nothing is drafted.
+        has_draft: there is a draft model. has_suffix: there may be a suffix index; the policy's ``uses_suffix`` says
+            whether it wants one. Without either nothing is drafted.
+
+    Raises:
+        SpecbatchError: JOB_CONFIG for a number that is no K.
     """
-    if speculation == "off" or not (has_draft or uses_suffix):
+    if speculation not in ("auto", "off", *range(MAX_DRAFT_LENGTH + 1)):
+        rule = f"auto, off, or from 0 to {MAX_DRAFT_LENGTH}"
+        raise SpecbatchError(ErrorCode.JOB_CONFIG, f"speculation is {speculation!r}; it must be {rule}")
+    if speculation == "off" or not (has_draft or has_suffix):
         return FixedPolicy(0)
     if speculation == "auto":
-        return AdaptivePolicy(MAX_AUTO_DRAFT_LENGTH, has_draft=has_draft, has_suffix=uses_suffix)
-    return FixedPolicy(speculation, has_draft=has_draft, has_suffix=uses_suffix)
+        return AdaptivePolicy(MAX_AUTO_DRAFT_LENGTH, has_draft=has_draft, has_suffix=has_suffix)
+    return FixedPolicy(speculation, has_draft=has_draft, has_suffix=has_suffix)

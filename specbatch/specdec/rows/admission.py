@@ -4,6 +4,8 @@ Slots are as long as the longest row in flight, and they grow with it. Where mem
 the youngest rows are preempted then and go back to the head of the queue with what they have said. When the long rows
 have ended, the slots become short and many again. A row that does not fit alone is an error row. Nothing here can
 change a token: a row's text does not depend on its slot, its mates or its interruptions.
+
+Shape letters: S slots.
 """
 
 from __future__ import annotations
@@ -22,13 +24,13 @@ def admit(batch: Batch, queue: deque[Request], max_rows: int) -> list[SequenceOu
     Args:
         max_rows: rows that may be in flight.
     """
-    slots, refused = batch.slots, []
+    slots, refused, message = batch.slots, [], too_long(batch.max_kv_tokens)
     while queue and slots.num_rows < max_rows:
         request = queue[0]
         needed = positions_for(request.num_known_tokens + 1)
         if affordable_slots(batch.max_kv_tokens, needed) == 0:
             queue.popleft()
-            refused.append(error_output(request.key, len(request.prompt_ids), ErrorCode.ROW_MEMORY, too_long(batch)))
+            refused.append(error_output(request.key, len(request.prompt_ids), ErrorCode.ROW_MEMORY, message))
             continue
         _reshape(batch, request, needed, max_rows)
         if not slots.free_slots() or needed > slots.max_positions:
@@ -49,7 +51,7 @@ def make_room(batch: Batch, queue: deque[Request]) -> list[SequenceOutput]:
             break
         affordable = affordable_slots(batch.max_kv_tokens, needed)
         if affordable == 0:
-            refused.append(batch.fail(longest, ErrorCode.ROW_MEMORY, too_long(batch)))
+            refused.append(batch.fail(longest, ErrorCode.ROW_MEMORY, too_long(batch.max_kv_tokens)))
             batch.compact()
             continue
         keep = slots.num_slots if affordable is None else min(slots.num_slots, affordable)
@@ -77,10 +79,10 @@ def positions_for(num_tokens: int) -> int:
     return -(-(num_tokens + SLACK_POSITIONS) // POSITIONS_STEP) * POSITIONS_STEP
 
 
-def too_long(batch: Batch) -> str:
-    """Why a row is an error row."""
+def too_long(num_tokens: int | None) -> str:
+    """Why a row is an error row where memory has so many positions in all."""
     return (
-        f"the row does not fit into key-value memory even alone: there is room for {batch.max_kv_tokens} tokens; "
+        f"the row does not fit into key-value memory even alone: there is room for {num_tokens} tokens; "
         "use a larger device or memory fraction, or run without the draft"
     )
 

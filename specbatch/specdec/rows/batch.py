@@ -2,6 +2,9 @@
 
 Rows stand in the slots of the slot table and of both caches at once; whatever moves, grows or ends a row does so in all
 of them.
+
+Shape letters: S slots, B rows of a round, R slots of a segment each, P positions, M tokens of a forward, N scored
+positions, J drafts before one of them, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from specbatch.schemas.errors import ErrorCode
 from specbatch.specdec.accept import IntArray
 from specbatch.specdec.drafters.suffix import SuffixIndex
 from specbatch.specdec.forward.feed import GROUP_WIDTH, Decoder, Feed, Layout, on_device
-from specbatch.specdec.forward.paged_memory import PagedMemory, Pages
+from specbatch.specdec.forward.paged_memory import PagedMemory, pages_of
 from specbatch.specdec.output import SequenceOutput, error_output
 from specbatch.specdec.policy.controller import Policy
 from specbatch.specdec.rows.clock import PhaseClock
@@ -293,8 +296,3 @@ class Batch:
             self.device,
             self.target.vocab_size,
         )
-
-
-def pages_of(decoder: Decoder) -> Pages | None:
-    """The page table of a decoder whose keys and values are in pages."""
-    return decoder.cache.pages if isinstance(decoder.cache, PagedMemory) else None

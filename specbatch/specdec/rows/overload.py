@@ -49,10 +49,21 @@ def relieve(batch: Batch, queue: deque[Request]) -> list[SequenceOutput]:
     return refused
 
 
-def drop_rows(batch: Batch, keys: Collection[Hashable] | None = None) -> None:
-    """Forget rows in flight: those with these keys, or all."""
+def drop_rows(batch: Batch, keys: Collection[Hashable]) -> None:
+    """Forget the rows in flight that have these keys."""
     slots = batch.slots
     for slot in range(slots.num_active - 1, -1, -1):
         request = slots.requests[slot]
-        if request is not None and (keys is None or request.key in keys):
+        if request is not None and request.key in keys:
             batch.preempt(slot)
+
+
+def drop_all(batch: Batch) -> None:
+    """Forget all rows and all that the caches hold: a step that was interrupted may have left them half changed."""
+    slots = batch.slots
+    for slot in range(slots.num_slots - 1, -1, -1):
+        if slots.requests[slot] is not None:
+            batch.preempt(slot)
+    slots.target_kv_S[:] = slots.draft_kv_S[:] = 0
+    if batch.pages is not None:
+        batch.pages.release_all()

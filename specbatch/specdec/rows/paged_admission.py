@@ -4,20 +4,21 @@ A row is given pages for what it knows when it comes, and more as it grows. Slot
 later row may begin alike, until pages are short: then they are let go, the oldest first. When that is not enough the
 youngest rows are preempted and go back to the head of the queue with what they have said. A row that does not fit alone
 is an error row. Nothing here can change a token.
+
+Shape letters: S slots.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
 
 import numpy as np
 
 from specbatch.schemas.errors import ErrorCode
-from specbatch.specdec.forward.paged_memory import Pages
+from specbatch.specdec.forward.paged_memory import Pages, pages_of
 from specbatch.specdec.output import SequenceOutput, error_output
-from specbatch.specdec.rows.admission import positions_for
-from specbatch.specdec.rows.batch import Batch, pages_of
+from specbatch.specdec.rows.admission import positions_for, too_long
+from specbatch.specdec.rows.batch import Batch
 from specbatch.specdec.rows.slots import Request
 
 ROUNDS_AHEAD = 2
@@ -57,7 +58,8 @@ def admit(
         needed = _needed(batch, request.num_known_tokens, request.num_tokens)
         if pages.table.pages_for(needed) > pages.table.capacity:
             queue.popleft()
-            refused.append(_too_long(pages, request.key, len(request.prompt_ids)))
+            message = too_long(pages.capacity_tokens)
+            refused.append(error_output(request.key, len(request.prompt_ids), ErrorCode.ROW_MEMORY, message))
             continue
         slot, num_held = batch.best_slot(request)
         if not _has_room(batch, pages, slot, num_held, needed):
@@ -84,9 +86,7 @@ def make_room(batch: Batch, pages: Pages, queue: deque[Request]) -> list[Sequenc
             rivals = [other for other in rows if slots.requests[other] is not None and other != slot]
             youngest = max([*rivals, slot], key=slots.opened.__getitem__)
             if not rivals:
-                key, num_prompt_tokens = request.key, len(request.prompt_ids)
-                batch.fail(slot, ErrorCode.ROW_MEMORY, "")
-                refused.append(_too_long(pages, key, num_prompt_tokens))
+                refused.append(batch.fail(slot, ErrorCode.ROW_MEMORY, too_long(pages.capacity_tokens)))
                 break
             queue.appendleft(batch.preempt(youngest))
             if youngest == slot:
@@ -150,11 +150,3 @@ def _lengthen(batch: Batch, needed: int) -> None:
         longest = positions_for(batch.target.cache.max_positions)
         positions = max(positions, min(_HOST_GROWTH * held, longest))
     batch.resize(batch.slots.num_slots, positions)
-
-
-def _too_long(pages: Pages, key: Hashable, num_prompt_tokens: int) -> SequenceOutput:
-    message = (
-        f"the row does not fit into key-value memory even alone: there is room for {pages.capacity_tokens} tokens; "
-        "use a larger device or memory fraction, or run without the draft"
-    )
-    return error_output(key, num_prompt_tokens, ErrorCode.ROW_MEMORY, message)

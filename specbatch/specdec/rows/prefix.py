@@ -58,8 +58,8 @@ def plan_sharing(
     Args:
         slot: the row's slot. own_kv: tokens that its cache holds already. prompt: its tokens but the last, which is
             always fed, because only a token that is fed has logits.
-        kv_S: tokens in the target's cache. length_S: tokens that the rows have, or of closed slots 0.
-        pending: slots of pending rows that are fed before this one.
+        kv_S: tokens in the target's cache. length_S: tokens that rows have; a closed slot keeps those of its last row.
+        pending: slots of pending rows that are fed before this one; of ``length_S`` only theirs are looked at.
     """
     held_S = common_prefix(token_SP, kv_S, prompt)
     source = int(held_S.argmax())

@@ -26,7 +26,6 @@ _COUNTED = (
     "margin_S",
     "near_ties_S",
     "plain_steps_S",
-    "round_S",
     "accepted_SH",
     "proposed_SH",
     "reached_SK",
@@ -85,13 +84,14 @@ class SlotTable:
     """Host arrays of all slots.
 
     Attributes:
+        num_active: the highest slot with a row, plus 1; slots below it may be closed, and ``num_rows`` counts the rows.
         requests: row of each slot, None where there is none. opened: when it came, as a version.
         token_SP: committed ids, prompt first; beyond a row's length they are stale. logprob_SP goes with them.
         length_S: committed tokens, prompt included. end_S: length at which the row has all that it may have.
         target_kv_S, draft_kv_S: tokens in the caches, also of closed slots.
         is_begun_S: the row has said its first token since it was opened.
-        round_S: rounds the row took part in. reached_SK, agreed_SK: how often the draft model's proposal at position j
-            was judged, and how often it was right.
+        reached_SK, agreed_SK: how often the draft model's proposal at position j was judged, and how often it was
+            right.
         version: counts changes of who stands where.
     """
 
@@ -114,8 +114,7 @@ class SlotTable:
             self.end_S,
             self.near_ties_S,
             self.plain_steps_S,
-            self.round_S,
-        ) = np.zeros((8, num_slots), dtype=np.int64)
+        ) = np.zeros((7, num_slots), dtype=np.int64)
         self.accepted_SH, self.proposed_SH = np.zeros((2, num_slots, max_draft_length + 1), dtype=np.int64)
         self.reached_SK, self.agreed_SK = np.zeros((2, num_slots, max_draft_length), dtype=np.int64)
 
@@ -223,7 +222,6 @@ class SlotTable:
             self.logprob_SP[row_B[:, None], place_BT] = logprob_BT
         self.length_S[row_B] += done.num_committed_B
         self.is_begun_S[row_B] = True
-        self.round_S[row_B] += 1
 
     def count(self, row_B: IntArray, draft_length_B: IntArray, done: Commit) -> None:
         """Acceptance bookkeeping of one round."""

@@ -34,7 +34,7 @@ Ids = Sequence[int] | IntArray
 """Token ids of one completion."""
 
 
-class Decoder(Protocol):
+class Detokenizer(Protocol):
     """What is needed of a tokenizer; the fast ways need ``specbatch.specdec.tokenizer.Tokenizer``."""
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -82,7 +82,7 @@ class StopMatcher:
         min_new_tokens: stop strings are not looked for before the completion has that many tokens.
     """
 
-    def __init__(self, tokenizer: Decoder, stop: Sequence[str], min_new_tokens: int = 0) -> None:
+    def __init__(self, tokenizer: Detokenizer, stop: Sequence[str], min_new_tokens: int = 0) -> None:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._stop_bytes = tuple(string.encode() for string in self._stop)

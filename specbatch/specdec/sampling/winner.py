@@ -53,9 +53,11 @@ class Scene:
 
     @property
     def is_exact(self) -> bool:
+        """Whether logits are float64, so that scores are computed exactly."""
         return self.logits_NV.dtype == torch.float64
 
     def select(self, chosen_M: Tensor) -> Scene:
+        """Some of the positions: int64 [M], or bool [N]."""
         return replace(
             self,
             logits_NV=self.logits_NV[chosen_M],
@@ -114,6 +116,7 @@ def slices(logits_NV: Tensor, *, is_small: bool = False) -> list[slice]:
 
 
 def near_tie_epsilon(positions: Positions, sampling: SamplingTensors, epsilon: float) -> Tensor:
+    """float64 [N] logit gaps below which a token counts as a near tie; penalties may stretch what rounding has done."""
     if sampling.has_penalties:
         return sampling.gain_B[positions.row_N] * epsilon
     return torch.full(positions.row_N.shape, epsilon, dtype=torch.float64, device=positions.row_N.device)
@@ -132,6 +135,12 @@ def random_epsilon(
 
 
 def make_scene(changed_NV: Tensor, positions: Positions, sampling: SamplingTensors, epsilon: float) -> Scene:
+    """The positions of a draw with what their rows ask for.
+
+    Args:
+        changed_NV: logits behind penalties and biases, float32 or float64 [N, V].
+        epsilon: near-tie threshold in logits; 0 looks for none.
+    """
     row_N = positions.row_N
     temperature_N = sampling.temperature_B[row_N]
     limits = Limits(
@@ -146,6 +155,7 @@ def make_scene(changed_NV: Tensor, positions: Positions, sampling: SamplingTenso
 
 
 def exact_scores(scene: Scene, candidate_NC: Tensor, value_NC: Tensor) -> Tensor:
+    """float64 [N, C]: logits ``value_NC`` of the tokens ``candidate_NC`` (int64) plus their noise, computed exactly."""
     noise_NC = noise.gumbel(noise.hash_tokens(scene.key_N, candidate_NC))
     scaled_NC = noise_NC * scene.temperature_N.unsqueeze(-1)
     return value_NC + scaled_NC

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from specbatch.specdec.kernels import invariant_kernels, layer, layer_kernels, layer_twin
-from specbatch.specdec.kernels.invariant import InvariantProduct, invariant_linear_twin, invariant_rms_norm
+from specbatch.specdec.kernels.invariant import InvariantProduct, invariant_linear_twin
 from specbatch.specdec.kernels.invariant_kernels import MOST_FEW_ROWS, launch_invariant_linear
 
 TOLERANCES = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 0.0}
@@ -246,8 +246,8 @@ def test_what_a_model_calls_runs_the_kernels() -> None:
     x, weight, bias = product(HALF, 40, 320, 96)
     norm = (1 + randn(320)).to(HALF)
     assert torch.equal(InvariantProduct(weight, bias)(x), launch_invariant_linear(x, weight, bias))
-    alone = torch.cat([invariant_rms_norm(row, norm, EPSILON) for row in x.split(1)])
-    assert torch.equal(invariant_rms_norm(x, norm, EPSILON), alone)
+    alone = torch.cat([layer.add_rms_norm(row, None, norm, EPSILON)[1] for row in x.split(1)])
+    assert torch.equal(layer.add_rms_norm(x, None, norm, EPSILON)[1], alone)
     agree(alone, functional.rms_norm(x, (320,), norm, EPSILON))
 
     def forward() -> list[Tensor]:
