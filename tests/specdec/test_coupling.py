@@ -324,24 +324,30 @@ def test_greedy_rows_accept_exactly_the_matching_prefix() -> None:
 # --- layout, keys and bad input ----------------------------------------------------------------------------------
 
 
-def test_a_row_does_not_depend_on_its_mates_or_on_padding() -> None:
-    """Ragged lengths, drawn and looked-up drafts side by side, garbage in the padding, against each row alone."""
+@pytest.mark.parametrize("num_steps", [4, 1, 0])
+def test_a_row_does_not_depend_on_its_mates_or_on_padding(num_steps: int) -> None:
+    """Ragged lengths, drawn and looked-up drafts side by side, garbage in the padding, against each row alone.
+
+    Rows whose drafts were looked up may have more of them than the draft model took steps.
+    """
     generator = torch.Generator().manual_seed(5)
     B, K, size = 64, 4, 50
-    length_B = torch.arange(B) % (K + 1)
+    has_q_B = torch.arange(B) % 3 != 0
+    length_B = torch.where(has_q_B, torch.arange(B) % (num_steps + 1), torch.arange(B) % (K + 1))
     seed_B = torch.randint(1 << 62, (B,), generator=generator)
     start_B = torch.randint(1000, (B,), generator=generator)
-    has_q_B = torch.arange(B) % 3 != 0
     q_KBV = 2 * torch.randn(K, B, size, generator=generator)
     p_BTV = 2 * torch.randn(B, K + 1, size, generator=generator)
     p_BTV[:, :K] += 2 * q_KBV.transpose(0, 1)
     draft_BK = torch.stack([coupling.propose_token(q_KBV[j], seed_B, start_B, start_B + j) for j in range(K)], dim=1)
+    liked_BK1 = torch.where(has_q_B, 0.0, 6.0)[:, None, None].expand(B, K, 1)  # or hardly two would be accepted
+    p_BTV[:, :K] = p_BTV[:, :K].scatter_add(2, draft_BK[:, :, None], liked_BK1)
     is_padding_BK = torch.arange(K) >= length_B[:, None]
     is_scored_BT = torch.arange(K + 1) <= length_B[:, None]
     noisy_KBV = torch.where(is_padding_BK.T[..., None], math.nan, q_KBV)
     together = coupling.accept_block(
         p_BTV[is_scored_BT],
-        list(noisy_KBV),
+        list(noisy_KBV[:num_steps]),
         draft_BK.masked_fill(is_padding_BK, -1),
         length_B,
         seed_B,

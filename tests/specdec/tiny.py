@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
@@ -20,7 +22,7 @@ from specbatch.specdec.forward.paging import PAGE_SIZE
 from specbatch.specdec.forward.runner import ModelRunner, attention_name, experts_name
 from specbatch.specdec.kernels import attention
 from specbatch.specdec.models.families import max_context
-from specbatch.specdec.policy.controller import FixedPolicy, Policy
+from specbatch.specdec.policy.controller import FixedPolicy, Policy, RoundPlan, RoundView
 
 VOCAB = 61
 PADDED_VOCAB = 64
@@ -224,3 +226,43 @@ def engine(
         rounds=ROUNDS.get(path, "loop"),
         **settings,
     )
+
+
+class MixedPolicy(FixedPolicy):
+    """What the suffix index offers, for rows that it offers much; one draft of the model's for the others."""
+
+    uses_suffix = True
+
+    def plan(self, view: RoundView) -> RoundPlan:
+        looked_up_B = np.minimum(np.minimum(view.suffix_length_B, view.room_B), self.max_draft_length)
+        drawn_B = np.minimum(np.minimum(view.draft_room_B, view.room_B), 1)
+        is_model_B = looked_up_B <= 1
+        return RoundPlan(np.where(is_model_B, drawn_B, looked_up_B), is_model_B & (drawn_B > 0))
+
+
+NO_MEMORY = "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"
+
+
+class Scarce:
+    """A decoder whose forwards fail now and then for want of memory, as an allocator says it.
+
+    Args:
+        fails: whether a forward does, by what it is fed and which logits it is to keep.
+    """
+
+    def __init__(self, decoder: Any, fails: Callable[[Any, Any], bool]) -> None:
+        self._run, self._fails = decoder.run, fails
+        self.num_failures = 0
+        decoder.run = self.run
+
+    def run(self, feed: Any, keep: Any) -> torch.Tensor:
+        if self._fails(feed, keep):
+            self.num_failures += 1
+            raise RuntimeError(NO_MEMORY)
+        logits: torch.Tensor = self._run(feed, keep)
+        return logits
+
+
+def longer_than(num_tokens: int) -> Callable[[Any, Any], bool]:
+    """Forwards of more tokens than these."""
+    return lambda feed, keep: len(feed.token_M) > num_tokens

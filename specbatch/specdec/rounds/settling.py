@@ -29,7 +29,8 @@ class Proposals:
     Attributes:
         draft_BK: int64 on the device; what stands at or beyond a row's draft length means nothing.
         draft_length_B, is_model_B: how many each row has, and whether the draft model proposed them; on the host.
-        q_logits: with the ``distribution`` coupling, transformed logits [B, V] that each draft was drawn from.
+        q_logits: with the ``distribution`` coupling, transformed logits [B, V] that each draft was drawn from: one for
+            each step of the draft model, which may be fewer than K; drafts beyond them were looked up.
     """
 
     draft_BK: Tensor
@@ -74,7 +75,7 @@ class Settled:
 class Draws:
     """The draws of a round on the host, padded.
 
-    ``target_BT`` and ``logprob_BT`` change where near ties are decided again.
+    ``target_BT``, ``logprob_BT`` and ``is_open_BT`` change where near ties are decided again.
     """
 
     target_BT: IntArray

@@ -99,8 +99,9 @@ def accept_block(
     Args:
         p_logits_NV: transformed logits of the target at all scored positions, ordered by row, then by position; row b
             has draft_length_B[b] + 1 of them. A row at temperature 0 has -inf everywhere but at its argmax.
-        q_logits: K tensors [B, V], the transformed logits that each draft was drawn from; entries beyond a row's draft
-            length are ignored, whatever they hold. Empty where no row has any.
+        q_logits: tensors [B, V], the transformed logits that drafts were drawn from, one for each position at which any
+            row drew; drafts at positions beyond them were looked up. Entries beyond a row's draft length are ignored,
+            whatever they hold. Empty where no row drew any.
         draft_BK: int64 drafts; entries at or beyond a row's draft length are ignored.
         draft_length_B: int64 drafts of each row, 0 to K.
         seed_B: int64 row seeds.
@@ -155,7 +156,7 @@ def _accept_rows(
         is_drafted_B = draft_length_B > j
         if j < K:
             token_B = draft_BK[:, j]
-            q_BV = _proposal_law(q_logits[j] if q_logits else None, token_B, is_drafted_B, has_q_B, p_BV)
+            q_BV = _proposal_law(q_logits[j] if j < len(q_logits) else None, token_B, is_drafted_B, has_q_B, p_BV)
         else:
             q_BV = torch.zeros_like(p_BV)
         chance_B, residual_BV = judge_prefix(weight_B, p_BV, q_BV)
