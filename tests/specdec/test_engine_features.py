@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import CONTEXT, PATHS, VOCAB, engine, perturbed, tiny_model
+from tiny import CONTEXT, NO_MEMORY, PATHS, VOCAB, MixedPolicy, Scarce, engine, longer_than, perturbed, tiny_model
 from twin import Rows, full_twin, run, tokens
 
 from specbatch.schemas.errors import SpecbatchError
 from specbatch.schemas.sampling import SamplingParams
 from specbatch.specdec.forward.paging import PAGE_SIZE
+from specbatch.specdec.rounds import settling
 from specbatch.specdec.rows.prefix import MIN_SHARED_TOKENS
 
 
@@ -209,27 +210,12 @@ def test_a_row_that_fits_nowhere_is_an_error_row(target: Any, path: str) -> None
     assert [output.error_code for output in outputs] == [None, "ROW_MEMORY", None]
 
 
-class Scarce:
-    """A decoder whose forwards fail now and then for want of memory, as an allocator says it."""
-
-    def __init__(self, decoder: Any, max_tokens: int) -> None:
-        self._run, self._max_tokens = decoder.run, max_tokens
-        self.num_failures = 0
-        decoder.run = self.run
-
-    def run(self, feed: Any, keep: Any) -> torch.Tensor:
-        if len(feed.token_M) > self._max_tokens:
-            self.num_failures += 1
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
-        logits: torch.Tensor = self._run(feed, keep)
-        return logits
-
-
 @pytest.mark.parametrize("path", PATHS)
-def test_when_memory_runs_out_fewer_rows_go_on(target: Any, draft: Any, rows: Rows, path: str) -> None:
+@pytest.mark.parametrize("starved", ["target", "draft"])
+def test_when_memory_runs_out_fewer_rows_go_on(target: Any, draft: Any, rows: Rows, path: str, starved: str) -> None:
     short = [(ids[:6], params) for ids, params in rows]
     subject = engine(target, draft, k=3, batch=8, path=path)
-    scarce = Scarce(subject._batch.target, 9)
+    scarce = Scarce(getattr(subject._batch, starved), longer_than(9))
     outputs = subject.generate([ids for ids, _ in short], [params for _, params in short])
     assert tokens(outputs) == [(t.token_ids, t.finish_reason) for t in full_twin(target, short, path=path)]
     assert scarce.num_failures > 0
@@ -237,9 +223,28 @@ def test_when_memory_runs_out_fewer_rows_go_on(target: Any, draft: Any, rows: Ro
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_a_prompt_is_read_again_where_memory_fails_behind_it(
+    target: Any, draft: Any, rows: Rows, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawing the first tokens takes memory too, and what they are drawn from is gone when that fails."""
+    draw, num_failures = settling.draw_target, 0
+
+    def scarce(*args: Any, **kwargs: Any) -> Any:
+        nonlocal num_failures
+        if num_failures < 2:
+            num_failures += 1
+            raise RuntimeError(NO_MEMORY)
+        return draw(*args, **kwargs)
+
+    monkeypatch.setattr(settling, "draw_target", scarce)
+    outputs = run(rows, target, draft, k=3, batch=8, path=path)
+    assert tokens(outputs) == [(t.token_ids, t.finish_reason) for t in full_twin(target, rows, path=path)]
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_memory_that_does_not_do_for_one_row_is_that_rows_error(target: Any, path: str) -> None:
     subject = engine(target, batch=4, path=path)
-    Scarce(subject._batch.target, 20)
+    Scarce(subject._batch.target, longer_than(20))
     outputs = subject.generate([[1, 2], [3] * 40, [4]], SamplingParams(max_new_tokens=8))
     assert [output.error_code for output in outputs] == [None, "ROW_MEMORY", None]
 
@@ -372,6 +377,19 @@ def test_the_distribution_coupling_is_greedy_where_the_row_is(
     ]
     outputs = run(greedy, target, draft, k=k, batch=3, path=path, coupling="distribution")
     assert tokens(outputs) == [(t.token_ids, t.finish_reason) for t in full_twin(target, greedy, path=path)]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_drafts_that_were_looked_up_may_be_more_than_those_that_were_drawn(target: Any, draft: Any, path: str) -> None:
+    """In one round of the distribution coupling: one draft for some rows, many from the suffix index for others."""
+    prompts = [[5, 6, 7] * 6, *([n, 3] for n in range(9))]
+    greedy: Rows = [(ids, SamplingParams(max_new_tokens=24)) for ids in prompts]
+    policy = MixedPolicy(6)
+    outputs = run(greedy, target, draft, k=policy, batch=10, path=path, has_suffix=True, coupling="distribution")
+    assert tokens(outputs) == [(t.token_ids, t.finish_reason) for t in full_twin(target, greedy, path=path)]
+    longest = [len(output.stats.draft_length_histogram) - 1 for output in outputs]
+    assert max(longest) > 1
+    assert sum(output.stats.num_accepted_draft_tokens for output in outputs) > 0
 
 
 def test_the_distribution_coupling_accepts_all_of_a_draft_that_is_the_target(target: Any, rows: Rows) -> None:

@@ -4,6 +4,8 @@ One chunk per step, so that rows that decode never wait for a long prompt, and r
 rides along in the forward that scores the step's round, which saves a pass over the weights; where no row decodes, or
 the round is one of those that measure plain decoding, it is fed alone. The row whose prompt ends in the chunk says its
 first token: a plain step.
+
+Shape letters: B rows of the chunk, N positions whose logits are kept, V vocabulary.
 """
 
 from __future__ import annotations
@@ -97,11 +99,15 @@ def read_chunk(batch: Batch, chunk: Chunk) -> list[SequenceOutput]:
 
 
 def follow_chunk(batch: Batch, chunk: Chunk) -> None:
-    """Behind the target's forward: book what it has read, and let the draft read it too, if it is in use."""
-    batch.slots.target_kv_S[chunk.row_B] += chunk.count_B
+    """Behind the target's forward: let the draft read it too, if it is in use; then book what the target has read.
+
+    Until a row's first token is committed memory may run out, and the logits are gone then. So the draft reads first,
+    and a row whose prompt ends in the chunk is booked with that token: where something fails before, it is read again.
+    """
     if batch.draft is not None and batch.policy.wants_draft:
         with batch.clock.timed("prefill"):
             feed_draft(batch, batch.draft, chunk.row_B, chunk.start_B + chunk.count_B)
+    batch.slots.target_kv_S[chunk.row_B] += np.where(chunk.is_done_B, 0, chunk.count_B)
 
 
 def feed_draft(batch: Batch, draft: Decoder, row_B: IntArray, end_B: IntArray) -> int:
