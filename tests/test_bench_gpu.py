@@ -171,10 +171,8 @@ def a_round(seconds: float, num_tokens: int, drafts_B: list[int], matched_B: lis
     """One of two rows, all of whose drafts are the draft model's; without ``measured`` a graph was captured."""
     drafts = np.array(drafts_B)
     measure = RoundMeasure(
-        num_rows=2,
         num_scored=2 + int(drafts.sum()),
         num_draft_steps=int(drafts.max()),
-        num_model_rows=int((drafts > 0).sum()),
         propose_seconds=0.0,
         score_seconds=seconds,
         other_seconds=0.0,

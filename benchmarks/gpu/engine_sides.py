@@ -18,8 +18,9 @@ from gpu.models import Pair, tokenizer
 from gpu.roof import synchronize
 from specbatch.schemas.sampling import SamplingParams
 from specbatch.specdec import Engine
+from specbatch.specdec.models.memory import AUTO_DRAFT_LENGTH
 from specbatch.specdec.output import SequenceOutput
-from specbatch.specdec.policy.controller import MAX_AUTO_DRAFT_LENGTH, make_policy
+from specbatch.specdec.policy.controller import make_policy
 from specbatch.specdec.rounds import prefill
 
 _FILL_CHUNK_TOKENS = 8192
@@ -72,7 +73,7 @@ def room_tokens(side: str, prompt_tokens: int, new_tokens: int, rounds: int) -> 
     """
     base = side.removesuffix(plan.UNCAPTURED)
     if base in (plan.AUTO, plan.AUTO_MODEL):
-        most_drafts = MAX_AUTO_DRAFT_LENGTH
+        most_drafts = AUTO_DRAFT_LENGTH
     else:
         most_drafts = 0 if base == plan.PLAIN else int(base.removeprefix("K="))
     fill_rounds = -(-prompt_tokens // _FILL_CHUNK_TOKENS)

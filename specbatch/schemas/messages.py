@@ -139,7 +139,8 @@ class RoundBlock:
 
     Plain rounds here are those drawn by the hash of the round number in a job that may speculate; spec rounds are all
     others, whatever K was chosen. Without speculation every round is plain and ``num_spec_rounds`` is 0. Mixed rounds
-    are those in whose forward prompts were read too; they count for throughput and are compared with nothing.
+    are those in whose forward prompts were read too, and those in which a graph was captured; they count for throughput
+    and are compared with nothing.
 
     Entry k of ``draft_length_histogram`` counts the rows that proposed k drafts in a round, entry 0 those that took
     part plainly; ``num_accepted_draft_tokens`` of these drafts were committed.

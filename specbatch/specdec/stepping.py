@@ -1,6 +1,8 @@
 """One step of the engine: rows come in, prompts are read, a round is decoded or landed, what has ended goes out.
 
 What has ended is kept at once, so that nothing is lost if a later part of the step runs out of memory.
+
+Shape letters: B rows.
 """
 
 from __future__ import annotations
@@ -148,7 +150,9 @@ class Stepper:
         is_plain = is_plain_round(batch, self._round_number)
         has_room = paged_admission.has_room_ahead(batch, batch.pages)
         may_admit = bool(self._queue) and paged_admission.is_time_to_admit(batch, self.max_rows)
-        self._book(ahead.follow(is_plain, len(self._queue), may_admit=may_admit, has_room=has_room))
+        result, surprised = ahead.follow(is_plain, len(self._queue), may_admit=may_admit, has_room=has_room)
+        self._book(result)
+        ahead.undo(surprised)
         self._round_number += ahead.is_flying
 
     def _book(self, result: RoundResult | None) -> None:
@@ -159,7 +163,7 @@ class Stepper:
             is_mixed=result.is_mixed,
             seconds=result.seconds,
             num_tokens=result.num_tokens,
-            draft_length_B=result.draft_length_B,
-            num_accepted_B=result.num_accepted_B,
+            draft_length_B=result.verdict.num_proposed_B,
+            num_accepted_B=result.verdict.num_accepted_B,
         )
         self._finished += self.selftest.trusted(result.finished)

@@ -134,10 +134,8 @@ class Machine:
         other = self.other_ms / 1000
         catch_up = (self.draft_ms + self.catch_up_ms * missing) / 1000 if missing else 0.0
         measure = RoundMeasure(
-            num_rows=B,
             num_scored=num_scored,
             num_draft_steps=num_steps,
-            num_model_rows=int(is_model_B.sum()),
             propose_seconds=propose * noise[0],
             score_seconds=score * noise[1],
             other_seconds=other * noise[2],

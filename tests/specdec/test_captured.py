@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import CONTEXT, VARIANTS, VOCAB, decoder, engine, perturbed, tiny_model
+from tiny import CONTEXT, VARIANTS, VOCAB, MixedPolicy, Scarce, decoder, engine, perturbed, tiny_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from twin import Rows, WholePrefix, full_twin, run, tokens
@@ -26,9 +27,9 @@ from specbatch.specdec.forward.generic_paged import LOOKS_INTO_TENSORS
 from specbatch.specdec.kernels import interface
 from specbatch.specdec.models.families import FAMILIES
 from specbatch.specdec.policy.buckets import bucket_of
-from specbatch.specdec.policy.controller import AdaptivePolicy, FixedPolicy, RoundPlan, RoundView
+from specbatch.specdec.policy.controller import AdaptivePolicy, FixedPolicy, RoundMeasure, RoundPlan, RoundView
 from specbatch.specdec.rounds import ahead as ahead_module
-from specbatch.specdec.rounds import graphs
+from specbatch.specdec.rounds import graphs, static_round
 from specbatch.specdec.rounds.ahead import BLIND_ROUNDS, Ahead, Airborne
 from specbatch.specdec.rounds.captured import CapturedRounds
 from specbatch.specdec.rounds.graphs import GraphBook
@@ -327,6 +328,107 @@ def test_where_the_host_decides_otherwise_the_round_under_way_is_left(
     assert tokens(outputs) == [(t.token_ids, t.finish_reason) for t in expected]
     for output, twin in zip(outputs, expected, strict=True):
         np.testing.assert_allclose(output.logprobs, twin.logprobs, atol=1e-5)
+
+
+def test_where_memory_fails_behind_a_settled_round_nothing_is_lost_and_no_key_is_wrong(
+    target: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every fifth token the device gets wrong and the host right, so that rows get on further than the device thinks.
+
+    A forward mends what was written meanwhile. Memory runs out in it once where a row has just ended, and once more.
+    """
+    draw_target, settle_draws = static_round.draw_target, ahead_module.settle_draws
+    has_ended, mends = [False], []
+
+    def drawn_wrongly(logits_NV: Tensor, positions: Any, *args: Any, **kwargs: Any) -> Any:
+        draw = draw_target(logits_NV, positions, *args, **kwargs)
+        is_wrong_N = positions.index_N % 5 == 2
+        wrong_N = torch.where(is_wrong_N, (draw.token_N + 1) % VOCAB, draw.token_N)
+        return replace(draw, token_N=wrong_N, is_known_N=~is_wrong_N)
+
+    def settled(*args: Any) -> Any:
+        settled = settle_draws(*args)
+        has_ended.append(bool(settled.finished))
+        return settled
+
+    def fails(feed: Any, keep: Any) -> bool:
+        """Nothing else keeps no logits here."""
+        if len(keep) or has_ended[-1] in mends:
+            return False
+        mends.append(has_ended[-1])
+        return True
+
+    monkeypatch.setattr(static_round, "draw_target", drawn_wrongly)
+    monkeypatch.setattr(ahead_module, "settle_draws", settled)
+    subject = engine(target, target, k=3, batch=8, path="ahead")
+    Scarce(subject._batch.target, fails)
+    rows: Rows = [
+        ([n, 7], SamplingParams(max_new_tokens=30 - 2 * n, temperature=0.9, top_p=0.9, seed=n)) for n in range(12)
+    ]
+    for number, (ids, params) in enumerate(rows):
+        subject.submit(number, ids, params)
+    outputs = []
+    while subject.num_active or subject.num_queued:
+        outputs += subject.step()
+    assert sorted(mends) == [False, True]
+    outputs.sort(key=lambda output: int(str(output.key)))
+    assert tokens(outputs) == [(t.token_ids, t.finish_reason) for t in full_twin(target, rows, path="lean")]
+
+
+def test_the_draft_takes_no_steps_for_drafts_that_are_looked_up(
+    target: Any, draft: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor are they counted as steps: the policy would think that one costs many times less, or more."""
+    subject = engine(target, draft, k=MixedPolicy(6), batch=3, path="captured", has_suffix=True)
+    forward, propose = subject._batch.draft.forward, StaticRound.propose  # type: ignore[union-attr]
+    num_forwards, proposed, rounds = 0, [], []
+
+    def forward_counted(*args: Any) -> Tensor:
+        nonlocal num_forwards
+        num_forwards += 1
+        logits: Tensor = forward(*args)
+        return logits
+
+    def propose_counted(self: StaticRound, *args: Any) -> None:
+        before = num_forwards
+        propose(self, *args)
+        proposed.append(num_forwards - before)
+
+    def observed(measure: RoundMeasure) -> None:
+        if proposed:  # by a round of fixed shape
+            rounds.append((proposed.pop(), measure.num_draft_steps, int(measure.draft_length_B.max())))
+
+    monkeypatch.setattr(subject._batch.draft, "forward", forward_counted)
+    monkeypatch.setattr(StaticRound, "propose", propose_counted)
+    monkeypatch.setattr(subject._batch.policy, "observe", observed)
+    subject.generate([[5, 6, 7] * 6, [1, 2], [3]], SamplingParams(max_new_tokens=40))
+    assert any(longest > 1 for _, _, longest in rounds), "some row must have more drafts, looked up, beside the draft's"
+    assert {(taken, counted) for taken, counted, _ in rounds} == {(1, 1)}
+
+
+def test_a_round_whose_rows_were_all_cancelled_is_not_measured(
+    target: Any, draft: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = engine(target, draft, k=2, batch=2, path="ahead")
+    measured: list[RoundMeasure] = []
+    logged: list[int] = []
+    monkeypatch.setattr(subject._batch.policy, "observe", measured.append)
+    monkeypatch.setattr(subject._stepper.log, "add", lambda **what: logged.append(what["num_tokens"]))
+    subject.submit(0, [1, 2], SamplingParams(max_new_tokens=40))
+    for _ in range(4):
+        subject.step()
+    assert subject._stepper.is_flying
+    subject.cancel_all()
+    subject.submit(1, [9, 9], PLAIN)
+    outputs = []
+    while subject.num_active or subject.num_queued:
+        outputs += subject.step()
+    assert tokens(outputs) == [
+        (t.token_ids, t.finish_reason) for t in full_twin(target, [([9, 9], PLAIN)], path="lean")
+    ]
+    assert len(measured) == len(logged) > 2
+    assert min(logged) > 0
+    assert all(len(measure.draft_length_B) == 1 for measure in measured)
 
 
 def test_rows_may_be_cancelled_while_a_round_is_under_way(target: Any, draft: Any) -> None:

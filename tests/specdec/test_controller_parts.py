@@ -32,10 +32,8 @@ def view(reached_BK: np.ndarray, accepted_BK: np.ndarray) -> RoundView:
 def measure(draft_length_B: list[int], matched_B: list[int], *, match: int = 0, is_model: bool = True) -> RoundMeasure:
     length_B = np.array(draft_length_B)
     return RoundMeasure(
-        num_rows=len(length_B),
         num_scored=len(length_B) + int(length_B.sum()),
         num_draft_steps=int(length_B.max()) if is_model else 0,
-        num_model_rows=int((length_B > 0).sum()) if is_model else 0,
         propose_seconds=0.001,
         score_seconds=0.02,
         other_seconds=0.001,

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 AUTO_MAX_ROWS: Mapping[str, int] = {"cpu": 32, "cuda": 256}
 """Most rows that ``auto`` puts in flight; behind some 32 rows a CPU is bound by arithmetic, and more gain nothing."""
 AUTO_DRAFT_LENGTH = 8
-"""Drafts per row and round that room is kept for where K is chosen by measurement."""
+"""Most drafts per row and round where K is chosen by measurement, and what room is kept for. More would pay only for
+one or two rows with drafts that are almost always right."""
 EXPECTED_PROMPT_TOKENS = 256
 """Length of a prompt where nothing is known about the prompts."""
 TYPICAL_ROW_TOKENS = 1024

@@ -33,7 +33,7 @@ from specbatch.specdec.policy.probe import (
 )
 from specbatch.specdec.policy.step_times import FloatArray, StepTimes
 from specbatch.specdec.policy.survival import ModelSurvival, SuffixSurvival
-from specbatch.specdec.policy.types import RoundMeasure, RoundPlan, RoundView
+from specbatch.specdec.policy.types import STEADY_LACK, RoundMeasure, RoundPlan, RoundView
 
 # Drafts must promise so much more than plain decoding: in doubt the simpler way.
 _PLAIN_ADVANTAGE = 1.01
@@ -46,8 +46,6 @@ _PROFILE_NOISE = 0.05
 # what is not known well is taken to be better than it seems, by so many standard deviations.
 _EARLY_ROUNDS = 20
 _EARLY_OPTIMISM = 1.0
-# What the draft model's cache lacks while it is in use is fed with the next draft step and costs nothing of its own.
-_STEADY_LACKING = 2
 # Rounds over which feeding a row has to pay: rows last for a hundred or more, but some are near their end.
 _CATCH_UP_ROUNDS = 32
 # The memory of the draft model may go after so many rounds and looks in vain while there were rows to fill it with.
@@ -196,7 +194,7 @@ class AdaptivePolicy:
 
     def _catch_up_seconds(self, view: RoundView) -> FloatArray:
         """Float64 [B]: feeding each row to the draft model, at the price per token of feeding all that is lacking."""
-        lacking_B = np.where(view.lacking_B > _STEADY_LACKING, view.lacking_B, 0)
+        lacking_B = np.where(view.lacking_B > STEADY_LACK, view.lacking_B, 0)
         num_lacking = int(lacking_B.sum())
         # A forward over many tokens of one row costs about what one over as many rows does, until it has been seen.
         times = self._catch_up if self._catch_up.is_known else self._draft_step

@@ -14,12 +14,13 @@ import numpy as np
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.sampling import MAX_DRAFT_LENGTH
+from specbatch.specdec.models.memory import AUTO_DRAFT_LENGTH
 from specbatch.specdec.policy.auto import AdaptivePolicy
-from specbatch.specdec.policy.types import OWN_MATCH, Policy, RoundMeasure, RoundPlan, RoundView
+from specbatch.specdec.policy.types import OWN_MATCH, STEADY_LACK, Policy, RoundMeasure, RoundPlan, RoundView
 
 __all__ = [
-    "MAX_AUTO_DRAFT_LENGTH",
     "OWN_MATCH",
+    "STEADY_LACK",
     "AdaptivePolicy",
     "FixedPolicy",
     "Policy",
@@ -28,9 +29,6 @@ __all__ = [
     "RoundView",
     "make_policy",
 ]
-
-# Longer drafts pay only for one or two rows with drafts that are almost always right, and every slot reserves the room.
-MAX_AUTO_DRAFT_LENGTH = 8
 
 
 class FixedPolicy:
@@ -95,5 +93,5 @@ def make_policy(speculation: int | Literal["auto", "off"], *, has_draft: bool, h
     if speculation == "off" or not (has_draft or has_suffix):
         return FixedPolicy(0)
     if speculation == "auto":
-        return AdaptivePolicy(MAX_AUTO_DRAFT_LENGTH, has_draft=has_draft, has_suffix=has_suffix)
+        return AdaptivePolicy(AUTO_DRAFT_LENGTH, has_draft=has_draft, has_suffix=has_suffix)
     return FixedPolicy(speculation, has_draft=has_draft, has_suffix=has_suffix)

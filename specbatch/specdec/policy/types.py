@@ -11,6 +11,10 @@ from typing import Protocol
 
 from specbatch.specdec.accept import BoolArray, IntArray
 
+STEADY_LACK = 2
+"""Tokens that the draft model's cache lacks at most behind a round that used it: one where a draft was refused, two
+where all were accepted. They are fed with the next draft step and cost nothing of their own."""
+
 OWN_MATCH = 32
 """Added to the length of a match in the row's own text; no match is longer than this."""
 
@@ -20,10 +24,10 @@ class RoundView:
     """What a policy may look at before a round. Arrays are int64.
 
     Attributes:
-        room_B: most drafts that the row may have, clipped by its end and by the scoring window.
+        room_B: most drafts that the row may have, as many as it may still say behind the round's own token.
         draft_room_B: the same for the draft model, whose context may be shorter; 0 where there is none.
-        lacking_B: committed tokens that the draft model's cache lacks: 1 or 2 while it is used, many after a stretch
-            without it.
+        lacking_B: committed tokens that the draft model's cache lacks: up to ``STEADY_LACK`` while it is used, many
+            after a stretch without it.
         reached_BK, accepted_BK: how often the row's proposals of the draft model at a position were reached (all before
             them accepted) and accepted, over the row's life.
         match_B: length of the context that the suffix index found again, 0 for none; ``OWN_MATCH`` more where it was
@@ -51,14 +55,19 @@ class RoundPlan:
     draft_length_B: IntArray
     is_model_B: BoolArray
 
+    @property
+    def num_draft_steps(self) -> int:
+        """Forwards of the draft model: the largest K of its rows, however many drafts others look up."""
+        return int(self.draft_length_B[self.is_model_B].max(initial=0))
+
 
 @dataclass(frozen=True, slots=True)
 class RoundMeasure:
     """What one round cost and gave.
 
     Attributes:
-        num_rows: rows in flight. num_scored: tokens of the target's forward: each row's drafts and one, and prompts.
-        num_draft_steps: forwards of the draft model, the largest K of its rows. num_model_rows: how many those are.
+        num_scored: tokens of the target's forward: each row's drafts and one, and prompts.
+        num_draft_steps: forwards of the draft model, the largest K of its rows.
         propose_seconds, score_seconds: the two models. other_seconds: what surrounds them.
         catch_up_seconds, num_catch_up_tokens: feeding the draft model what it had missed; a price of coming back to it,
             not of a round.
@@ -66,10 +75,8 @@ class RoundMeasure:
         is_model_B, match_B: whose drafts they were, and the length of the match if they were the suffix index's.
     """
 
-    num_rows: int
     num_scored: int
     num_draft_steps: int
-    num_model_rows: int
     propose_seconds: float
     score_seconds: float
     other_seconds: float
@@ -79,6 +86,16 @@ class RoundMeasure:
     matched_B: IntArray
     is_model_B: BoolArray
     match_B: IntArray
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in flight."""
+        return len(self.draft_length_B)
+
+    @property
+    def num_model_rows(self) -> int:
+        """Rows for which the draft model proposed."""
+        return int((self.is_model_B & (self.draft_length_B > 0)).sum())
 
     @property
     def seconds(self) -> float:

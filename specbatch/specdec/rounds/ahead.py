@@ -51,6 +51,8 @@ class Surprised:
     device_length_B: IntArray
 
 
+_NOBODY = Surprised(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+
 BLIND_ROUNDS = 4
 """Rounds that may go ahead without a look into the suffix index, while it has had nothing that was worth a draft."""
 
@@ -88,25 +90,51 @@ class Ahead:
             return None
         return self._settle(airborne)[0]
 
-    def follow(self, is_plain: bool, num_waiting: int, *, may_admit: bool, has_room: bool) -> RoundResult:
+    def follow(
+        self, is_plain: bool, num_waiting: int, *, may_admit: bool, has_room: bool
+    ) -> tuple[RoundResult | None, Surprised]:
         """Land the round under way, the next one launched before if that is possible.
 
         Args:
             is_plain: the next round is decoded plainly. may_admit: rows that wait could come in first.
             has_room: all rows have pages for two rounds more.
+
+        Returns:
+            what the round did, None where all its rows were cancelled meanwhile; and what to ``undo`` once it is kept.
         """
         landing, self._airborne = self._airborne, None
         assert landing is not None
+        if not self._is_there(landing.flight).any():
+            return None, _NOBODY
         plan = self._plan_behind(landing, is_plain, num_waiting, may_admit=may_admit) if has_room else None
         if plan is not None:
             self._airborne = self._launch(landing.flight.row_B, plan, None, is_plain, (0, 0.0), landing)
         result, surprised = self._settle(landing)
-        if self._airborne is not None and len(surprised.row_B):
-            self._airborne = None
-            self._undo(surprised)
-        elif self._airborne is not None and not self._is_there(self._airborne.flight).any():
+        if self._airborne is not None and not self._is_there(self._airborne.flight).any():
             self._airborne = None  # every row has ended: what is under way is of no use
-        return result
+        return result, surprised
+
+    def undo(self, surprised: Surprised) -> None:
+        """Leave the round under way to itself where rows do not stand as it believes; what it spoils is read again.
+
+        It writes behind where the device believed rows to stand, and a row whose token the host has decided may have
+        got on further than that. Should memory run out here, such a row is read again like a prompt.
+        """
+        if self._airborne is None or not len(surprised.row_B):
+            return
+        self._airborne = None
+        batch, row_B, length_B = self._batch, surprised.row_B, surprised.device_length_B
+        slots = batch.slots
+        slots.draft_kv_S[row_B] = np.minimum(slots.draft_kv_S[row_B], length_B - 1)
+        is_further_B = slots.length_S[row_B] > length_B
+        if is_further_B.any():
+            row_B, start_B = row_B[is_further_B], length_B[is_further_B] - 1
+            end_B = slots.length_S[row_B] - 1
+            slots.target_kv_S[row_B], slots.is_begun_S[row_B] = start_B, False
+            with batch.clock.timed("score"):
+                layout = batch.layout(row_B, start_B, end_B - start_B)
+                batch.target.run(batch.feed(layout), np.zeros(0, dtype=np.int64))
+            slots.target_kv_S[row_B], slots.is_begun_S[row_B] = end_B, True
 
     def forget(self) -> None:
         """Leave the round under way to itself; the rows stand where they stood before it."""
@@ -162,21 +190,6 @@ class Ahead:
         flight = self.captured.launch(row_B, plan, looked_up, before, self._is_there(before))
         return Airborne(flight, looked_up, is_plain, *caught_up, launched, follows.num_blind + 1)
 
-    def _undo(self, surprised: Surprised) -> None:
-        """The round under way writes behind where the device believed rows to stand; what is known there is read again.
-
-        A row whose token the host has decided may have got on further than the device thought.
-        """
-        batch, row_B, length_B = self._batch, surprised.row_B, surprised.device_length_B
-        slots = batch.slots
-        slots.draft_kv_S[row_B] = np.minimum(slots.draft_kv_S[row_B], length_B - 1)
-        is_further_B = slots.length_S[row_B] > length_B
-        if is_further_B.any():
-            row_B, start_B = row_B[is_further_B], length_B[is_further_B] - 1
-            with batch.clock.timed("score"):
-                layout = batch.layout(row_B, start_B, slots.length_S[row_B] - 1 - start_B)
-                batch.target.run(batch.feed(layout), np.zeros(0, dtype=np.int64))
-
     def _settle(self, airborne: Airborne) -> tuple[RoundResult, Surprised]:
         """Wait for a round, commit what it brought, and keep the books.
 
@@ -203,15 +216,10 @@ class Ahead:
         surprised = Surprised(row_B[is_other_B], device_length_B[is_other_B])
         # Where another round is under way, what the host does here is part of that one's time, and not counted twice.
         verdict, elapsed = settled.verdict, (now if follower is not None else time.perf_counter()) - began
-        plan = flight.plan
-        is_model_B = proposals.is_model_B
-        num_model_rows = int(is_model_B.sum())
         measure = RoundMeasure(
-            num_rows=len(row_B),
             num_scored=len(row_B) + int(proposals.draft_length_B.sum()),
             # The steps that were launched; rows that turned out to have no room make fewer of use.
-            num_draft_steps=int(plan.draft_length_B[plan.is_model_B].max(initial=0)) if num_model_rows else 0,
-            num_model_rows=num_model_rows,
+            num_draft_steps=flight.plan.num_draft_steps if proposals.is_model_B.any() else 0,
             propose_seconds=propose_seconds,
             score_seconds=score_seconds,
             other_seconds=max(elapsed - propose_seconds - score_seconds, 0.0),
@@ -219,7 +227,7 @@ class Ahead:
             num_catch_up_tokens=airborne.num_caught_up,
             draft_length_B=verdict.num_proposed_B,
             matched_B=verdict.num_accepted_B,
-            is_model_B=is_model_B,
+            is_model_B=proposals.is_model_B,
             match_B=kind_of_match(airborne.looked_up, len(flight.row_B))[is_there_B],
         )
         # Capturing takes the host long, the next round's as well; that says nothing about rounds.
@@ -230,10 +238,9 @@ class Ahead:
             finished=settled.finished,
             num_tokens=int(verdict.num_committed_B.sum()),
             is_plain=airborne.is_plain,
-            is_mixed=not is_usual,  # compared with nothing, like rounds with prompts in them
+            is_mixed=not is_usual,
             seconds=elapsed + airborne.catch_up_seconds,
-            draft_length_B=verdict.num_proposed_B,
-            num_accepted_B=verdict.num_accepted_B,
+            verdict=verdict,
         )
         return result, surprised
 

@@ -28,8 +28,9 @@ from specbatch.specdec.forward.feed import Decoder
 from specbatch.specdec.forward.generic_paged import PagedGenericDecoder
 from specbatch.specdec.forward.lean_paged import PagedLeanDecoder
 from specbatch.specdec.forward.paged_memory import Pages
+from specbatch.specdec.models.memory import AUTO_DRAFT_LENGTH
 from specbatch.specdec.policy.buckets import bucket_of
-from specbatch.specdec.policy.controller import MAX_AUTO_DRAFT_LENGTH, RoundPlan
+from specbatch.specdec.policy.controller import STEADY_LACK, RoundPlan
 from specbatch.specdec.rounds.graphs import GraphBook
 from specbatch.specdec.rounds.settling import Draws, Proposals, is_open
 from specbatch.specdec.rounds.static_round import StaticRound
@@ -39,7 +40,6 @@ from specbatch.specdec.sampling.static import StaticSampling, kind_of
 from specbatch.specdec.sampling.tensors import SamplingTensors
 
 _LEAST_KEYS = 512
-_STEADY_LACK = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class CapturedRounds:
         self._pages: Pages = batch.pages
         self._book = GraphBook(batch.device)
         self._addresses: tuple[int, ...] = ()
-        most_drafts = max(batch.policy.max_draft_length, MAX_AUTO_DRAFT_LENGTH)  # the profile tries all that auto may
+        most_drafts = max(batch.policy.max_draft_length, AUTO_DRAFT_LENGTH)  # the profile tries all that auto may
         self._tensors = RoundTensors(max_rows, most_drafts, batch.device)
 
     @staticmethod
@@ -104,7 +104,7 @@ class CapturedRounds:
             self.fits(self._batch)
             and StaticSampling.can_hold(self._batch.sampling(row_B))
             and slots.stop_SX.shape[1] <= MAX_STOP_IDS
-            and (lacking_B[uses_model_B] <= _STEADY_LACK).all()
+            and (lacking_B[uses_model_B] <= STEADY_LACK).all()
         )
 
     def launch(
@@ -135,9 +135,9 @@ class CapturedRounds:
             self._tensors.go_on(field_BC)
         sampling = batch.sampling(row_B) if follows is None else follows.sampling
         num_tokens = min(bucket_of(int((plan.draft_length_B + 1)[wanted_B].sum())), bucket * (K + 1))
-        uses_model = bool((plan.is_model_B & (plan.draft_length_B > 0)).any())
         num_captured, events = self._book.num_captured, self._events()
-        result = self._run(bucket, K, num_tokens, self._max_keys(row_B[wanted_B]), sampling, events, uses_model)
+        max_keys = self._max_keys(row_B[wanted_B])
+        result = self._run(bucket, K, plan.num_draft_steps, num_tokens, max_keys, sampling, events)
         host = self._tensors.bring(result[:B])
         _record(events, 3)
         opened_B = np.array([batch.slots.opened[int(slot)] for slot in row_B]) if follows is None else follows.opened_B
@@ -155,11 +155,11 @@ class CapturedRounds:
         sampling = SamplingTensors.from_params([none] * bucket, [()] * bucket, batch.device, batch.target.vocab_size)
         num_tokens = min(bucket_of(num_rows * (num_drafts + 1)), bucket * (num_drafts + 1))
         self._tensors.begin_none(bucket)
-        max_keys, uses_model = self._max_keys(np.zeros(0, dtype=np.int64)), batch.draft is not None and num_drafts > 0
+        max_keys, num_steps = self._max_keys(np.zeros(0, dtype=np.int64)), num_drafts if batch.draft is not None else 0
         found = []
         for _ in range(3):
             events, started = self._events(), time.perf_counter()
-            self._run(bucket, num_drafts, num_tokens, max_keys, sampling, events, uses_model)
+            self._run(bucket, num_drafts, num_steps, num_tokens, max_keys, sampling, events)
             if events is None:
                 found.append((0.0, time.perf_counter() - started))
                 continue
@@ -183,13 +183,18 @@ class CapturedRounds:
         self,
         num_rows: int,
         num_drafts: int,
+        num_steps: int,
         num_tokens: int,
         max_keys: int,
         sampling: SamplingTensors,
         events: tuple[Any, ...] | None,
-        uses_model: bool,
     ) -> Tensor:
-        """Launch the two halves of a round on the static tensors; returns what ``StaticRound.score`` does."""
+        """Launch the two halves of a round on the static tensors; returns what ``StaticRound.score`` does.
+
+        Args:
+            num_drafts: K of the round. num_steps: of the draft model, whose rows may have fewer drafts than those of
+                others that were looked up.
+        """
         batch, tensors = self._batch, self._tensors
         static = StaticRound(
             field_BC=tensors.field_BC[:num_rows],
@@ -202,13 +207,13 @@ class CapturedRounds:
             epsilon=batch.epsilon,
             is_final=batch.target.is_invariant,
         )
-        shape = (num_rows, num_drafts, max_keys, kind_of(sampling))
+        kind = kind_of(sampling)
         target: Any = batch.target  # ``fits`` has seen what they are
         draft: Any = batch.draft
-        if uses_model:
-            self._book.run(("propose", *shape), lambda: static.propose(draft, num_drafts))
+        if num_steps:
+            self._book.run(("propose", num_rows, num_steps, max_keys, kind), lambda: static.propose(draft, num_steps))
         _record(events, 1)
-        score = ("score", num_tokens, *shape)
+        score = ("score", num_rows, num_drafts, num_tokens, max_keys, kind)
         result = self._book.run(score, lambda: static.score(target, draft, num_drafts, num_tokens))
         assert result is not None
         _record(events, 2)

@@ -14,7 +14,7 @@ from torch import Tensor
 from specbatch.specdec.accept import IntArray
 from specbatch.specdec.drafters.suffix import Proposal
 from specbatch.specdec.forward.feed import Decoder
-from specbatch.specdec.policy.controller import RoundMeasure, RoundPlan
+from specbatch.specdec.policy.controller import STEADY_LACK, RoundMeasure, RoundPlan
 from specbatch.specdec.rounds.ahead import Ahead
 from specbatch.specdec.rounds.log import is_plain_sample
 from specbatch.specdec.rounds.parts import RoundResult, kind_of_match, view
@@ -23,9 +23,6 @@ from specbatch.specdec.rounds.settling import Proposals, settle_and_commit
 from specbatch.specdec.rows.batch import Batch
 from specbatch.specdec.sampling.coupling import propose_token
 from specbatch.specdec.sampling.draw import draw_draft, transformed_logits
-
-_STEADY_LACK = 2
-"""Tokens that the draft's cache lacks behind a round: one where a draft was refused, two where all were accepted."""
 
 
 def may_ride(batch: Batch, round_number: int) -> bool:
@@ -78,13 +75,10 @@ def decode_round(
         settled = settle_and_commit(batch, all_B, proposals.among(row_B, all_B), logits_NV)
         verdict = settled.verdict.of(np.isin(all_B, row_B))
     elapsed, spent = time.perf_counter() - started, batch.clock.seconds - before
-    model_length_B = plan.draft_length_B[plan.is_model_B]
     batch.policy.observe(
         RoundMeasure(
-            num_rows=len(row_B),
             num_scored=len(row_B) + int(plan.draft_length_B.sum()) + num_riding,
-            num_draft_steps=int(model_length_B.max(initial=0)),
-            num_model_rows=int((model_length_B > 0).sum()),
+            num_draft_steps=plan.num_draft_steps,
             propose_seconds=spent.propose,
             score_seconds=spent.score,
             other_seconds=elapsed - spent.propose - spent.score - spent.prefill,
@@ -102,8 +96,7 @@ def decode_round(
         is_plain=is_plain,
         is_mixed=num_riding > 0,
         seconds=time.perf_counter() - started,
-        draft_length_B=verdict.num_proposed_B,
-        num_accepted_B=verdict.num_accepted_B,
+        verdict=verdict,
     )
 
 
@@ -119,7 +112,7 @@ def catch_up(batch: Batch, row_B: IntArray, plan: RoundPlan) -> int:
     """Feed the draft what it lacks where that is much, after a stretch without it; returns the tokens it read."""
     slots = batch.slots
     lacking_B = slots.length_S[row_B] - slots.draft_kv_S[row_B]
-    late = row_B[(lacking_B > _STEADY_LACK) & plan.is_model_B & (plan.draft_length_B > 0)]
+    late = row_B[(lacking_B > STEADY_LACK) & plan.is_model_B & (plan.draft_length_B > 0)]
     if batch.draft is None or not len(late):
         return 0
     with batch.clock.timed("prefill"):

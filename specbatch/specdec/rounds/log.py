@@ -3,7 +3,10 @@
 In a job that chooses its K, about one round in fifty is decoded plainly, drawn by a hash of the round's number and by
 nothing that the job does: so the plain rounds are a fair sample of the same rows at the same batch, and the speed-up in
 the report is a measurement. The text does not change: it does not depend on K. Rounds whose forward also reads prompts
-cost more for it; they are logged apart, and those drawn as plain never do.
+cost more for it, as do those in which a graph is captured; they are logged apart. Prompts never ride in a round that is
+drawn as plain.
+
+Shape letters: B rows.
 """
 
 from __future__ import annotations
@@ -48,9 +51,10 @@ class RoundLog:
         draft_length_B: IntArray,
         num_accepted_B: IntArray,
     ) -> None:
-        """Log one round with the tokens that it committed; one with prompts in it is compared with nothing.
+        """Log one round with the tokens that it committed.
 
         Args:
+            is_mixed: prompts were read too, or a graph was captured meanwhile: it is compared with nothing.
             draft_length_B: how many drafts each row proposed. num_accepted_B: how many of them were committed.
         """
         self._draft_lengths.append(draft_length_B)  # added up once for each block

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from specbatch.specdec.accept import IntArray
+from specbatch.specdec.accept import Commit, IntArray
 from specbatch.specdec.drafters.suffix import Proposal
 from specbatch.specdec.output import SequenceOutput
 from specbatch.specdec.policy.controller import OWN_MATCH, RoundView
@@ -18,9 +18,11 @@ from specbatch.specdec.rows.batch import Batch
 
 @dataclass(frozen=True, slots=True)
 class RoundResult:
-    """What a round did: rows that ended, tokens committed, whether it was plain, whether prompts rode along, how long.
+    """What a round did: rows that ended, tokens committed, whether it was plain, and how long it took.
 
-    ``draft_length_B`` and ``num_accepted_B`` are of the rows that were decoding before it.
+    Attributes:
+        is_mixed: compared with nothing, because prompts were read too or a graph was captured meanwhile.
+        verdict: of the rows that were decoding before it.
     """
 
     finished: list[SequenceOutput]
@@ -28,8 +30,7 @@ class RoundResult:
     is_plain: bool
     is_mixed: bool
     seconds: float
-    draft_length_B: IntArray
-    num_accepted_B: IntArray
+    verdict: Commit
 
 
 def view(batch: Batch, row_B: IntArray, looked_up: Proposal | None, num_waiting: int, num_riding: int) -> RoundView:

@@ -2,6 +2,8 @@
 
 The controller begins with these and replaces them by what the job's own rounds cost. The forwards run on free slots,
 whose contents mean nothing yet.
+
+Shape letters: B rows, M tokens of the forward.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import torch
 
 from specbatch.specdec.accept import IntArray
 from specbatch.specdec.forward.feed import GROUP_WIDTH, Decoder
+from specbatch.specdec.models.memory import AUTO_DRAFT_LENGTH
 from specbatch.specdec.rounds.captured import CapturedRounds
 from specbatch.specdec.rows.batch import Batch
 from specbatch.specdec.rows.overload import is_out_of_memory
@@ -21,7 +24,7 @@ _BUDGET_SECONDS = 0.25
 _CAPTURED_BUDGET_SECONDS = 3.0
 """A short job must not spend its time on looking forward to it; sizes that come too late are left out."""
 _TYPICAL_CONTEXT = 64
-_LARGEST_WINDOW = 9
+_LARGEST_WINDOW = AUTO_DRAFT_LENGTH + 1
 
 
 def profile(batch: Batch, max_rows: int) -> tuple[dict[int, float], dict[int, float]]:

@@ -3,6 +3,8 @@
 A row whose logits are not finite may have met damaged weights, or a device that has begun to lie; the two call for
 opposite answers. So one short prefix is evaluated alone when the engine is made, and again behind every such row. The
 shapes are the same, so the bits must be: where they differ, nothing that this device says can be trusted any more.
+
+Shape letters: T tokens of the prefix, V vocabulary.
 """
 
 from __future__ import annotations

@@ -99,8 +99,8 @@ class StaticRound:
     epsilon: float
     is_final: bool = False
 
-    def propose(self, draft: PagedDecoder, num_drafts: int) -> None:
-        """K steps of the draft for the rows that ask for it; the drafts go into the fields.
+    def propose(self, draft: PagedDecoder, num_steps: int) -> None:
+        """Steps of the draft for the rows that ask for it; the drafts go into the fields.
 
         The first step always feeds the last two committed tokens: one or both are what the draft's cache lacks, and to
         write the other again is cheaper than to ask.
@@ -110,7 +110,7 @@ class StaticRound:
         row_B = torch.arange(B, device=fields.device)
         draft_length_B = self.counted_drafts(draft)
         index_B = length_B - fields[:, Field.PROMPT_LENGTH]
-        for j in range(num_drafts):
+        for j in range(num_steps):
             is_fed_B = (draft_length_B > j) & (fields[:, Field.IS_MODEL] > 0)
             if j == 0:
                 token_BT, start_B = fields[:, Field.PREVIOUS : Field.LAST + 1], length_B - 2

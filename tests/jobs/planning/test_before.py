@@ -232,10 +232,8 @@ def test_the_sweep_goes_through_every_k_about_as_often() -> None:
         drafts = int(plan.draft_length_B.sum())
         policy.observe(
             RoundMeasure(
-                num_rows=2,
                 num_scored=2 + drafts,
                 num_draft_steps=drafts // 2,
-                num_model_rows=2 if drafts else 0,
                 propose_seconds=0.0,
                 score_seconds=0.01,
                 other_seconds=0.0,
