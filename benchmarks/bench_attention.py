@@ -23,10 +23,14 @@ import triton
 from torch import Tensor
 from torch.nn import functional
 
+from specbatch.specdec.forward.paging import PAGE_SIZE
 from specbatch.specdec.kernels.spans import Spans
 
-Q, H, D, PAGE = 32, 8, 128, 64
+Q, H, D = 32, 8, 128
 DTYPE = torch.bfloat16
+_BUSY_CYCLES = 2_000_000
+"""About a millisecond. The host takes longer to launch the kernel than the device to flush: without a wait behind the
+flush the device would idle between the two events, and Python would be timed."""
 
 
 def microseconds(run: Callable[[], object], repeats: int = 20) -> float:
@@ -37,6 +41,7 @@ def microseconds(run: Callable[[], object], repeats: int = 20) -> float:
     times = []
     for _ in range(repeats):
         flush.zero_()
+        torch.cuda._sleep(_BUSY_CYCLES)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         run()
@@ -55,12 +60,12 @@ def copy_bytes_per_microsecond() -> float:
 
 def rows(contexts: list[int], width: int) -> tuple[Tensor, Tensor, Tensor, Spans]:
     """Queries, pools and spans of rows that end behind these contexts, their pages in random order."""
-    num_pages = [-(-(context + width) // PAGE) for context in contexts]
+    num_pages = [-(-(context + width) // PAGE_SIZE) for context in contexts]
     order = torch.randperm(sum(num_pages), device="cuda").int() + 1
     table = torch.zeros(len(contexts), max(num_pages), dtype=torch.int32, device="cuda")
     for row, pages in enumerate(order.split(num_pages)):
         table[row, : len(pages)] = pages
-    key, value = (torch.randn(len(order) + 1, PAGE, H, D, dtype=DTYPE, device="cuda") for _ in range(2))
+    key, value = (torch.randn(len(order) + 1, PAGE_SIZE, H, D, dtype=DTYPE, device="cuda") for _ in range(2))
     query = torch.randn(len(contexts) * width, Q, D, dtype=DTYPE, device="cuda")
     start = torch.tensor(contexts, dtype=torch.int32, device="cuda")
     first = torch.arange(len(contexts), dtype=torch.int32, device="cuda") * width

@@ -101,7 +101,12 @@ def _two_best(value_X, token_X, second_X):
     return tl.where(has_nan, float("nan"), best), token, second
 
 
-@triton.jit(do_not_specialize=["num_tiles"])
+# The vectors of rows may be parts of others, which begin anywhere: without this, an odd number of rows in the middle of
+# a job would be compiled for.
+@triton.jit(
+    do_not_specialize=["num_tiles"],
+    do_not_specialize_on_alignment=["row_N", "index_N", "seed_B", "temperature_B"],
+)
 def draw_tiles_kernel(
     best_NT,
     second_NT,

@@ -30,6 +30,7 @@ def compiled(kernel: Any, constants: dict[str, Any], logits: str, num_warps: int
         (number,): [["tt.divisibility", 16]]
         for number, name in enumerate(kernel.arg_names)
         if signature[name].startswith("*") or name in ("logits_stride", "num_tokens")
+        if not kernel.params[number].do_not_specialize_on_alignment
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     options = {"num_warps": num_warps, "enable_fp_fusion": False}

@@ -15,6 +15,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from specbatch.specdec.forward.paging import PAGE_SIZE
 from specbatch.specdec.kernels.launch import SPLIT, tile_options
 from specbatch.specdec.kernels.paged_kernels import (
     FIND_WIDTH,
@@ -61,7 +62,7 @@ def compile_both(
         "SUMS": tl.float64 if sums == "fp64" else tl.float32,
     }  # fmt: skip
     constants = common | {
-        "GROUP": 4, "D": width, "BLOCK_D": block, "PAGE": 64, "SCALING": 0.1, "SOFTCAP": softcap,
+        "GROUP": 4, "D": width, "BLOCK_D": block, "PAGE": PAGE_SIZE, "SCALING": 0.1, "SOFTCAP": softcap,
         "WIDTH": FIND_WIDTH, "IS_FP8": pool == FP8,
     }  # fmt: skip
     options = tile_options(dtype, width, rows)

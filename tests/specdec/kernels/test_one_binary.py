@@ -114,6 +114,19 @@ def test_the_invariant_product(dtype: torch.dtype, most: int, binaries: dict[str
     assert {name: len(keys) for name, keys in binaries.items()} == {"invariant_linear_kernel": most}
 
 
+@pytest.mark.parametrize("is_random", [False, True])
+def test_the_draw(is_random: bool, binaries: dict[str, set[str]]) -> None:
+    """Rows, indices and parameters as the loop hands them over: parts of one tensor, of any number of rows."""
+    from specbatch.specdec.kernels.draw_kernels import TILE, launch_draw
+
+    for rows in (1, 2, 3, 16, 17):
+        logits = torch.zeros(rows, 2 * TILE, dtype=HALF)[:, : TILE + 9]
+        row, index, seed = torch.zeros(3 * rows, dtype=torch.int64).split(rows)
+        _, temperature = torch.zeros(2 * rows, dtype=torch.float64).split(rows)
+        launch_draw(logits, row, index, seed, temperature, is_random=is_random)
+    assert {name: len(keys) for name, keys in binaries.items()} == {"draw_tiles_kernel": 1, "fold_tiles_kernel": 1}
+
+
 def test_the_test_sees_a_second_binary(binaries: dict[str, set[str]]) -> None:
     """A stride of the pool is told to Triton: it is the same in all calls of a model."""
     from specbatch.specdec.kernels.paged_attention import paged_attention
