@@ -20,6 +20,7 @@ from specbatch.specdec.sampling import draw as draw_module
 from specbatch.specdec.sampling import transform, winner
 from specbatch.specdec.sampling.coupling import accept_block, propose_token
 from specbatch.specdec.sampling.draw import Draw, Positions, draw_draft, draw_target, logprobs_at, transformed_logits
+from specbatch.specdec.sampling.tensors import SamplingTensors
 
 MIXED = [
     {"temperature": 0.9},
@@ -186,3 +187,26 @@ def test_the_ledger_counts_what_a_draw_holds(
         draw_target(logits_NV, positions, given, 0.0, is_final=is_final)
     # What stands for each row beside its logits is not counted: it has no vocabulary.
     assert 4 * per_slice * vocab < held.most < BYTES_PER_SLICED_LOGIT * per_slice * vocab + 1000 * num_rows
+
+
+class Sent(TorchDispatchMode):
+    """How many tensors of the host were copied to another device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and not result.is_cpu:
+            self.count += any(isinstance(value, Tensor) and value.is_cpu for value in args)
+        return result
+
+
+def test_the_sampling_of_a_batch_crosses_in_one_copy_for_each_type() -> None:
+    """A device without memory stands for a GPU."""
+    plain = [SamplingParams(seed=n, temperature=0.8, top_p=0.9, repetition_penalty=1.1) for n in range(9)]
+    tables = SamplingParams(min_new_tokens=2, forced_token_ids=(4,), banned_token_ids=(5,))
+    for params, num_copies in ((plain, 3), ([*plain, tables], 6)):
+        sent = Sent()
+        with sent:
+            SamplingTensors.from_params(params, [(1, 2)] * len(params), torch.device("meta"), VOCAB)
+        assert sent.count == num_copies

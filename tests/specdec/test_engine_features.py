@@ -17,6 +17,7 @@ from specbatch.schemas.sampling import SamplingParams
 from specbatch.specdec.forward.paging import PAGE_SIZE
 from specbatch.specdec.rounds import settling
 from specbatch.specdec.rows.prefix import MIN_SHARED_TOKENS
+from specbatch.specdec.sampling.tensors import SamplingTensors
 
 
 def demanding_rows(seed: int, num_rows: int) -> Rows:
@@ -479,3 +480,29 @@ def test_prompts_of_many_chunks_do_not_hold_up_rows_that_decode(target: Any, mon
     ended = [(step, output.key) for step in range(30) for output in subject.step()]
     assert [key for _, key in ended] == ["short", "long"]
     assert ended[0][0] <= 6, "a token in every step but the one in which its prompt was read"
+
+
+def test_a_round_in_which_prompts_end_makes_no_sampling_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks for the rows that decoded before and for all of them, and so may the next one."""
+    made: list[int] = []
+    from_params = SamplingTensors.from_params
+
+    def counted(params: Any, *rest: Any) -> SamplingTensors:
+        made.append(len(params))
+        return from_params(params, *rest)
+
+    subject = engine(tiny_model(), batch=3)
+    for row in range(3):
+        subject.submit(row, [1 + row, 2, 3], SamplingParams(max_new_tokens=9))
+    subject.step()
+    monkeypatch.setattr(SamplingTensors, "from_params", staticmethod(counted))
+    before, both = np.array([0, 1]), np.array([0, 1, 2])
+    batch = subject._batch
+    asked = [batch.sampling(rows) for rows in (before, both, before, both)]
+    assert asked[0] is asked[2]
+    assert asked[1] is asked[3]
+    assert made.count(2) == 1
+    made.clear()
+    batch.slots.version += 1
+    assert batch.sampling(both) is not asked[1], "other rows may stand there now"
+    assert made == [3]

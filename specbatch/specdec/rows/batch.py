@@ -79,7 +79,7 @@ class Batch:
         positions = target.cache.max_positions if pages is None else POSITIONS_STEP
         self.slots = SlotTable(num_slots, positions, policy.max_draft_length)
         self.suffix = suffix
-        self._sampling: tuple[int, bytes, SamplingTensors] | None = None
+        self._sampling: dict[tuple[int, bytes], SamplingTensors] = {}
 
     @property
     def device(self) -> torch.device:
@@ -238,12 +238,16 @@ class Batch:
         return on_device(array, self.device)
 
     def sampling(self, row_B: IntArray) -> SamplingTensors:
-        """Sampling parameters of some rows; made anew only when other rows stand there."""
-        key = row_B.tobytes()
-        if self._sampling is None or self._sampling[:2] != (self.slots.version, key):
+        """Sampling parameters of some rows; made anew only when other rows stand there.
+
+        Two sets are kept: a round in which a prompt ends asks for the rows that decoded before, and for all.
+        """
+        key = self.slots.version, row_B.tobytes()
+        if key not in self._sampling:
+            kept = [old for old in self._sampling if old[0] == key[0]][-1:]
             made = self._sampling_of([self.slots.request(int(slot)) for slot in row_B])
-            self._sampling = (self.slots.version, key, made)
-        return self._sampling[2]
+            self._sampling = {old: self._sampling[old] for old in kept} | {key: made}
+        return self._sampling[key]
 
     def canonical_token(self, slot: int, token_J: IntArray) -> tuple[int, float]:
         """The draw behind the committed tokens of a row and ``token_J``, from the row alone, and its logprob.

@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from specbatch.schemas.sampling import SamplingParams
+from specbatch.specdec.forward.feed import on_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +121,6 @@ class SamplingTensors:
             vocab_size: width of the logits that will be given.
         """
 
-        def whole(values: list[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.int64, device=device)
-
-        def real(values: list[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float64, device=device)
-
         masked = [
             tuple(token for token in stops if token < vocab_size) if row.min_new_tokens else ()
             for row, stops in zip(params, stop_ids, strict=True)
@@ -133,35 +129,62 @@ class SamplingTensors:
         number = {profile: place for place, profile in enumerate(profiles)}
         has_bias = any(profile != ((), (), None) for profile in profiles)
         truncated = [is_truncated(row, vocab_size) for row in params]
-        log_min_p_B = real([row.min_p if cut else 0.0 for row, cut in zip(params, truncated, strict=True)]).log_()
-        return SamplingTensors(
-            seed_B=whole([row.seed for row in params]),
-            top_k_B=whole(
-                [row.top_k if cut and row.top_k < vocab_size else 0 for row, cut in zip(params, truncated, strict=True)]
+        top_k = [row.top_k if cut and row.top_k < vocab_size else 0 for row, cut in zip(params, truncated, strict=True)]
+        # What differs from row to row crosses in one copy for each type, and the host does not wait for it.
+        whole_CB = on_device(
+            np.array(
+                [
+                    [row.seed for row in params],
+                    top_k,
+                    [row.min_new_tokens if m else 0 for row, m in zip(params, masked, strict=True)],
+                    [len(row.forced_token_ids) for row in params],
+                    [number[_profile(row)] for row in params],
+                ],
+                dtype=np.int64,
             ),
-            min_new_tokens_B=whole([row.min_new_tokens if m else 0 for row, m in zip(params, masked, strict=True)]),
-            num_forced_B=whole([len(row.forced_token_ids) for row in params]),
-            profile_B=whole([number[_profile(row)] for row in params]),
-            temperature_B=real([row.temperature for row in params]),
-            top_p_B=real([row.top_p if cut else 1.0 for row, cut in zip(params, truncated, strict=True)]),
+            device,
+        )
+        real_CB = np.array(
+            [
+                [row.temperature for row in params],
+                [row.top_p if cut else 1.0 for row, cut in zip(params, truncated, strict=True)],
+                [row.min_p if cut else 0.0 for row, cut in zip(params, truncated, strict=True)],
+                [row.repetition_penalty for row in params],
+                [row.presence_penalty for row in params],
+                [row.frequency_penalty for row in params],
+                [max(row.repetition_penalty, 1 / row.repetition_penalty) for row in params],
+            ],
+            dtype=np.float64,
+        )
+        torch.from_numpy(real_CB[2]).log_()  # on the host: the same bits on every device
+        seed_B, top_k_B, min_new_tokens_B, num_forced_B, profile_B = whole_CB.unbind()
+        temperature_B, top_p_B, log_min_p_B, repetition_B, presence_B, frequency_B, gain_B = on_device(
+            real_CB, device
+        ).unbind()
+        return SamplingTensors(
+            seed_B=seed_B,
+            top_k_B=top_k_B,
+            min_new_tokens_B=min_new_tokens_B,
+            num_forced_B=num_forced_B,
+            profile_B=profile_B,
+            temperature_B=temperature_B,
+            top_p_B=top_p_B,
             log_min_p_B=log_min_p_B,
-            repetition_B=real([row.repetition_penalty for row in params]),
-            presence_B=real([row.presence_penalty for row in params]),
-            frequency_B=real([row.frequency_penalty for row in params]),
-            gain_B=real([max(row.repetition_penalty, 1 / row.repetition_penalty) for row in params]),
+            repetition_B=repetition_B,
+            presence_B=presence_B,
+            frequency_B=frequency_B,
+            gain_B=gain_B,
             bias_RV=_bias_table(list(profiles), vocab_size, device) if has_bias else None,
             stop_BS=_whole_table(masked, device) if any(masked) else None,
             forced_BF=_whole_table([row.forced_token_ids for row in params], device)
             if any(row.forced_token_ids for row in params)
             else None,
-            is_truncated_B=torch.tensor(truncated, device=device),
+            is_truncated_B=on_device(np.array(truncated), device),
             is_random=any(row.temperature > 0 for row in params),
             has_truncation=any(truncated),
             has_untruncated=not all(truncated),
             has_top_p=any(row.top_p < 1 for row, cut in zip(params, truncated, strict=True) if cut),
-            max_top_k=max(
-                row.top_k if cut and row.top_k < vocab_size else 0 for row, cut in zip(params, truncated, strict=True)
-            ),
+            max_top_k=max(top_k),
             has_penalties=any(_has_penalty(row) for row in params),
             has_counts=any(row.presence_penalty != 0 or row.frequency_penalty != 0 for row in params),
             wants_logprobs=any(row.logprobs for row in params),
@@ -193,11 +216,11 @@ def _bias_table(profiles: Sequence[_Profile], vocab_size: int, device: torch.dev
         if bias:
             bias_RV[place, [token for token, _ in bias]] += torch.tensor([b for _, b in bias], dtype=torch.float64)
         bias_RV[place, list(banned)] = -torch.inf
-    return bias_RV.to(device)
+    return on_device(bias_RV.numpy(), device)
 
 
 def _whole_table(rows: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
     """int64 [B, widest] of ragged rows, padded with their own first entry (0 where they are empty)."""
     width = max(map(len, rows))
     padded = [(*row, *((row[0] if row else 0,) * (width - len(row)))) for row in rows]
-    return torch.tensor(padded, dtype=torch.int64, device=device)
+    return on_device(np.array(padded, dtype=np.int64), device)
