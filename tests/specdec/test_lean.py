@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny import CONTEXT, VOCAB, WINDOW, decoder, engine, perturbed, tiny_model
+from tiny import CONTEXT, PADDED_VOCAB, VOCAB, WINDOW, decoder, engine, perturbed, tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from twin import full_twin, tokens
 
 from specbatch.schemas.sampling import SamplingParams
+from specbatch.specdec.forward import rotary
 from specbatch.specdec.forward.feed import Layout
+from specbatch.specdec.forward.lean import LeanDecoder
+from specbatch.specdec.forward.lean_paged import PagedLeanDecoder
+from specbatch.specdec.forward.paged_memory import Pages
+from specbatch.specdec.forward.rotary import Rotary
 from specbatch.specdec.models.families import LEAN_MODEL_TYPES, model_path
+from specbatch.specdec.models.footprint import rotary_bytes
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((family, {}) for family in LEAN_MODEL_TYPES),
@@ -81,6 +90,151 @@ def test_greedy_tokens_equal_generate(family: str, overrides: dict[str, Any]) ->
         )
         assert [output.token_ids for output in outputs] == expected
     assert sum(output.stats.num_accepted_draft_tokens for output in outputs) > 0
+
+
+@pytest.fixture
+def on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the lean path does otherwise on a GPU, here."""
+    monkeypatch.setattr(LeanDecoder, "is_on_device", property(lambda decoder: True))
+
+
+@pytest.mark.parametrize("path", ["lean", "ahead"])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_tokens_with_what_a_device_does_otherwise_equal_the_twins(
+    monkeypatch: pytest.MonkeyPatch, path: str, family: str
+) -> None:
+    """The vocabulary ends before the head does; logits behind it are the largest ones. One family has windows."""
+    model, draft = (tiny_model(family, seed=seed, dtype=torch.float64, initializer_range=0.2) for seed in (1, 2))
+    for each in (model, draft):
+        each.get_output_embeddings().weight[VOCAB:] *= 30
+    settings: list[dict[str, Any]] = [
+        {}, {"temperature": 0.9}, {"temperature": 1.1, "top_p": 0.8},
+        {"temperature": 0.8, "top_k": 5, "logprobs": True},
+        {"temperature": 0.7, "repetition_penalty": 1.4, "min_p": 0.02}, {"logit_bias": {3: 1.0}},
+    ]  # fmt: skip
+    rows = [
+        ([1 + n, 2, 3] * (1 + 4 * n), SamplingParams(max_new_tokens=14, seed=n, **chosen))
+        for n, chosen in enumerate(settings)
+    ]
+    expected = full_twin(model, rows, path="lean")
+    monkeypatch.setattr(LeanDecoder, "is_on_device", property(lambda decoder: True))
+    subject = engine(model, draft, k=3, batch=3, path=path)
+    head: Any = subject._batch.target
+    assert head.head.out_features == PADDED_VOCAB
+    outputs = subject.generate([ids for ids, _ in rows], [params for _, params in rows])
+    assert tokens(outputs) == [(one.token_ids, one.finish_reason) for one in expected]
+    found, wanted = outputs[3].logprobs, expected[3].logprobs
+    assert found is not None
+    assert wanted is not None
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_invariant", [False, True])
+def test_on_a_device_rows_of_logits_begin_where_fast_kernels_want_them(on_a_device: None, is_invariant: bool) -> None:
+    pages = Pages(20, 1, CONTEXT, torch.device("cpu"))
+    model = tiny_model("llama", dtype=torch.bfloat16)
+    subject = PagedLeanDecoder(model, pages=pages, context_length=CONTEXT, vocab_size=VOCAB, is_invariant=is_invariant)
+    pages.table.grow(0, 5)
+    layout = Layout(np.array([0]), np.array([0]), np.array([5]))
+    logits_NV = subject.run(layout.feed(torch.arange(5)), None)
+    assert logits_NV.shape == (5, VOCAB)
+    assert logits_NV.stride() == (PADDED_VOCAB, 1)
+
+
+class Widest(TorchDispatchMode):
+    """The longest last dimension of any result."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple) else (result,):
+            if isinstance(tensor, torch.Tensor) and tensor.dim() > 1:
+                self.most = max(self.most, tensor.shape[-1])
+        return result
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides", "has_mask"),
+    [
+        ("llama", {}, False),
+        ("llama", {"num_key_value_heads": 4}, False),
+        ("mistral", {}, True),
+        ("mistral", {"sliding_window": 1000}, False),
+        ("qwen2", {}, True),
+    ],
+)
+def test_canonical_evaluation_on_a_device_makes_no_mask_of_a_whole_prefix(
+    monkeypatch: pytest.MonkeyPatch, family: str, overrides: dict[str, Any], has_mask: bool
+) -> None:
+    """For 32,000 tokens mask and copies took twelve gigabytes, in every layer. Only a window needs one."""
+    num_tokens = 400
+    sizes = {"num_hidden_layers": 2, "max_position_embeddings": num_tokens}
+    model = tiny_model(family, seed=1, dtype=torch.float32, **(sizes | overrides))
+    token_T = torch.from_numpy(np.random.default_rng(2).integers(0, VOCAB, num_tokens))
+    expected_V = decoder(model, 1, "lean").canonical_logits(token_T)
+    monkeypatch.setattr(LeanDecoder, "is_on_device", property(lambda decoder: True))
+    for path in ("lean", "paged"):
+        subject, seen = decoder(model, 1, path), Widest()
+        with seen:
+            found_V = subject.canonical_logits(token_T)
+        assert (seen.most >= num_tokens) == has_mask
+        torch.testing.assert_close(found_V, expected_V, atol=1e-4, rtol=0)
+
+
+_ROTARY: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {}),
+    ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+    ("qwen2", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}),
+    (
+        "llama",
+        {
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    ("qwen3", {}),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("family", "overrides"), _ROTARY)
+def test_a_table_of_rotary_positions_has_the_modules_bits(
+    monkeypatch: pytest.MonkeyPatch, family: str, overrides: dict[str, Any], dtype: torch.dtype
+) -> None:
+    """At every position, by itself and among others; beyond the last one like the last, and made in pieces."""
+    monkeypatch.setattr(rotary, "_POSITIONS_AT_A_TIME", 100)
+    model, num_positions = tiny_model(family, dtype=dtype, max_position_embeddings=256, **overrides), 256
+    assert model_path(model.config.to_dict()) == "lean"
+    module, x_ME = model.model.rotary_emb, torch.zeros(num_positions, 32, dtype=dtype)
+    half = module(x_ME, torch.zeros(1, 1))[0].shape[-1] // 2
+    subject = Rotary(module, x_ME[0], num_positions, has_table=True)
+    assert subject.num_bytes == 2 * num_positions * 2 * half * dtype.itemsize
+    anew = Rotary(module, x_ME[0], num_positions, has_table=False)
+    everywhere = torch.arange(num_positions)
+    cos_1MD, sin_1MD = module(x_ME, everywhere[None])
+    for one in (subject, anew):
+        cos_M1D, sin_M1D = one(x_ME, everywhere)
+        assert torch.equal(cos_M1D[:, 0], cos_1MD[0])
+        assert torch.equal(sin_M1D[:, 0, half:], sin_1MD[0, :, half:])
+        assert torch.equal(sin_M1D[:, 0, :half], -sin_1MD[0, :, :half])
+    for position in (0, 1, 7, 99, 100, 255, 256, 1000):
+        one_M = torch.tensor([position])
+        for table, computed in zip(subject(x_ME, one_M), anew(x_ME, one_M), strict=True):
+            assert torch.equal(table, computed)
+
+
+def test_the_ledger_counts_the_table_of_rotary_positions(on_a_device: None) -> None:
+    model = tiny_model("llama", dtype=torch.bfloat16)
+    subject: Any = decoder(model, 1, "lean")
+    folder: Any = SimpleNamespace(config=model.config.to_dict(), quantization=None)
+    assert rotary_bytes(folder, "bfloat16", "cuda") == subject._rotary.num_bytes == 2 * CONTEXT * 8 * 2
+    assert rotary_bytes(folder, "bfloat16", "cpu") == 0
 
 
 def test_what_the_lean_path_does_not_know_takes_the_generic_one() -> None:

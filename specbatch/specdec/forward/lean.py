@@ -21,8 +21,9 @@ from torch.nn import functional
 from specbatch.specdec.accept import IntArray
 from specbatch.specdec.forward.feed import Feed, Group, Padded, on_device
 from specbatch.specdec.forward.lean_memory import LeanMemory
+from specbatch.specdec.forward.rotary import Rotary
 from specbatch.specdec.forward.threads import single_threaded
-from specbatch.specdec.kernels.attention import visibility_mask
+from specbatch.specdec.kernels.attention import visibility_mask, whole_attention
 from specbatch.specdec.kernels.packing import Product, RowProduct
 from specbatch.specdec.models import families
 
@@ -121,13 +122,15 @@ class LeanDecoder:
             _give_back(self.device)
         self.norm, self.epsilon = model.model.norm.weight, float(config.rms_norm_eps)
         head = model.get_output_embeddings()
-        self.head = self.make_product(head.weight[:vocab_size], None)
+        # A whole head on a device: its rows of logits begin at 16 bytes, as the fast kernels of a library ask. Most
+        # tokenizers have an odd number of tokens.
+        self.head = self.make_product(head.weight if self.is_on_device else head.weight[:vocab_size], None)
         head.register_parameter("weight", None)  # where the embedding's is the same one, that still holds it
         _give_back(self.device)
         self.num_heads = int(config.num_attention_heads)
         self.num_kv_heads = int(config.num_key_value_heads)
         self.head_dim = families.head_width(config.to_dict())
-        self.rotary = model.model.rotary_emb
+        self._rotary = Rotary(model.model.rotary_emb, self.embedding, context_length, has_table=self.is_on_device)
         self.cache = self.make_memory(num_slots, max_positions)
 
     def make_product(self, weight_OI: Tensor, bias_O: Tensor | None) -> RowProduct:
@@ -154,12 +157,24 @@ class LeanDecoder:
         return dtype
 
     @property
+    def is_on_device(self) -> bool:
+        """Whether launches and fast kernels count for more than the memory that they ask for, as they do on a GPU."""
+        return self.device.type != "cpu"
+
+    def cut(self, logits_NV: Tensor) -> Tensor:
+        """A product of the head without padding behind the vocabulary: a view, whose rows may have gaps."""
+        return logits_NV[:, : self.vocab_size]
+
+    @property
     def weight_bytes(self) -> int:
-        """Bytes of weights; an embedding that is the head's weight too is held twice where products are packed."""
+        """Bytes of weights and of tables made of them.
+
+        An embedding that is the head's weight too is held twice where products are packed.
+        """
         is_shared = self.head.weight is not None and self.head.weight.data_ptr() == self.embedding.data_ptr()
         norms = [self.norm, *(norm for layer in self.layers for norm in layer.norms)]
         products = sum(product.num_bytes for product in self.products) - is_shared * self.head.num_bytes
-        return int(self.embedding.nbytes + products + sum(norm.nbytes for norm in norms))
+        return int(self.embedding.nbytes + products + sum(norm.nbytes for norm in norms) + self._rotary.num_bytes)
 
     @property
     def products(self) -> tuple[RowProduct, ...]:
@@ -173,7 +188,7 @@ class LeanDecoder:
         flat_M = padded.slot_M * self.cache.max_positions + padded.position_M
         masks = self._masks(padded)
         x_ME = functional.embedding(feed.token_M, self.embedding)
-        cos_M1D, sin_M1D = self._rotary(x_ME, padded.position_M.clamp(max=self.context_length - 1))
+        cos_M1D, sin_M1D = self._rotary(x_ME, padded.position_M)
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
             query_MQD, key_MHD, value_MHD = self._project(layer, x_ME, cos_M1D, sin_M1D)
@@ -200,19 +215,9 @@ class LeanDecoder:
             cos_M1D, sin_M1D = self._rotary(x_ME, position_T)
             for layer in self.layers:
                 query_MQD, key_MHD, value_MHD = self._project(layer, x_ME, cos_M1D, sin_M1D)
-                mask = visibility_mask(position_T.unsqueeze(0), T, self.dtype, layer.window)
-                stored = (self.as_stored(states) for states in (key_MHD, value_MHD))
-                keys, values = (states.transpose(0, 1).unsqueeze(0) for states in stored)
-                out_ME = self._attention(layer, query_MQD.unsqueeze(0), keys, values, mask)[0]
-                x_ME = self._finish(layer, x_ME, out_ME)
+                keys, values = (self.as_stored(states) for states in (key_MHD, value_MHD))
+                x_ME = self._finish(layer, x_ME, self._attend_whole(layer, query_MQD, keys, values, position_T))
             return self._logits(x_ME[-1:])[0]
-
-    def _rotary(self, x_ME: Tensor, position_M: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine [M, 1, D] from the module's own code; the sine's first half is negated."""
-        cos_1MD, sin_1MD = self.rotary(x_ME, position_M.unsqueeze(0))
-        half = self.head_dim // 2
-        sin_MD = torch.cat((-sin_1MD[0, :, :half], sin_1MD[0, :, half:]), dim=-1)
-        return cos_1MD[0].unsqueeze(1), sin_MD.unsqueeze(1)
 
     def _masks(self, padded: Padded) -> dict[int | None, list[Tensor]]:
         """Masks [B, 1, T, P] of every group, by the windows that layers have."""
@@ -249,6 +254,18 @@ class LeanDecoder:
         out: Tensor = self._attention(layer, query_BTQD, keys, values, mask).flatten(0, 1)
         return out if group.is_dense else out[group.scatter_G]
 
+    def _attend_whole(
+        self, layer: LeanLayer, query_TQD: Tensor, key_THD: Tensor, value_THD: Tensor, position_T: Tensor
+    ) -> Tensor:
+        """Attention over a prefix that is all there, [T, Q * D]."""
+        if self.is_on_device:
+            out_TQD = whole_attention(query_TQD, key_THD, value_THD, scaling=layer.scaling, window=layer.window)
+            return out_TQD.flatten(1)
+        mask = visibility_mask(position_T.unsqueeze(0), len(position_T), self.dtype, layer.window)
+        keys, values = (states.transpose(0, 1).unsqueeze(0) for states in (key_THD, value_THD))
+        out: Tensor = self._attention(layer, query_TQD.unsqueeze(0), keys, values, mask)[0]
+        return out
+
     def _attention(
         self, layer: LeanLayer, query_BTQD: Tensor, key_BHPD: Tensor, value_BHPD: Tensor, mask_B1TP: Tensor
     ) -> Tensor:
@@ -272,8 +289,7 @@ class LeanDecoder:
         return x_ME + down_ME
 
     def _logits(self, x_NE: Tensor) -> Tensor:
-        logits_NV: Tensor = self.head(functional.rms_norm(x_NE, x_NE.shape[-1:], self.norm, self.epsilon))
-        return logits_NV
+        return self.cut(self.head(functional.rms_norm(x_NE, x_NE.shape[-1:], self.norm, self.epsilon)))
 
 
 def _give_back(device: torch.device) -> None:

@@ -97,7 +97,7 @@ class PagedLeanDecoder(LeanDecoder):
             logits [N, V] in the model's dtype.
         """
         x_ME = functional.embedding(token_M, self.embedding)
-        cos_M1D, sin_M1D = self._rotary(x_ME, position_M.clamp(max=self.context_length - 1))
+        cos_M1D, sin_M1D = self._rotary(x_ME, position_M)
         cos_MD, sin_MD = cos_M1D.squeeze(1), sin_M1D.squeeze(1)
         delta_ME: Tensor | None = None
         last = len(self.layers) - 1
@@ -131,5 +131,4 @@ class PagedLeanDecoder(LeanDecoder):
                 x_ME, out_ME = x_ME[index_N], out_ME[index_N]
             x_ME, normed_ME = add_rms_norm(x_ME, layer.out(out_ME), layer.mlp_norm, self.epsilon)
             delta_ME = layer.down(silu_mul(layer.gate_up(normed_ME)))
-        logits_NV: Tensor = self.head(add_rms_norm(x_ME, delta_ME, self.norm, self.epsilon)[1])
-        return logits_NV
+        return self.cut(self.head(add_rms_norm(x_ME, delta_ME, self.norm, self.epsilon)[1]))

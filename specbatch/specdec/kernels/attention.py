@@ -73,6 +73,29 @@ def grouped_attention(
     return out.reshape(B, Q, T, out.shape[-1]).transpose(1, 2).contiguous(), None
 
 
+def whole_attention(
+    query_TQD: Tensor, key_THD: Tensor, value_THD: Tensor, *, scaling: float, window: int | None = None
+) -> Tensor:
+    """Attention [T, Q, D] of a prefix that is all there, with no mask of T times T numbers where no window cuts.
+
+    Keys and values are repeated for grouped heads, T * Q * D numbers each: kernels that take groups as they are do so
+    in half precision only, and torch would fall back to one that writes all scores of all heads.
+    """
+    T, Q, _ = query_TQD.shape
+    repeats = Q // key_THD.shape[1]
+    if repeats > 1:
+        key_THD, value_THD = (states.repeat_interleave(repeats, dim=1) for states in (key_THD, value_THD))
+    query, key, value = (states.transpose(0, 1).unsqueeze(0) for states in (query_TQD, key_THD, value_THD))
+    mask = None
+    if window is not None and window < T:
+        position_1T = torch.arange(T, device=query_TQD.device).unsqueeze(0)
+        mask = visibility_mask(position_1T, T, query_TQD.dtype, window)
+    out = functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling
+    )
+    return out[0].transpose(0, 1)
+
+
 def visibility_mask(position_BT: Tensor, num_keys: int, dtype: torch.dtype, window: int | None = None) -> Tensor:
     """float [B, 1, T, P], 0 where a key is visible and -inf elsewhere.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from specbatch.specdec.models.arithmetic import DTYPE_BYTES, KV_BYTES
-from specbatch.specdec.models.families import model_path, named_size
+from specbatch.specdec.models.families import head_width, max_context, model_path, named_size
 from specbatch.specdec.models.files import read_header
 from specbatch.specdec.models.folders import ModelFolder
 from specbatch.specdec.models.quantization import ON_LOAD, Quantization
@@ -99,6 +99,14 @@ def kv_number_bytes(folder: ModelFolder, dtype: str, kv_cache_dtype: KvCacheDtyp
     """Bytes of one number of a key or value; off the lean path they are kept in the model's own type."""
     is_lean = model_path(folder.config, is_quantized=folder.quantization is not None) == "lean"
     return KV_BYTES.get(kv_cache_dtype, dtype_bytes_of(dtype)) if is_lean else dtype_bytes_of(dtype)
+
+
+def rotary_bytes(folder: ModelFolder, dtype: str, device: str) -> int:
+    """Bytes of cosine and sine of all positions, which the lean path keeps on a device (``forward/rotary.py``)."""
+    if device == "cpu" or model_path(folder.config, is_quantized=folder.quantization is not None) != "lean":
+        return 0
+    widths = 2 * head_width(folder.config) * dtype_bytes_of(dtype)
+    return widths * (max_context(folder.config) or 0)
 
 
 def rows_per_slice(vocab_size: int) -> int:

@@ -19,6 +19,7 @@ from specbatch.specdec.models.footprint import (
     dtype_bytes_of,
     held_by_rounds,
     kv_number_bytes,
+    rotary_bytes,
     text_config,
 )
 from specbatch.specdec.models.ledger import Entry, Ledger
@@ -178,7 +179,11 @@ def make_ledger(
         memory_fraction=memory_fraction,
         fixed=(
             *(
-                Entry(f"{role} weights", rank_weight_bytes(folder, dtype, ranks[role]))
+                Entry(
+                    f"{role} weights",
+                    rank_weight_bytes(folder, dtype, ranks[role])
+                    + (rotary_bytes(folder, dtype, device) if ranks[role] == 1 else 0),
+                )
                 for role, folder in folders.items()
             ),
             # The mask of a prefill has a row for each of its tokens, as wide as the longest row.
