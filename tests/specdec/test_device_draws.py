@@ -20,7 +20,7 @@ from specbatch.specdec.sampling import draw as draw_module
 from specbatch.specdec.sampling import transform, winner
 from specbatch.specdec.sampling.coupling import accept_block, propose_token
 from specbatch.specdec.sampling.draw import Draw, Positions, draw_draft, draw_target, logprobs_at, transformed_logits
-from specbatch.specdec.sampling.tensors import SamplingTensors
+from specbatch.specdec.sampling.tensors import History, SamplingTensors
 
 MIXED = [
     {"temperature": 0.9},
@@ -187,6 +187,80 @@ def test_the_ledger_counts_what_a_draw_holds(
         draw_target(logits_NV, positions, given, 0.0, is_final=is_final)
     # What stands for each row beside its logits is not counted: it has no vocabulary.
     assert 4 * per_slice * vocab < held.most < BYTES_PER_SLICED_LOGIT * per_slice * vocab + 1000 * num_rows
+
+
+_TRUNCATED: list[dict[str, Any]] = [
+    {"temperature": 0.7, "top_k": 128},
+    {"temperature": 1.2, "top_k": 50, "top_p": 0.9},
+    {"temperature": 1.0, "top_p": 0.8},
+    {"temperature": 0.9, "min_p": 0.05},
+    {"temperature": 1.5, "top_k": 40, "top_p": 0.95, "min_p": 0.01},
+    {"temperature": 0.8, "top_k": 20, "frequency_penalty": 0.2, "logit_bias": {3: 1.5}},
+]
+
+
+def large_rows(settings: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor, list[SamplingParams]]:
+    """Rows over 6,000 tokens that are as steep as those of a model."""
+    torch.manual_seed(3)
+    return (4 * torch.randn(200, 6000)).to(dtype), [SamplingParams(seed=n, **settings) for n in range(200)]
+
+
+def drawn(logits_NV: Tensor, params: list[SamplingParams]) -> tuple[Tensor, Tensor]:
+    """Drafts, and what the target would draw from the same logits."""
+    given, places = tensors(params, logits_NV.shape[1]), torch.arange(len(params))
+    history = None
+    if given.needs_history:
+        token_BP = torch.arange(len(params))[:, None] + torch.arange(5)
+        length_B = torch.full_like(places, 5)
+        history = History(token_BP, length_B, length_B - 2, torch.empty(len(params), 0, dtype=torch.int64))
+    positions = Positions(places, 7 * places, history)
+    return draw_draft(logits_NV, positions, given), draw_target(logits_NV, positions, given, 0.0).token_N
+
+
+@pytest.mark.parametrize("settings", _TRUNCATED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_draft_is_what_the_target_would_draw_and_takes_a_short_prefix(
+    on_a_device: None, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], dtype: torch.dtype
+) -> None:
+    """The same token for every top-k within the prefix; where sets reach beyond it, nearly always."""
+    widths: list[int] = []
+    keep = transform.keep
+
+    def seen(logits_NV: Tensor, *rest: Any, width: int, **more: Any) -> Any:
+        widths.append(width)
+        return keep(logits_NV, *rest, width=width, **more)
+
+    monkeypatch.setattr(winner, "keep", seen)
+    monkeypatch.setattr(footprint, "LOGITS_PER_SLICE", 50 * 6000)
+    draft_N, target_N = drawn(*large_rows(settings, dtype))
+    assert widths[0] == winner.DRAFT_PREFIX
+    assert widths[1:] == [winner.DEVICE_PREFIX] * 4
+    if "top_k" in settings and dtype == torch.float32:
+        assert torch.equal(draft_N, target_N)
+    else:  # in half precision many tokens tie with the last one that is kept
+        assert float((draft_N == target_N).to(torch.float32).mean()) > 0.95
+
+
+def test_a_draft_beyond_the_prefix_is_the_best_of_the_prefix(on_a_device: None) -> None:
+    logits_NV, params = large_rows({"temperature": 2.0, "top_k": 3000}, torch.float32)
+    draft_N, target_N = drawn(logits_NV, params)
+    is_near_N = (logits_NV.gather(1, target_N[:, None]) >= logits_NV.topk(winner.DRAFT_PREFIX).values[:, -1:])[:, 0]
+    assert 0 < int(is_near_N.sum()) < len(params)
+    assert torch.equal(draft_N[is_near_N], target_N[is_near_N])
+
+
+@pytest.mark.parametrize("settings", _TRUNCATED)
+def test_the_ledger_counts_what_drafts_hold(on_a_device: None, settings: dict[str, Any]) -> None:
+    """One row has at least two positions that are scored, its last token and a draft, at 16 bytes for a logit."""
+    logits_NV, params = large_rows(settings, torch.bfloat16)
+    given, places = tensors(params, logits_NV.shape[1]), torch.arange(len(params))
+    length_B = torch.full_like(places, 5)
+    history = History(places[:, None].expand(-1, 5), length_B, length_B, torch.empty(len(params), 0, dtype=torch.int64))
+    held = Held()
+    with held:
+        draw_draft(logits_NV, Positions(places, places, history), given)
+    per_row = 60 * winner.DRAFT_PREFIX * 8  # what stands for a prefix has no vocabulary
+    assert held.most < 2 * footprint.BYTES_PER_LOGIT["cuda"] * logits_NV.numel() + per_row * len(params)
 
 
 class Sent(TorchDispatchMode):

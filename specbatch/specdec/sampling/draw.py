@@ -132,14 +132,20 @@ def _draw(
 def draw_draft(logits_NV: Tensor, positions: Positions, sampling: SamplingTensors) -> Tensor:
     """What the draft proposes: its own draw under the same transform and the same noise.
 
-    A proposal only changes how much is accepted, never the text, so the fast way does for all but float64.
+    A proposal only changes how much is accepted, never the text, so the fast way does for all but float64, and on a
+    device a short prefix for truncation.
 
     Returns:
         int64 [N].
     """
     if _is_read_once(logits_NV, sampling):
         return _winner(logits_NV, positions, sampling, 0.0).token_N
-    parts = [(logits_NV[part], positions.part(part)) for part in slices(logits_NV)]
+    # There is one position for each row, so all are drawn at a time: for slices a step would spend longer on launches
+    # than on the model. At its peak that holds 19 bytes for each logit, 27 where rows have biases of their own. The
+    # ledger has 16 for each position of a row that a round scores, a row with a draft has at least two, and none is
+    # scored yet. What is drawn in float64 takes more.
+    is_small = logits_NV.dtype != torch.float64
+    parts = [(logits_NV[part], positions.part(part)) for part in slices(logits_NV, is_small=is_small)]
     return _joined([_draft_tokens(*part, sampling) for part in parts])
 
 
@@ -147,7 +153,7 @@ def _draft_tokens(logits_NV: Tensor, positions: Positions, sampling: SamplingTen
     raw_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.to(torch.float32)
     if not sampling.is_random:
         return changed_logits(raw_NV, positions, sampling).max(dim=-1).indices
-    return _winner(raw_NV, positions, sampling, 0.0).token_N
+    return _winner(raw_NV, positions, sampling, 0.0, is_draft=True).token_N
 
 
 def transformed_logits(logits_NV: Tensor, positions: Positions, sampling: SamplingTensors) -> Tensor:
@@ -189,7 +195,13 @@ def logprobs_at(logits_NV: Tensor, place_BT: Tensor, token_BT: Tensor) -> Tensor
 
 
 def _winner(
-    raw_NV: Tensor, positions: Positions, sampling: SamplingTensors, epsilon: float, *, is_final: bool = False
+    raw_NV: Tensor,
+    positions: Positions,
+    sampling: SamplingTensors,
+    epsilon: float,
+    *,
+    is_final: bool = False,
+    is_draft: bool = False,
 ) -> Winner:
     changed_NV = changed_logits(raw_NV, positions, sampling)
     by_kernel = None
@@ -210,7 +222,7 @@ def _winner(
     if not sampling.has_truncation:
         assert untruncated is not None
         return untruncated
-    return draw_among_kept(scene, sampling, untruncated, is_final=is_final)
+    return draw_among_kept(scene, sampling, untruncated, is_final=is_final, is_draft=is_draft)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

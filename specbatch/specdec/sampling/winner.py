@@ -31,6 +31,10 @@ RELATIVE_ROUNDING = 2.0**-22
 DEVICE_PREFIX = 4096
 """The sorted prefix on a device. A position whose kept set may reach beyond it is said to be unknown."""
 
+DRAFT_PREFIX = 128
+"""The same for drafts, whose tokens decide no text. A kept set that reaches beyond it is cut, as are ties with its last
+token, and a target that draws there refuses the draft: its prefix holds nearly all that sampling asks for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scene:
@@ -194,15 +198,19 @@ def lead(token_N: Tensor, best_N: Tensor, second_N: Tensor, epsilon_N: Tensor | 
 
 
 def _kept_sets(
-    scene: Scene, sampling: SamplingTensors, *, is_final: bool
+    scene: Scene, sampling: SamplingTensors, *, is_final: bool, is_draft: bool = False
 ) -> Iterator[tuple[Tensor | None, Scene, KeptSet]]:
     """What truncation keeps: first for all positions (place None), then again for those that need a longer prefix.
 
     A CPU leaves out the rows that truncate nothing and tries short prefixes. A device takes one prefix, because to see
-    whether it was long enough means to wait; the whole vocabulary where the answer must be final.
+    whether it was long enough means to wait; the whole vocabulary where the answer must be final, few for a draft.
     """
     V, place_M = scene.logits_NV.shape[1], None
     widths = [V if is_final or sampling.max_top_k >= DEVICE_PREFIX else min(V, DEVICE_PREFIX)]
+    if is_draft and not is_on_host(scene.logits_NV):
+        widths = [min(V, DRAFT_PREFIX)]
+        limits = replace(scene.limits, top_k_N=scene.limits.top_k_N.clamp(max=widths[0]))
+        scene = replace(scene, limits=limits)
     if is_on_host(scene.logits_NV):
         widths = [*(width for width in _PREFIX_WIDTHS if sampling.max_top_k < width < V), V]
         if sampling.has_untruncated:
@@ -218,17 +226,19 @@ def _kept_sets(
                 return
 
 
-def draw_among_kept(scene: Scene, sampling: SamplingTensors, untruncated: Winner | None, *, is_final: bool) -> Winner:
+def draw_among_kept(
+    scene: Scene, sampling: SamplingTensors, untruncated: Winner | None, *, is_final: bool, is_draft: bool = False
+) -> Winner:
     """The draw where truncation leaves few tokens: only they get noise.
 
     A row that truncates nothing is drawn as it is without truncated rows beside it: a token must not depend on them.
 
     Args:
         untruncated: the draw among all tokens, None where every row truncates.
-        is_final: leave no position unknown.
+        is_final: leave no position unknown. is_draft: the token is a proposal, which on a device need not be exact.
     """
     winner = untruncated
-    for place_M, part, kept in _kept_sets(scene, sampling, is_final=is_final):
+    for place_M, part, kept in _kept_sets(scene, sampling, is_final=is_final, is_draft=is_draft):
         found = _draw_of_prefix(part, kept)
         if place_M is not None and winner is not None:
             winner.put_(place_M, found)
