@@ -141,6 +141,38 @@ def test_on_a_device_rows_of_logits_begin_where_fast_kernels_want_them(on_a_devi
     assert logits_NV.stride() == (PADDED_VOCAB, 1)
 
 
+class Zeros(TorchDispatchMode):
+    """Shapes of the tensors that were filled with zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if "zero" in func._schema.name:
+            self.shapes.append(tuple(result.shape))
+        return result
+
+
+def test_a_forward_zeroes_once_what_all_layers_write_to() -> None:
+    """A token in no segment, as rounds of fixed shape have them, gets zeros in every layer."""
+    pages = Pages(20, 1, CONTEXT, torch.device("cpu"))
+    model = tiny_model("llama", num_hidden_layers=3)
+    subject = PagedLeanDecoder(model, pages=pages, context_length=CONTEXT, vocab_size=VOCAB)
+    pages.table.grow(0, 5)
+    paged = pages.feed(Layout(np.array([0]), np.array([0]), np.array([5])))
+    alone = subject.forward(torch.arange(5), paged.position_M, paged.place_M, paged.spans, None)
+    seen, more = Zeros(), torch.zeros(2, dtype=torch.int64)
+    with seen:
+        beside = subject.forward(
+            torch.arange(7), torch.cat((paged.position_M, more)), torch.cat((paged.place_M, more)), paged.spans, None
+        )
+    assert seen.shapes.count((7, 4, 8)) == 1
+    torch.testing.assert_close(beside[:5], alone)
+    assert beside.isfinite().all()
+
+
 class Widest(TorchDispatchMode):
     """The longest last dimension of any result."""
 

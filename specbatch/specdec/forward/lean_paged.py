@@ -99,6 +99,9 @@ class PagedLeanDecoder(LeanDecoder):
         x_ME = functional.embedding(token_M, self.embedding)
         cos_M1D, sin_M1D = self._rotary(x_ME, position_M)
         cos_MD, sin_MD = cos_M1D.squeeze(1), sin_M1D.squeeze(1)
+        # What attention writes to, zeros where a token stands in no segment: zeroed once, not in every layer, since all
+        # layers write to the same tokens and each has read what the one before wrote.
+        attended_MQD = x_ME.new_zeros(x_ME.shape[0], self.num_heads, self.head_dim)
         delta_ME: Tensor | None = None
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
@@ -125,6 +128,7 @@ class PagedLeanDecoder(LeanDecoder):
                 scaling=layer.scaling,
                 window=layer.window,
                 is_invariant=self._is_invariant,
+                out_MQV=attended_MQD,
             ).flatten(1)
             if number == last and index_N is not None:
                 # Behind the last layer's attention only the kept tokens are worth computing.

@@ -24,6 +24,7 @@ def attend(
     window: int | None = None,
     softcap: float | None = None,
     is_invariant: bool = False,
+    out_MQV: Tensor | None = None,
 ) -> Tensor:
     """``paged_attention`` where the tensors are on a GPU, its twin elsewhere.
 
@@ -35,9 +36,9 @@ def attend(
     if not query_MQD.is_cuda:
         spans = by_token(spans) if is_invariant else spans
         return paged_attention_twin(
-            query_MQD, key_NSHD, value_NSHD, spans, scaling=scaling, window=window, softcap=softcap
+            query_MQD, key_NSHD, value_NSHD, spans, scaling=scaling, window=window, softcap=softcap, out_MQV=out_MQV
         )
-    out_MQV: Tensor = triton_module("paged_attention").paged_attention(
+    result: Tensor = triton_module("paged_attention").paged_attention(
         query_MQD,
         key_NSHD,
         value_NSHD,
@@ -46,5 +47,6 @@ def attend(
         window=window,
         softcap=softcap,
         is_invariant=is_invariant,
+        out_MQV=out_MQV,
     )
-    return out_MQV
+    return result

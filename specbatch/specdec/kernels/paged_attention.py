@@ -51,6 +51,7 @@ def paged_attention(
     softcap: float | None = None,
     is_invariant: bool = False,
     num_shares: int | None = None,
+    out_MQV: Tensor | None = None,
 ) -> Tensor:
     """Attention of every segment's tokens over the keys of their own row.
 
@@ -62,13 +63,19 @@ def paged_attention(
         softcap: scores s become softcap * tanh(s / softcap).
         is_invariant: a query's bits depend on its row alone: not on the batch, nor on how many tokens its segment has.
         num_shares: of a row's splits, where the device's size is not to decide.
+        out_MQV: dense, written where tokens stand in segments. None for zeros: a round of fixed shape has tokens in no
+            segment, whose keys and logits nobody reads; what they are must still be numbers, because a sum over all
+            tokens, or a product with 0, would carry anything else to the rows.
 
     Returns:
-        [M, Q, V] of the queries' type; zeros for tokens in no segment.
+        [M, Q, V] of the queries' type, ``out_MQV`` if it was given; zeros for tokens in no segment otherwise.
     """
     M, Q, D = query_MQD.shape
     page_size, H, V = value_NSHD.shape[1:]
-    out_MQV = query_MQD.new_zeros(M, Q, V)
+    if out_MQV is None:
+        out_MQV = query_MQD.new_zeros(M, Q, V)
+    assert out_MQV.shape == (M, Q, V)
+    assert out_MQV.is_contiguous()
     num_segments = spans.count_R.shape[0]
     if num_segments == 0 or spans.max_count == 0:
         return out_MQV

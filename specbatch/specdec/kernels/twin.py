@@ -22,15 +22,17 @@ def paged_attention_twin(
     scaling: float,
     window: int | None = None,
     softcap: float | None = None,
+    out_MQV: Tensor | None = None,
 ) -> Tensor:
     """See ``paged_attention.paged_attention``; on a GPU this asks the device for the segments and waits.
 
     Returns:
-        [M, Q, V] of the queries' type; zeros for tokens in no segment.
+        [M, Q, V] of the queries' type, ``out_MQV`` if it was given; zeros for tokens in no segment otherwise.
     """
     M, Q, _ = query_MQD.shape
     page_size, _, V = value_NSHD.shape[1:]
-    out_MQV = query_MQD.new_zeros(M, Q, V)
+    if out_MQV is None:
+        out_MQV = query_MQD.new_zeros(M, Q, V)
     segments = torch.stack((spans.first_R, spans.count_R, spans.start_R), dim=1).tolist()
     for row, (first, count, start) in enumerate(segments):
         if count == 0:

@@ -173,6 +173,19 @@ def test_an_invariant_tile_has_one_shape(dtype: torch.dtype) -> None:
     assert len(shapes) == 1
 
 
+def test_what_is_given_to_write_to_is_written_where_segments_are() -> None:
+    paged = case([3, 2], [300, 20])
+    expected, given = run(paged, num_programs=2), torch.full_like(paged.query_MQD, 7.0)
+    out = run(paged, num_programs=2, out_MQV=given)
+    assert out is given
+    is_outside = torch.ones(len(given), dtype=torch.bool)
+    for row in range(2):
+        is_outside[paged.segment(row)] = False
+        assert torch.equal(given[paged.segment(row)], expected[paged.segment(row)])
+    assert is_outside.any()
+    assert (given[is_outside.to(given.device)] == 7.0).all()
+
+
 def test_no_segment_at_all() -> None:
     paged = case([1], [5])
     nothing = paged.spans.count_R[:0]
