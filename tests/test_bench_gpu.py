@@ -321,6 +321,27 @@ def test_the_settings_of_generate_batch_are_options_that_the_library_has() -> No
     assert settings["sdpa, CUDA graphs, narrow"]["q_padding_interval_size"] == 24
 
 
+def test_generate_batch_runs_what_a_setting_says_in_every_version_of_the_library() -> None:
+    """Version 5.17 takes flash kernels for "sdpa" where it finds some, and names its pages otherwise."""
+    newer = {
+        "page_size", "num_blocks", "max_batch_tokens", "max_requests_per_batch", "max_blocks_per_request",
+        "allow_block_sharing", "auto_switch_to_flash", "use_cuda_graph",
+    }  # fmt: skip
+    older = newer - {"page_size", "auto_switch_to_flash"} | {"block_size"}
+    setting = {"attention": "sdpa", "use_cuda_graph": False}
+    attention, options = continuous.options_of(setting, 8, 16384 + 96, newer)
+    assert attention == "sdpa"
+    assert options.keys() == newer
+    assert options["auto_switch_to_flash"] is False
+    # 65 pages, and one more as the library takes it for the same inputs, an even number.
+    assert options["max_blocks_per_request"] == 66
+    assert continuous.options_of(setting, 8, 257, newer)[1]["max_blocks_per_request"] == 4
+    attention, options = continuous.options_of(setting, 8, 16384 + 96, older)
+    assert attention == "paged|sdpa"
+    assert options.keys() == older
+    assert continuous.options_of({"attention": "flash_attention_2"}, 8, 64, older)[0] == "flash_attention_2"
+
+
 def test_a_second_shape_is_compiled_for_itself_alone() -> None:
     """Without forgetting, the second number of rows in a process is compiled for any number."""
     is_static: list[bool] = []

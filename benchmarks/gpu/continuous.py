@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -108,24 +108,41 @@ def _batch_tokens(batch: int) -> int:
     return max(_BATCH_TOKENS, 2 * batch)
 
 
+def options_of(
+    setting: dict[str, Any], num_rows: int, row_tokens: int, known: Collection[str]
+) -> tuple[str, dict[str, Any]]:
+    """The attention to set, and the options of the library's config, as far as its version has them.
+
+    Args:
+        row_tokens: prompt and new tokens of a row. known: names of the config's fields.
+    """
+    blocks_of_row = -(-row_tokens // _PAGE_TOKENS) + 1
+    wanted = setting | {
+        "page_size": _PAGE_TOKENS,
+        "num_blocks": _num_blocks(num_rows, row_tokens),
+        "max_batch_tokens": _batch_tokens(num_rows),
+        "max_requests_per_batch": num_rows,
+        # As ``generate_batch`` takes it from its inputs. Without, rows over 8,192 tokens would leave the fast way.
+        "max_blocks_per_request": blocks_of_row + blocks_of_row % 2,
+        "allow_block_sharing": False,  # a repeated pass must not find its own prompts
+        "auto_switch_to_flash": False,
+    }
+    attention = wanted.pop("attention")
+    if "auto_switch_to_flash" not in known and attention == "sdpa":
+        attention = "paged|sdpa"  # by its short name an older version takes flash kernels where it finds some
+    if "page_size" not in known:
+        wanted["block_size"] = _PAGE_TOKENS  # an older name of it
+    return attention, {name: value for name, value in wanted.items() if name in known}
+
+
 def _in_manager(
     pair: Pair, prompts: Sequence[Sequence[int]], new_tokens: int, deadline: float, setting: dict[str, Any]
 ) -> tuple[dict[str, Any], Texts]:
     module = pair.module("target")
-    options = dict(setting)
-    module.set_attn_implementation(options.pop("attention"))
-    wanted = options | {
-        "page_size": _PAGE_TOKENS,
-        "num_blocks": _num_blocks(len(prompts), len(prompts[0]) + new_tokens),
-        "max_batch_tokens": _batch_tokens(len(prompts)),
-        "max_requests_per_batch": len(prompts),
-        "allow_block_sharing": False,  # a repeated pass must not find its own prompts
-        "auto_switch_to_flash": False,
-    }
     known = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
-    if "page_size" not in known:
-        wanted["block_size"] = _PAGE_TOKENS  # an older name of it
-    config = ContinuousBatchingConfig(**{name: value for name, value in wanted.items() if name in known})
+    attention, options = options_of(setting, len(prompts), len(prompts[0]) + new_tokens, known)
+    module.set_attn_implementation(attention)
+    config = ContinuousBatchingConfig(**options)
     generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=new_tokens)
     with _running(pair, generation, config) as manager:
 
@@ -146,7 +163,7 @@ def _in_manager(
             return [results[name] for name in names]
 
         # Graphs are captured for a size when it first comes.
-        has_graphs = options.get("use_cuda_graph") is not False
+        has_graphs = setting.get("use_cuda_graph") is not False
         return timed(pair, run, new_tokens, warm_tokens=new_tokens if has_graphs else 4)
 
 
