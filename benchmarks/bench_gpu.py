@@ -57,6 +57,8 @@ class Run:
             plan.CHECKS if "checks" in options.only else [],
         )
         self._under_way: dict[str, Any] | None = None
+        self._ended: list[tuple[plan.Task, bool]] = []
+        self._warmed: list[str] = []
         self._limit = 0.0
         self._last_words = ""
         self._out: Path | None = options.out
@@ -88,6 +90,7 @@ class Run:
         while self._todo and time.time() < self._deadline - _LEAST_SECONDS:
             before = len(self._todo)
             self._one_process()
+            self._leave_out_what_breaks()
             # A process that ends before its first task would end so again.
             num_silent = num_silent + 1 if len(self._todo) == before else 0
             if num_silent == 2:
@@ -119,6 +122,7 @@ class Run:
             "check_rows": options.check_rows,
             "deadline": self._deadline,
             "roof": self.document["roof"] or None,
+            "warmed": self._warmed,
             "tasks": [task.record() for task in self._todo],
         }
         paths = [str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")]
@@ -167,6 +171,17 @@ class Run:
         if self._under_way is not None and "side" in self._under_way:
             task = plan.Task(**{key: value for key, value in self._under_way.items() if key != "name"})
             self._keep(task.record() | {"status": "failed", "reason": f"{reason} (exit code {code}){self._why()}"})
+            self._ended[-1] = task, True
+        elif code == plan.BROKEN_EXIT and self._ended:
+            self._ended[-1] = self._ended[-1][0], True
+
+    def _leave_out_what_breaks(self) -> None:
+        """What takes a way of the engine on which two tasks in a row broke their process."""
+        for task in list(self._todo):
+            if alike := plan.lost_alike(task, self._ended):
+                names = " and ".join(one.name for one in alike)
+                reason = f"the last two tasks like it broke their process ({names})"
+                self._keep(task.record() | {"status": "left out", "reason": reason})
 
     def _why(self) -> str:
         """What the process that measures said last, where it said anything."""
@@ -179,6 +194,8 @@ class Run:
             self._write()
         elif "begin" in answer:
             self._expect(answer["begin"], answer["limit_seconds"])
+            if "warming" in answer["begin"]:
+                self._warmed.append(answer["begin"]["warming"])  # once, whatever becomes of it
             print(f"{time.time() - self._started:5.0f} s  {answer['begin']['name']}", flush=True)
         elif "roof" in answer:
             self.document["roof"] = answer["roof"]
@@ -195,6 +212,8 @@ class Run:
     def _keep(self, result: dict[str, Any]) -> None:
         task = plan.Task(**{name: result[name] for name in ("model", "batch", "context", "side", "check")})
         self._todo.remove(task)
+        if result["status"] != "left out":
+            self._ended.append((task, False))
         self.document["results"].append(result)
         if result["status"] == "measured" and not task.check:
             over = report.over_roof(result)

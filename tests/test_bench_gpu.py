@@ -148,6 +148,96 @@ def test_a_side_that_breaks_or_hangs_is_named_and_the_others_are_measured(tmp_pa
     assert "tiny batch 4 x 64, auto: its process ended" in text
 
 
+# Whatever drafts in captured rounds breaks: half of it dies, half tells its fault before its process ends.
+_SYSTEMATIC = """
+import json, os, sys
+orders = json.load(sys.stdin)
+def say(line): print(json.dumps(line), flush=True)
+say({"hello": {"device": "none"}})
+if not orders["warmed"]:
+    say({"begin": {"name": "warm", "warming": "tiny"}, "limit_seconds": 60.0})
+    os._exit(9)
+for task in orders["tasks"]:
+    say({"begin": task | {"name": task["side"]}, "limit_seconds": 60.0})
+    if task["side"] == "auto": os._exit(7)
+    if task["side"] in ("auto, draft model alone", "K=2", "K=4"):
+        say({"result": task | {"status": "failed", "reason": "an illegal memory access"}})
+        os._exit(3)
+    say({"result": task | {"status": "measured", "tokens_per_second": 1.0, "draft_agreement": None}})
+"""
+
+
+def test_what_breaks_twice_is_left_out_and_the_others_go_on(tmp_path: Path) -> None:
+    """Also: a process that breaks while kernels are compiled costs no task, and that is not tried again."""
+    script = tmp_path / "faulty.py"
+    script.write_text(_SYSTEMATIC)
+    options = bench_gpu.parse(
+        ["--shapes", "tiny", "--batches", "4,8", "--contexts", "64", "--only", "cells", "--out", str(tmp_path / "gpu")]
+    )
+    run = bench_gpu.Run(options, "command", (sys.executable, str(script)))
+    run.go()
+    document = json.loads((tmp_path / "gpu.json").read_text())
+    by_task = {(entry["batch"], entry["side"]): entry for entry in document["results"]}
+    drafting = {plan.AUTO, plan.AUTO_MODEL, *plan.FIXED}
+    for (batch, side), entry in by_task.items():
+        if side not in drafting:
+            assert entry["status"] == "measured", (batch, side)
+        elif (batch, side) in ((4, plan.AUTO), (4, plan.AUTO_MODEL)):
+            assert entry["status"] == "failed"
+        else:
+            assert entry["status"] == "left out"
+            names = "tiny batch 4 x 64: auto and tiny batch 4 x 64: auto, draft model alone"
+            assert entry["reason"] == f"the last two tasks like it broke their process ({names})"
+    assert {(8, plan.AUTO), (8, plan.GENERATE_BATCH), (8, plan.PLAIN)} < by_task.keys()
+    assert "broke their process" in (tmp_path / "gpu.md").read_text()
+
+
+def test_only_two_breaks_in_a_row_on_one_way_condemn_it() -> None:
+    def lost(task: plan.Task, *ended: tuple[plan.Task, bool]) -> bool:
+        return bool(plan.lost_alike(task, ended))
+
+    plain, other = plan.Task("8B", 1, 512, plan.PLAIN), plan.Task("8B", 8, 512, plan.PLAIN)
+    auto, fixed = plan.Task("8B", 1, 512, plan.AUTO), plan.Task("8B", 1, 512, "K=2")
+    peer, uncaptured = plan.Task("8B", 1, 512, plan.GENERATE), plan.Task("8B", 1, 512, plan.AUTO + plan.UNCAPTURED)
+    small, check = plan.Task("1B", 1, 512, plan.AUTO), plan.Task(check="float32")
+    broken = ((auto, True), (peer, False), (fixed, True))
+    assert lost(auto, *broken)
+    assert not any(lost(task, *broken) for task in (plain, peer, uncaptured, small, check))
+    assert not lost(auto, (auto, True), (fixed, False), (fixed, True))
+    assert not lost(peer, (peer, True), (peer, True))
+    # What breaks without drafts breaks with them.
+    assert lost(auto, (plain, True), (other, True))
+    assert not lost(auto, (plain, True), (auto, True))
+
+
+def test_a_model_is_made_and_its_kernels_compiled_before_a_task_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both fell into the first task, which was killed where they took long, and never tried again."""
+    said: list[dict[str, Any]] = []
+    tasks = [plan.Task("8B", 1, 512, plan.PLAIN), plan.Task("8B", 1, 512, plan.AUTO), plan.Task("1B", 1, 512, "K=2")]
+    subject = a_worker("cuda", tasks=[task.record() for task in tasks])
+    measured: list[Any] = []
+    monkeypatch.setattr(subject, "_say", said.append)
+    monkeypatch.setattr(subject, "_hardware", dict)
+    monkeypatch.setattr(subject, "_reason_to_leave_out", lambda task, left: None)
+    monkeypatch.setattr(subject, "_attempt", lambda task, deadline: {"status": "measured"})
+    monkeypatch.setattr(subject, "_ready", lambda model: SimpleNamespace(fit_caches=lambda num_slots: None))
+    monkeypatch.setattr(worker, "prompts", lambda batch, context: [[1] * context] * batch)
+
+    def measure(*what: Any, rounds: int) -> None:
+        measured.append(what[3])
+        raise RuntimeError("which the task will meet itself")
+
+    monkeypatch.setattr(engine_sides, "measure", measure)
+    subject.run()
+    begun = [line["begin"].get("warming") or line["begin"]["side"] for line in said if "begin" in line]
+    assert begun == ["8B", plan.PLAIN, plan.AUTO, "1B", "K=2"]
+    assert measured == [plan.PLAIN, plan.PLAIN]
+    assert [line["limit_seconds"] for line in said if "warming" in line.get("begin", {})] == [180.0, 180.0]
+    said.clear()
+    subject.run()
+    assert not any("warming" in line.get("begin", {}) for line in said), "once is enough"
+
+
 def test_a_process_that_never_starts_ends_the_run(tmp_path: Path) -> None:
     options = bench_gpu.parse(["--shapes", "tiny", "--batches", "4", "--out", str(tmp_path / "gpu.json")])
     lacks = "import sys; sys.stdin.read(); import there_is_no_such_module"
@@ -371,7 +461,7 @@ def test_a_second_shape_is_compiled_for_itself_alone() -> None:
 def a_worker(device: str, left: float = 540.0, **more: Any) -> worker.Worker:
     orders: dict[str, Any] = {
         "device": device, "dtype": "bfloat16", "acceptance": "0.8", "new_tokens": 96, "check_tokens": 24,
-        "check_rows": 32, "rounds": 40, "deadline": time.time() + left, "tasks": [],
+        "check_rows": 32, "rounds": 40, "deadline": time.time() + left, "tasks": [], "warmed": [],
         "roof": {"bytes_per_second": 4e12, "flops_per_second": 7e14},
     }  # fmt: skip
     return worker.Worker(worker.Orders(**(orders | more)), None)

@@ -32,6 +32,9 @@ BATCHED_PEERS = (GENERATE_BATCH, GENERATE, STATIC)
 PEER_BATCHES = (8, 64)
 """From and to so many rows in flight there is an aim against the peers, so ``generate`` is among the main sides."""
 
+BROKEN_EXIT = 3
+"""Exit code of a process that has told a task's fault and can do no other."""
+
 BATCHES = (1, 4, 8, 16, 32, 64, 128, 256)
 CONTEXTS = (512, 2048, 4096, 16384)
 CHECKS = ("float32", "bfloat16", "float64")
@@ -91,6 +94,32 @@ def schedule(
     if not set(_COMPILED) & set(cells):
         tasks += _of(cells[:1], compiled)  # a trial of the program: the smallest cell stands for them
     return tasks
+
+
+def lost_alike(task: Task, ended: Sequence[tuple[Task, bool]]) -> list[Task]:
+    """Two tasks that broke their process and say that this one would; empty where nothing says so.
+
+    They are the last two of the same way of the engine: a model, captured or not, with drafts or without. What breaks
+    without drafts breaks with them too. A fresh process with its models takes half a minute, which others can use.
+
+    Args:
+        ended: tasks so far, in order, and whether each broke its process.
+    """
+    way = _way(task)
+    if way is None:
+        return []
+    for one_way in ((*way[:2], True), way):
+        last = [(one, is_lost) for one, is_lost in ended if _way(one) == one_way][-2:]
+        if len(last) == 2 and all(is_lost for _, is_lost in last):
+            return [one for one, _ in last]
+    return []
+
+
+def _way(task: Task) -> tuple[str, bool, bool] | None:
+    """Model, whether rounds are not captured, whether there are no drafts; None for what is no side of the engine."""
+    if task.check or task.side in PEERS:
+        return None
+    return task.model, task.side.endswith(UNCAPTURED), task.side.removesuffix(UNCAPTURED) == PLAIN
 
 
 def _is_main(cell: tuple[str, int, int], side: str) -> bool:

@@ -31,6 +31,8 @@ _FLOPS_SHARE, _LAYER_SECONDS, _PEER_LAYER_SECONDS = 0.2, 0.0007, 0.0015
 _COMPILE_SECONDS = 75.0
 _CAPTURE_SECONDS, _DRAFT_SECONDS = 4.0, 5.0
 """The graphs of a side of the engine; and its profile and the making of a draft, where it has one."""
+_WARM_SECONDS, _WARM_TOKENS, _WARM_ROUNDS = 180.0, 64, 4
+"""Before the first task of a model: its making, and the compiling of some ten kernels for its shapes."""
 _CHECK_SECONDS = 60.0
 """On a GPU a check stops by itself then, and says that it was not whole."""
 _MOST_SHARE = 1 / 3
@@ -41,7 +43,7 @@ _LEAST_LIMIT_SECONDS = {"cuda": 100.0, "cpu": 300.0}
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What to do. ``deadline`` is in seconds since the epoch."""
+    """What to do. ``deadline`` is in seconds since the epoch; ``warmed`` are models whose kernels need no warming."""
 
     device: str
     dtype: str
@@ -52,6 +54,7 @@ class Orders:
     rounds: int
     deadline: float
     roof: dict[str, float] | None
+    warmed: list[str]
     tasks: list[dict[str, Any]]
 
 
@@ -80,9 +83,30 @@ class Worker:
             if reason is not None:
                 self._say({"result": record | {"status": "left out", "reason": reason}})
                 continue
+            if self._device.type == "cuda" and not task.check and task.model not in self._orders.warmed:
+                self._warm(task.model, left)
+                left = self._orders.deadline - time.time()
             limit = self._limit(task, left)
             self._say({"begin": record | {"name": task.name}, "limit_seconds": limit})
             self._say({"result": record | self._attempt(task, min(self._orders.deadline, time.time() + limit - 10.0))})
+
+    def _warm(self, model: str, left: float) -> None:
+        """Make a pair and let the target's kernels be compiled for it, with time of its own: no task may be blamed.
+
+        Kernels stay on the disk, so that a process which comes later, or behind one that was killed here, finds them.
+        What is wrong shows in the task, which goes the same way.
+        """
+        limit = min(_WARM_SECONDS, max(left, 0.0) + 15.0)
+        self._say({"begin": {"name": f"{model}: its models and kernels", "warming": model}, "limit_seconds": limit})
+        self._orders.warmed.append(model)
+        rows, deadline = prompts(1, _WARM_TOKENS), time.time() + limit - 10.0
+        try:
+            pair = self._ready(model)
+            engine_sides.measure(pair, 1, rows, plan.PLAIN, _WARM_ROUNDS, deadline, rounds=_WARM_ROUNDS)
+            pair.fit_caches(1)
+            release()
+        except Exception:
+            traceback.print_exc()
 
     def _attempt(self, task: plan.Task, deadline: float) -> dict[str, Any]:
         """One task; whatever it raises is its result."""
@@ -99,7 +123,7 @@ class Worker:
             if isinstance(error, peer_timing.TooSlowError) or self._is_poisoned(error):
                 # What hangs goes on in its thread, and a fault of the device stays: a fresh process does the rest.
                 self._say({"result": task.record() | outcome})
-                os._exit(3)
+                os._exit(plan.BROKEN_EXIT)
         release()
         return outcome | {"task_seconds": round(time.time() - started, 2)}
 
