@@ -175,8 +175,8 @@ def test_an_invariant_tile_has_one_shape(dtype: torch.dtype) -> None:
 
 def test_what_is_given_to_write_to_is_written_where_segments_are() -> None:
     paged = case([3, 2], [300, 20])
-    expected, given = run(paged, num_programs=2), torch.full_like(paged.query_MQD, 7.0)
-    out = run(paged, num_programs=2, out_MQV=given)
+    expected, given = run(paged, num_shares=2), torch.full_like(paged.query_MQD, 7.0)
+    out = run(paged, num_shares=2, out_MQV=given)
     assert out is given
     is_outside = torch.ones(len(given), dtype=torch.bool)
     for row in range(2):
