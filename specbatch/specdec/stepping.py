@@ -47,6 +47,7 @@ class Stepper:
         self.selftest = SelfTest(batch.target)
         self._finished: list[SequenceOutput] = []
         self._round_number = 0
+        self._most_rows = max_rows  # fewer than ``max_rows`` where pages were short when rows were last let in
         self._ahead: Ahead | None = None
         if rounds != "loop" and batch.pages is not None and CapturedRounds.fits(batch):
             self._ahead = Ahead(batch, CapturedRounds(batch, max_rows), may_fly=rounds == "ahead")
@@ -66,7 +67,7 @@ class Stepper:
                 self._ahead.forget()
                 self._ahead.captured.clear()
             self._finished += overload.relieve(self._batch, self._queue)
-            self.max_rows = self._batch.slots.num_slots
+            self.max_rows = self._most_rows = self._batch.slots.num_slots
         if self._batch.slots.num_active == 0:
             self.log.flush()
         finished, self._finished = self._finished, []
@@ -132,6 +133,7 @@ class Stepper:
             self.max_rows = self._grown_max_rows
             batch.compact()
             batch.resize(self.max_rows, batch.slots.max_positions)
+        self._most_rows = self.max_rows
 
     def _admit(self) -> None:
         batch, queue = self._batch, self._queue
@@ -139,9 +141,18 @@ class Stepper:
             self._finished += admission.admit(batch, queue, self.max_rows)
             self._finished += admission.make_room(batch, queue)
             return
-        gathers = self._ahead is not None
-        self._finished += paged_admission.admit(batch, batch.pages, queue, self.max_rows, gathers=gathers)
+        if self._may_admit():
+            self._finished += paged_admission.admit(batch, batch.pages, queue, self.max_rows)
+            # Pages stay short until rows end, but rows whose prompts are not read yet may come to share theirs.
+            is_short = queue and not len(batch.slots.rows(begun=False))
+            self._most_rows = batch.slots.num_rows if is_short else self.max_rows
         self._finished += paged_admission.make_room(batch, batch.pages, queue)
+
+    def _may_admit(self) -> bool:
+        """Whether there may be room for rows that wait which there was not when it was last tried."""
+        if self._ahead is None:
+            return bool(self._queue) and self._batch.slots.num_rows < self._most_rows
+        return bool(self._queue) and paged_admission.is_time_to_admit(self._batch, self._most_rows)
 
     def _follow(self, ahead: Ahead) -> None:
         """Settle the round under way, and let the next one begin before where that is possible."""
@@ -149,8 +160,7 @@ class Stepper:
         assert batch.pages is not None
         is_plain = is_plain_round(batch, self._round_number)
         has_room = paged_admission.has_room_ahead(batch, batch.pages)
-        may_admit = bool(self._queue) and paged_admission.is_time_to_admit(batch, self.max_rows)
-        result, surprised = ahead.follow(is_plain, len(self._queue), may_admit=may_admit, has_room=has_room)
+        result, surprised = ahead.follow(is_plain, len(self._queue), may_admit=self._may_admit(), has_room=has_room)
         self._book(result)
         ahead.undo(surprised)
         self._round_number += ahead.is_flying

@@ -71,6 +71,15 @@ class PageTable:
         """Pages that hold so many positions."""
         return -(-num_positions // self.page_size)
 
+    def num_used_by(self, slots: NDArray[np.int64], also_N: NDArray[np.int32] | None = None) -> int:
+        """Different pages that some slots hold together, and some other pages."""
+        is_used_N = np.zeros(self.num_pages, dtype=np.bool_)
+        is_used_N[self.table_SW[slots, : int(self.held_S[slots].max(initial=0))]] = True
+        if also_N is not None:
+            is_used_N[also_N] = True
+        is_used_N[SCRATCH_PAGE] = False  # what stands behind the pages of a slot
+        return int(is_used_N.sum())
+
     def pages_of(self, slot: int) -> NDArray[np.int32]:
         """The pages of one slot, in order."""
         return self.table_SW[slot, : self.held_S[slot]]

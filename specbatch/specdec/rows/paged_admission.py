@@ -15,6 +15,7 @@ from collections import deque
 import numpy as np
 
 from specbatch.schemas.errors import ErrorCode
+from specbatch.specdec.accept import IntArray
 from specbatch.specdec.forward.paged_memory import Pages, pages_of
 from specbatch.specdec.output import SequenceOutput, error_output
 from specbatch.specdec.rows.admission import positions_for, too_long
@@ -25,37 +26,36 @@ ROUNDS_AHEAD = 2
 """Rounds that a row's pages last for: the one that is decided, and one that may be under way before it is known."""
 
 GATHERED = 8
-"""Rows come in when this share of the slots is free, one eighth."""
+"""Rows come in when this share of what there is room for is free, one eighth."""
 
 _HOST_GROWTH = 2
 
 
-def is_time_to_admit(batch: Batch, max_rows: int) -> bool:
-    """Whether so many slots are free that it is worth while to interrupt the rounds of fixed shape.
+def is_time_to_admit(batch: Batch, most_rows: int) -> bool:
+    """Whether so many rows have room that it is worth while to interrupt the rounds of fixed shape.
 
     Prompts are read in rounds of the plain loop, which cost more launches: a few rows come in together, while at most
     an eighth of the slots waits.
+
+    Args:
+        most_rows: rows that there was room for when it was last tried.
     """
-    return max_rows - batch.slots.num_rows >= max(max_rows // GATHERED, 1)
+    return most_rows - batch.slots.num_rows >= max(most_rows // GATHERED, 1)
 
 
-def admit(
-    batch: Batch, pages: Pages, queue: deque[Request], max_rows: int, *, gathers: bool = False
-) -> list[SequenceOutput]:
+def admit(batch: Batch, pages: Pages, queue: deque[Request], max_rows: int) -> list[SequenceOutput]:
     """Fill slots from the queue, in order; returns the rows that can never run.
 
     Args:
-        max_rows: rows that may be in flight. gathers: wait until ``is_time_to_admit``.
+        max_rows: rows that may be in flight.
     """
     slots = batch.slots
     refused: list[SequenceOutput] = []
-    if gathers and not is_time_to_admit(batch, max_rows):
-        return refused
     if slots.num_slots < max_rows:
         batch.resize(max_rows, slots.max_positions)
     while queue and slots.num_rows < max_rows:
         request = queue[0]
-        needed = _needed(batch, request.num_known_tokens, request.num_tokens)
+        needed = int(_needed(batch, np.array(request.num_known_tokens), np.array(request.num_tokens)))
         if pages.table.pages_for(needed) > pages.table.capacity:
             queue.popleft()
             message = too_long(pages.capacity_tokens)
@@ -75,14 +75,12 @@ def admit(
 def make_room(batch: Batch, pages: Pages, queue: deque[Request]) -> list[SequenceOutput]:
     """Pages for the coming rounds, preempting the youngest rows where they lack; returns rows that do not fit."""
     slots, refused = batch.slots, []
-    rows = [slot for slot in range(slots.num_active) if slots.requests[slot] is not None]
-    for slot in sorted(rows, key=slots.opened.__getitem__):
+    rows, needed_of = _rows(batch), _growing(batch, pages)
+    for slot in sorted(needed_of, key=slots.opened.__getitem__):
         request = slots.requests[slot]
         if request is None:  # preempted for an older one
             continue
-        needed = _needed(batch, int(slots.length_S[slot]), request.num_tokens)
-        _lengthen(batch, needed)
-        while not _grow(batch, pages, slot, needed):
+        while not _grow(batch, pages, slot, needed_of[slot]):
             rivals = [other for other in rows if slots.requests[other] is not None and other != slot]
             youngest = max([*rivals, slot], key=slots.opened.__getitem__)
             if not rivals:
@@ -100,28 +98,44 @@ def has_room_ahead(batch: Batch, pages: Pages) -> bool:
 
     The host's arrays grow with them: it will write there what the rounds bring.
     """
-    slots = batch.slots
-    rows = [slot for slot in range(slots.num_active) if slots.requests[slot] is not None]
-    needed = [_needed(batch, int(slots.length_S[slot]), slots.request(slot).num_tokens) for slot in rows]
-    _lengthen(batch, max(needed, default=0))
-    return all(_grow(batch, pages, slot, positions) for slot, positions in zip(rows, needed, strict=True))
+    return all(_grow(batch, pages, slot, needed) for slot, needed in _growing(batch, pages).items())
 
 
-def _needed(batch: Batch, num_known: int, num_tokens: int) -> int:
-    """Positions that a row of so many tokens may write before it is asked again."""
+def _growing(batch: Batch, pages: Pages) -> dict[int, int]:
+    """Positions that each row needs for the coming rounds, of the rows that do not hold them yet: few in any round.
+
+    The host's arrays become as long.
+    """
+    slots, table = batch.slots, pages.table
+    row_B = np.array(_rows(batch), dtype=np.int64)
+    needed_B = _needed(batch, slots.length_S[row_B], slots.end_S[row_B])
+    _lengthen(batch, int(needed_B.max(initial=0)))
+    is_short_B = needed_B > table.held_S[row_B] * table.page_size
+    return dict(zip(row_B[is_short_B].tolist(), needed_B[is_short_B].tolist(), strict=True))
+
+
+def _rows(batch: Batch) -> list[int]:
+    """Slots with rows in them."""
+    requests = batch.slots.requests
+    return [slot for slot in range(batch.slots.num_active) if requests[slot] is not None]
+
+
+def _needed(batch: Batch, num_known: IntArray, num_tokens: IntArray) -> IntArray:
+    """Positions that rows of so many tokens may write before they are asked again."""
     ahead = ROUNDS_AHEAD * (batch.policy.max_draft_length + 1)
-    return max(min(num_known + ahead, num_tokens), num_known)
+    needed: IntArray = np.maximum(np.minimum(num_known + ahead, num_tokens), num_known)
+    return needed
 
 
 def _has_room(batch: Batch, pages: Pages, slot: int, num_held: int, needed: int) -> bool:
     """Whether pages for one more row are free or can be made so, with one to spare for every row."""
-    slots, table = batch.slots, pages.table
-    active = [other for other in range(slots.num_active) if slots.requests[other] is not None]
-    lacking = table.pages_for(needed) - num_held // table.page_size
-    held = table.pages_of(slot)[: num_held // table.page_size]
-    used = np.unique(np.concatenate([held, *(table.pages_of(other) for other in active)]))
-    spare = len(active)
-    return table.capacity - len(used) >= lacking + spare or (not active and table.pages_for(needed) <= table.capacity)
+    table, active = pages.table, _rows(batch)
+    num_kept = num_held // table.page_size
+    wanted = table.pages_for(needed) - num_kept + len(active)
+    if table.num_free >= wanted:  # what slots without rows hold is not asked for; counting all of it is dear
+        return True
+    num_used = table.num_used_by(np.array(active, dtype=np.int64), also_N=table.pages_of(slot)[:num_kept])
+    return table.capacity - num_used >= wanted or (not active and table.pages_for(needed) <= table.capacity)
 
 
 def _grow(batch: Batch, pages: Pages, slot: int, needed: int) -> bool:
