@@ -461,6 +461,31 @@ def test_all_rows_may_be_cancelled_while_a_round_is_under_way(target: Any, draft
     assert output.token_ids == full_twin(target, [([9, 9], PLAIN)], path="lean")[0].token_ids
 
 
+def test_who_is_still_there_is_looked_up_only_when_rows_have_come_or_gone(
+    target: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Counted(list[int]):
+        reads = 0
+
+        def __getitem__(self, slot: Any) -> Any:
+            Counted.reads += 1
+            return super().__getitem__(slot)
+
+    subject = engine(target, batch=2, path="ahead")
+    for number in range(2):
+        subject.submit(number, [number, 3], SamplingParams(max_new_tokens=60))
+    while not subject._stepper.is_flying:
+        subject.step()
+    slots = subject._batch.slots
+    slots.opened = Counted(slots.opened)
+    for _ in range(20):
+        subject.step()
+    assert 0 < Counted.reads <= 2
+    subject.cancel([1])
+    subject.step()
+    assert 2 < Counted.reads <= 6
+
+
 def test_what_does_not_fit_a_fixed_shape_goes_through_the_loop(target: Any, launches: list[bool]) -> None:
     params = SamplingParams(max_new_tokens=9, repetition_penalty=1.3)
     (output,) = run([([1, 2], params)], target, path="ahead")
@@ -515,6 +540,34 @@ def test_the_profile_of_captured_rounds_leaves_nothing_behind(target: Any, draft
     assert steps.keys() == ({1, 3} if has_draft else set())
     outputs = subject.generate([ids for ids, _ in rows], [params for _, params in rows])
     assert tokens(outputs) == [(t.token_ids, t.finish_reason) for t in full_twin(target, rows, path="lean")]
+
+
+def test_the_profile_keeps_no_graphs(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are of short rows, drawn greedily; the places are for what the job decodes."""
+    seen: list[str] = []
+    for owner, name in ((GraphBook, "run"), (GraphBook, "clear")):
+        original = getattr(owner, name)
+
+        def noted(*args: Any, _original: Any = original, _name: str = name) -> Any:
+            seen.append(_name)
+            return _original(*args)
+
+        monkeypatch.setattr(owner, name, noted)
+    engine(target, batch=3, path="ahead")._stepper.profile(3)
+    assert "run" in seen
+    assert seen[-1] == "clear"
+
+
+def test_a_book_that_is_cleared_gives_its_memory_back_behind_the_last_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: seen.append("waited"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: seen.append(f"{len(book._held)} held"))
+    book = GraphBook(torch.device("cuda"))
+    book.clear()
+    assert not seen
+    book._held[1] = graphs._Captured(None, None)
+    book.clear()
+    assert seen == ["waited", "0 held"]
 
 
 def test_a_round_that_was_captured_only_then_says_nothing_about_speed(

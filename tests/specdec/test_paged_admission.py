@@ -14,7 +14,7 @@ from specbatch.schemas.sampling import SamplingParams
 from specbatch.specdec.engine import Engine
 from specbatch.specdec.forward.paging import PAGE_SIZE, PageTable
 from specbatch.specdec.rounds.captured import CapturedRounds
-from specbatch.specdec.rows import paged_admission
+from specbatch.specdec.rows import overload, paged_admission
 from specbatch.specdec.rows.batch import Batch
 
 SLOTS = 16
@@ -121,3 +121,16 @@ def test_used_pages_are_counted_once_however_many_hold_them() -> None:
     assert table.num_used_by(np.array([0, 1]), also_N=table.pages_of(2)) == 7
     assert table.num_used_by(np.array([0]), also_N=table.pages_of(1)[:3]) == 4
     assert table.num_used_by(np.array([], dtype=np.int64)) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "is_memory"),
+    [
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`", False),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_libraries_that_find_no_memory_of_their_own_say_so_in_other_words(text: str, is_memory: bool) -> None:
+    assert overload.is_out_of_memory(RuntimeError(text)) is is_memory

@@ -70,6 +70,7 @@ class Ahead:
         self._may_fly = may_fly
         self._airborne: Airborne | None = None
         self._last_landed = 0.0
+        self._there: tuple[int, IntArray, BoolArray] | None = None
 
     @property
     def is_flying(self) -> bool:
@@ -245,8 +246,13 @@ class Ahead:
         return result, surprised
 
     def _is_there(self, flight: Flight) -> BoolArray:
-        """Rows of a round that still stand where they stood when it was launched."""
+        """Rows of a round that still stand where they stood when it was launched.
+
+        Looked up anew only when some row has come, gone or moved: it is asked several times in every round.
+        """
         slots = self._batch.slots
+        if self._there is not None and self._there[0] == slots.version and self._there[1] is flight.opened_B:
+            return self._there[2]
         is_there_B: BoolArray = np.array(
             [
                 slots.requests[slot] is not None and slots.opened[slot] == opened
@@ -254,6 +260,7 @@ class Ahead:
             ],
             dtype=np.bool_,
         )
+        self._there = slots.version, flight.opened_B, is_there_B
         return is_there_B
 
 

@@ -66,10 +66,13 @@ class GraphBook:
 
     def clear(self) -> None:
         """Forget all graphs; their memory is given back."""
-        if self._held:
+        has_held = bool(self._held)
+        if has_held:
             torch.cuda.synchronize(self._device)
         self._held.clear()
         self._pool = None
+        if has_held:
+            torch.cuda.empty_cache()  # what a pool has left is not found while another graph is being captured
 
     def _make_room(self) -> None:
         """Let the graphs go that were not used for longest; one of them may still be running."""

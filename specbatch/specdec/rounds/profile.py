@@ -52,7 +52,8 @@ def profile_captured(
 ) -> tuple[dict[int, float], dict[int, float]]:
     """The same of captured rounds: launched one by one, their kernels would cost far more.
 
-    Where memory does not suffice for the largest, what was measured before is all there is.
+    Where memory does not suffice for the largest, what was measured before is all there is. No graph is kept: rows that
+    are longer or drawn otherwise have graphs of their own, and their number is bounded.
 
     Args:
         most_drafts: the largest K of a round.
@@ -72,8 +73,8 @@ def profile_captured(
             score[num_rows * window] = rounds.seconds_of(num_rows, window - 1)[1]
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
-            raise
-        rounds.clear()  # the job will find out how many rows there is room for
+            raise  # else the job will find out how many rows there is room for
+    rounds.clear()
     return score, steps
 
 

@@ -17,7 +17,10 @@ from specbatch.specdec.rows.admission import shrink
 from specbatch.specdec.rows.batch import Batch
 from specbatch.specdec.rows.slots import Request
 
-_MESSAGES = ("can't allocate memory", "not enough memory", "out of memory", "could not create a memory object")
+_MESSAGES = (
+    *("can't allocate memory", "not enough memory", "out of memory", "could not create a memory object"),
+    "alloc_failed",  # of cuBLAS and its like, which ask for memory of their own
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
