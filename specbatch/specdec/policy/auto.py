@@ -151,14 +151,8 @@ class AdaptivePolicy:
         """Learn from a round, whoever chose its drafts."""
         for budget in (self._look_budget, self._trial_budget, self._suffix_budget):
             budget.earn(measure.seconds)
-        self._score.add(measure.num_scored, measure.score_seconds)
-        other_seconds = measure.other_seconds
-        if measure.num_draft_steps > 0:
-            self._draft_step.add(measure.num_model_rows, measure.propose_seconds / measure.num_draft_steps)
-        else:
-            other_seconds += measure.propose_seconds
-        self._other.add(measure.num_scored, other_seconds)
-        self._is_plain_known = self._is_plain_known or measure.num_scored == measure.num_rows
+        if measure.is_typical:
+            self._learn_seconds(measure)
         if measure.num_catch_up_tokens > 0:
             self._catch_up.add(measure.num_catch_up_tokens, measure.catch_up_seconds)
         if measure.num_model_rows > 0:
@@ -167,6 +161,16 @@ class AdaptivePolicy:
                 self._settle_look(self._look, measure)
         if self._has_suffix:
             self._suffix.add(measure)
+
+    def _learn_seconds(self, measure: RoundMeasure) -> None:
+        self._score.add(measure.num_scored, measure.score_seconds)
+        other_seconds = measure.other_seconds
+        if measure.num_draft_steps > 0:
+            self._draft_step.add(measure.num_model_rows, measure.propose_seconds / measure.num_draft_steps)
+        else:
+            other_seconds += measure.propose_seconds
+        self._other.add(measure.num_scored, other_seconds)
+        self._is_plain_known = self._is_plain_known or measure.num_scored == measure.num_rows
 
     def _choose(self, candidates: Candidates) -> Choice:
         """The best choice, unless the present one is about as good; plain unless drafts are clearly better."""

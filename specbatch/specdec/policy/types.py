@@ -73,6 +73,8 @@ class RoundMeasure:
             not of a round.
         draft_length_B, matched_B: drafts of each row and how many of them led the target's draws.
         is_model_B, match_B: whose drafts they were, and the length of the match if they were the suffix index's.
+        is_typical: False where the round was decoded in another way than those that drafts are planned for, so that its
+            seconds say nothing about them.
     """
 
     num_scored: int
@@ -86,6 +88,7 @@ class RoundMeasure:
     matched_B: IntArray
     is_model_B: BoolArray
     match_B: IntArray
+    is_typical: bool = True
 
     @property
     def num_rows(self) -> int:

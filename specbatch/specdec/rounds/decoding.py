@@ -62,7 +62,8 @@ def decode_round(
         plan = batch.policy.plan(view(batch, row_B, looked_up, num_waiting, num_riding))
     num_caught_up = catch_up(batch, row_B, plan)
     catch_up_seconds = (batch.clock.seconds - before).prefill
-    if ahead is not None and chunk is None and ahead.captured.can_launch(row_B, plan):
+    has_fixed_shape = ahead is not None and ahead.captured.can_launch(row_B, plan)
+    if ahead is not None and has_fixed_shape and chunk is None:
         return ahead.decode(row_B, plan, looked_up, is_plain, (num_caught_up, catch_up_seconds))
     proposals = propose(batch, row_B, plan, looked_up)
     logits_NV = score(batch, row_B, proposals, chunk)
@@ -88,6 +89,8 @@ def decode_round(
             matched_B=verdict.num_accepted_B,
             is_model_B=plan.is_model_B,
             match_B=kind_of_match(looked_up, len(row_B)),
+            # Without its prompts the round would have been launched as one piece, at a fraction of the price.
+            is_typical=not has_fixed_shape,
         )
     )
     return RoundResult(
