@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from specbatch.specdec.policy.buckets import bucket_of
-from specbatch.specdec.policy.controller import Policy, RoundMeasure, RoundView
+from specbatch.specdec.policy.choice import has_suffix_drafts
+from specbatch.specdec.policy.controller import Policy, RoundMeasure, RoundPlan, RoundView
+from specbatch.specdec.rounds.ahead import num_blind_rounds
 from specbatch.specdec.rounds.log import is_plain_sample
 
 # Milliseconds of scoring so many tokens, as measured on two cores.
@@ -34,6 +36,9 @@ class Machine:
         draft_ms, draft_row_ms: a step of the draft model, and what each row adds to it.
         noise: relative standard deviation of every time.
         num_waiting: what the policy is told about the queue.
+        match_shares: how often rows have a match of 0, 2, 5 and 20 tokens.
+        landing_ms: what the host does between two rounds, half behind the first and half before the second, unless the
+            second is launched before: as in the engine not behind drafts of the suffix index. 0: no round ever is.
         in_buckets: rounds have fixed shapes, as where they are captured: scoring takes what the next bucket takes.
     """
 
@@ -49,6 +54,8 @@ class Machine:
     num_waiting: int = 1000
     seed: int = 0
     in_buckets: bool = False
+    match_shares: tuple[float, ...] = (0.4, 0.2, 0.2, 0.2)
+    landing_ms: float = 0.0
     hiccup_rounds: tuple[int, ...] = ()
     expected_seconds: float = 0.0
     expected_tokens: float = 0.0
@@ -61,6 +68,8 @@ class Machine:
         B = self.num_rows
         self._generator = np.random.default_rng(self.seed)
         self._row_B = np.arange(B)
+        self._num_blind = self._num_vain_looks = 0
+        self._is_behind = False
         # Rows are met in mid-life, as in a job that has been running: they do not all end at once.
         self._left_B = self._generator.integers(self.row_tokens // 4, self.row_tokens + 1, B)
         self._lacking_B = np.ones(B, dtype=np.int64)
@@ -91,9 +100,9 @@ class Machine:
     def _round(self, policy: Policy, K: int) -> None:
         B, rng = self.num_rows, self._generator
         match_B = np.zeros(B, dtype=np.int64)
-        if self.suffix_acceptance is not None and policy.uses_suffix:
+        if self.suffix_acceptance is not None and policy.uses_suffix and not self._is_behind:
             self.lookups += 1
-            match_B = rng.choice([0, 2, 5, 20], size=B, p=[0.4, 0.2, 0.2, 0.2])
+            match_B = rng.choice([0, 2, 5, 20], size=B, p=self.match_shares)
         room_B = np.minimum(self._left_B - 1, K)
         view = RoundView(
             room_B=room_B,
@@ -131,7 +140,9 @@ class Machine:
         num_scored = B + int(draft_length_B.sum())
         propose = num_steps * (self.draft_ms + self.draft_row_ms * int(is_model_B.sum())) / 1000
         score = score_seconds(bucket_of(num_scored) if self.in_buckets else num_scored)
-        other = self.other_ms / 1000
+        is_behind, is_followed = self._is_behind, self._may_fly(policy, draft_length_B, is_model_B)
+        self._is_behind, self._num_blind = is_followed, (self._num_blind + 1) * is_followed
+        other = (self.other_ms + self.landing_ms * (2 - is_behind - is_followed) / 2) / 1000
         catch_up = (self.draft_ms + self.catch_up_ms * missing) / 1000 if missing else 0.0
         measure = RoundMeasure(
             num_scored=num_scored,
@@ -145,6 +156,7 @@ class Machine:
             matched_B=matched_B,
             is_model_B=is_model_B,
             match_B=match_B,
+            hidden=("none", "part", "all")[is_behind + is_followed],
         )
         policy.observe(measure)
         self.expected_seconds += propose + score + other + catch_up
@@ -154,6 +166,17 @@ class Machine:
         self.is_model.append(is_model_B)
         self.rows_of_round.append(self._row_B.copy())
         self._advance(policy, K, draft_length_B, matched_B, is_model_B)
+
+    def _may_fly(self, policy: Policy, draft_length_B: np.ndarray, is_model_B: np.ndarray) -> bool:
+        """Whether the next round is launched before this one is settled."""
+        if not self.landing_ms:
+            return False
+        if not policy.uses_suffix or is_plain_sample(len(self.drafts) + 1):
+            return True
+        has_drafts = has_suffix_drafts(RoundPlan(draft_length_B, is_model_B))
+        if not self._is_behind:
+            self._num_vain_looks = 0 if has_drafts else self._num_vain_looks + 1
+        return not has_drafts and self._num_blind < num_blind_rounds(self._num_vain_looks)
 
     def _advance(
         self, policy: Policy, K: int, draft_length_B: np.ndarray, matched_B: np.ndarray, is_model_B: np.ndarray

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ from specbatch.specdec.policy.buckets import bucket_of
 from specbatch.specdec.policy.controller import AdaptivePolicy, FixedPolicy, RoundMeasure, RoundPlan, RoundView
 from specbatch.specdec.rounds import ahead as ahead_module
 from specbatch.specdec.rounds import graphs, static_round
-from specbatch.specdec.rounds.ahead import BLIND_ROUNDS, Ahead, Airborne
+from specbatch.specdec.rounds.ahead import _HIDDEN, BLIND_ROUNDS, MOST_BLIND_ROUNDS, Ahead, Airborne
 from specbatch.specdec.rounds.captured import CapturedRounds
 from specbatch.specdec.rounds.graphs import GraphBook
 from specbatch.specdec.rounds.static_round import FIRST_PLANNED, Field, StaticRound
@@ -282,10 +283,45 @@ def test_rounds_go_ahead_while_the_suffix_index_has_nothing_to_offer(
     subject = engine(target, draft, k=policy, batch=3, path="ahead", has_suffix=True)
     outputs = subject.generate([ids for ids, _ in wild], [params for _, params in wild])
     assert tokens(outputs) == [(t.token_ids, t.finish_reason) for t in full_twin(target, wild, path="lean")]
-    assert 0 < sum(launches) <= BLIND_ROUNDS * (len(launches) - sum(launches))
+    assert 0 < sum(launches) <= MOST_BLIND_ROUNDS * (len(launches) - sum(launches))
     again: Rows = [([5, 6, 7] * 9, SamplingParams(max_new_tokens=60, logit_bias=())) for _ in range(2)]
     outputs = subject.generate([ids for ids, _ in again], [params for _, params in again])
     assert tokens(outputs) == [(t.token_ids, t.finish_reason) for t in full_twin(target, again, path="lean")]
+
+
+def test_looks_into_the_suffix_index_become_rare_while_they_are_in_vain(
+    target: Any, draft: Any, launches: list[bool]
+) -> None:
+    """Each of them lands the rounds."""
+
+    class Vain(FixedPolicy):
+        """Asks the index and uses the draft model."""
+
+        uses_suffix = True  # type: ignore[assignment]
+
+    rows: Rows = [([n, 7], SamplingParams(max_new_tokens=90, temperature=1.5, seed=n)) for n in range(2)]
+    subject = engine(target, draft, k=Vain(1), batch=2, path="ahead", has_suffix=True)
+    subject.generate([ids for ids, _ in rows], [params for _, params in rows])
+    landed = np.flatnonzero(~np.array(launches))[:4]
+    assert np.diff(landed).tolist() == [2 * BLIND_ROUNDS + 1, 4 * BLIND_ROUNDS + 1, 8 * BLIND_ROUNDS + 1]
+
+
+def test_the_policy_is_told_which_rounds_hid_what_the_host_did(
+    target: Any, draft: Any, launches: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in ("ahead", "captured", "paged"):
+        subject = engine(target, draft, k=1, batch=2, path=path)
+        measured: list[Any] = []
+        monkeypatch.setattr(subject._batch.policy, "observe", measured.append)
+        launches.clear()
+        subject.generate([[1, 2], [3, 4]], SamplingParams(max_new_tokens=40))
+        hidden = [measure.hidden for measure in measured]
+        if path == "ahead":
+            ends = [*launches, False]
+            assert hidden == [_HIDDEN[before + behind] for before, behind in itertools.pairwise(ends)][: len(hidden)]
+            assert hidden.count("all") > len(hidden) / 2
+        else:
+            assert set(hidden) == {"none"}
 
 
 def test_a_stop_string_ends_a_row_whose_next_round_is_under_way(

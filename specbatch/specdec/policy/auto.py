@@ -15,11 +15,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from specbatch.specdec.accept import BoolArray
-from specbatch.specdec.policy.choice import Candidates, Choice, Costs, tokens_and_seconds
+from specbatch.specdec.policy.choice import (
+    Candidates,
+    Choice,
+    Costs,
+    candidates_of,
+    has_suffix_drafts,
+    tokens_and_seconds,
+)
 from specbatch.specdec.policy.probe import (
     LOOK_BUDGET,
     LOOK_EVERY_ROUNDS,
@@ -30,8 +38,10 @@ from specbatch.specdec.policy.probe import (
     TRIAL_ROUNDS,
     Budget,
     Look,
+    suffix_probe,
 )
 from specbatch.specdec.policy.step_times import FloatArray, StepTimes
+from specbatch.specdec.policy.surroundings import Surroundings
 from specbatch.specdec.policy.survival import ModelSurvival, SuffixSurvival
 from specbatch.specdec.policy.types import STEADY_LACK, RoundMeasure, RoundPlan, RoundView
 
@@ -54,9 +64,6 @@ _GIVE_UP_LOOKS = 5
 # A suffix index that was not used for so many rounds is asked only every so often.
 _SUFFIX_IDLE_ROUNDS = 200
 _SUFFIX_ASK_EVERY = 8
-# A kind of match is tried, where it is cheap, until so many of its drafts have been seen.
-_SUFFIX_EVIDENCE = 6.0
-_SUFFIX_PROBE_LENGTH = 2
 
 
 class AdaptivePolicy:
@@ -67,7 +74,7 @@ class AdaptivePolicy:
         self.uses_model = has_draft
         self.samples_plain_rounds = True
         self._has_suffix = has_suffix
-        self._score, self._other = StepTimes(), StepTimes()
+        self._score, self._other = StepTimes(), Surroundings()
         self._draft_step, self._catch_up = StepTimes(), StepTimes()
         self._model, self._suffix = ModelSurvival(max_draft_length), SuffixSurvival(max_draft_length)
         self._choice = Choice(num_steps=0, cut=math.inf, tokens_per_second=0.0)
@@ -136,7 +143,7 @@ class AdaptivePolicy:
         if self._has_suffix:
             suffix_BK = self._suffix.of_rows(view.match_B)
             suffix_BK *= position_K < np.minimum(view.room_B, view.suffix_length_B)[:, None]
-        candidates = Candidates(model_BK, suffix_BK, costs)
+        candidates = candidates_of(model_BK, suffix_BK, costs)
         self._choice = self._choose(candidates)
         plan = candidates.plan(self._choice)
         self._count_use(view, plan)
@@ -169,7 +176,7 @@ class AdaptivePolicy:
             self._draft_step.add(measure.num_model_rows, measure.propose_seconds / measure.num_draft_steps)
         else:
             other_seconds += measure.propose_seconds
-        self._other.add(measure.num_scored, other_seconds)
+        self._other.add(measure, other_seconds)
         self._is_plain_known = self._is_plain_known or measure.num_scored == measure.num_rows
 
     def _choose(self, candidates: Candidates) -> Choice:
@@ -186,15 +193,16 @@ class AdaptivePolicy:
     def _costs(self, view: RoundView) -> Costs:
         B = len(view.room_B)
         least, most = B + view.num_riding, B * (self.max_draft_length + 1) + view.num_riding
-        score = self._score.between(least, most) + (self._other.between(least, most) if self._other.is_known else 0.0)
+        score = self._score.between(least, most) + self._other.between(least, most)
         draft_step = self._draft_step.between(0, B) if self._draft_step.is_known else None
-        return Costs(score=score, draft_step=draft_step, catch_up_B=self._catch_up_seconds(view) / _CATCH_UP_ROUNDS)
+        landing = 0.0 if view.num_riding else self._other.landing(B)  # rounds with prompts in them land in any case
+        return Costs(score, draft_step, self._catch_up_seconds(view) / _CATCH_UP_ROUNDS, landing)
 
     def _optimistic(self, costs: Costs, size: int, deviations: float) -> Costs:
         """The same if all sizes but one took less than it seems, by so many standard deviations."""
         B = len(costs.catch_up_B)
         doubt = self._score.doubt_between(B, B + len(costs.score) - 1, reference=size)
-        return Costs(costs.score * np.exp(-deviations * doubt), costs.draft_step, costs.catch_up_B)
+        return replace(costs, score=costs.score * np.exp(-deviations * doubt))
 
     def _catch_up_seconds(self, view: RoundView) -> FloatArray:
         """Float64 [B]: feeding each row to the draft model, at the price per token of feeding all that is lacking."""
@@ -220,12 +228,12 @@ class AdaptivePolicy:
         size = len(plan.draft_length_B) + int(plan.draft_length_B.sum())
         optimistic = self._optimistic(costs, size, TRIAL_OPTIMISM)
         better_BK = self._model.optimistic(TRIAL_OPTIMISM) * is_able_BK
-        candidates = Candidates(better_BK, suffix_BK, optimistic)
+        candidates = candidates_of(better_BK, suffix_BK, optimistic)
         trial = candidates.plan(candidates.best())
         if np.array_equal(trial.draft_length_B, plan.draft_length_B):
             return plan
         tokens, seconds = tokens_and_seconds(plan, model_BK, suffix_BK, costs)
-        whole = Costs(costs.score, costs.draft_step, costs.catch_up_B * _CATCH_UP_ROUNDS)
+        whole = replace(costs, catch_up_B=costs.catch_up_B * _CATCH_UP_ROUNDS)
         trial_tokens, trial_seconds = tokens_and_seconds(trial, model_BK, suffix_BK, whole)
         lost_seconds = trial_seconds - trial_tokens * seconds / tokens
         if not self._trial_budget.allows(lost_seconds):
@@ -271,26 +279,12 @@ class AdaptivePolicy:
         elif view.num_waiting > 0:
             self._num_rounds_without_model += 1
         if self._has_suffix:
-            is_used = bool(((plan.draft_length_B > 0) & ~plan.is_model_B).any())
-            self._num_rounds_without_suffix = 0 if is_used else self._num_rounds_without_suffix + 1
+            self._num_rounds_without_suffix = 0 if has_suffix_drafts(plan) else self._num_rounds_without_suffix + 1
 
     def _with_suffix_probe(self, view: RoundView, plan: RoundPlan, costs: Costs) -> RoundPlan:
         """Let one row try the suffix index where its kind of match is not known yet, if the budget allows."""
-        offered_B = np.minimum(np.minimum(view.suffix_length_B, view.room_B), _SUFFIX_PROBE_LENGTH)
-        is_unused_B = (plan.draft_length_B == 0) | plan.is_model_B
-        is_unknown_B = (offered_B > 0) & is_unused_B & (self._suffix.evidence(view.match_B) < _SUFFIX_EVIDENCE)
-        if self._look is not None or not is_unknown_B.any():
+        probe = None if self._look is not None else suffix_probe(view, plan, self._suffix.evidence(view.match_B), costs)
+        if probe is None or not self._suffix_budget.allows(probe[1]):
             return plan
-        row = int(np.where(is_unknown_B, view.match_B, 0).argmax())
-        num_drafts = int(plan.draft_length_B.sum())
-        seconds = float(
-            costs.score[min(num_drafts + int(offered_B[row]), len(costs.score) - 1)] - costs.score[num_drafts]
-        )
-        # A row that had the draft model's proposals gives them up for this round.
-        seconds += float(plan.draft_length_B[row]) * float(costs.score[0]) / len(offered_B)
-        if not self._suffix_budget.allows(seconds):
-            return plan
-        self._suffix_budget.lose(seconds)
-        draft_length_B, is_model_B = plan.draft_length_B.copy(), plan.is_model_B.copy()
-        draft_length_B[row], is_model_B[row] = offered_B[row], False
-        return RoundPlan(draft_length_B=draft_length_B, is_model_B=is_model_B)
+        self._suffix_budget.lose(probe[1])
+        return probe[0]

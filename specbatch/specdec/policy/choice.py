@@ -35,11 +35,13 @@ class Costs:
         score: scoring B tokens, B + 1, and so on, with all that surrounds the models.
         draft_step: a forward of the draft model over 0 rows, 1, and so on up to B; None where there is none.
         catch_up_B: share of the price of feeding a row to the draft model that one round has to bear.
+        landing: of any draft of the suffix index at all: the round must be settled before the next one begins.
     """
 
     score: FloatArray
     draft_step: FloatArray | None
     catch_up_B: FloatArray
+    landing: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,12 @@ def tokens_and_seconds(
         num_steps = int(plan.draft_length_B[plan.is_model_B].max())
         seconds += num_steps * float(costs.draft_step[int(plan.is_model_B.sum())])
         seconds += float(costs.catch_up_B[plan.is_model_B].sum())
-    return tokens, seconds
+    return tokens, seconds + costs.landing * has_suffix_drafts(plan)
+
+
+def has_suffix_drafts(plan: RoundPlan) -> bool:
+    """Whether any row has drafts of the suffix index."""
+    return bool(((plan.draft_length_B > 0) & ~plan.is_model_B).any())
 
 
 class Candidates:
@@ -175,5 +182,16 @@ class Candidates:
             seconds_GN += num_steps_GN * costs.draft_step[np.cumsum(is_first_GN, axis=1)]
             if costs.catch_up_B.any():
                 seconds_GN += np.cumsum(is_first_GN * costs.catch_up_B[self._row_N], axis=1)
+        if costs.landing > 0:
+            seconds_GN += costs.landing * np.logical_or.accumulate(is_taken_GN & ~is_model_N, axis=1)
         self._is_taken_GN = is_taken_GN
         self._rate_GN: FloatArray = (self._num_rows + gain_GN) / seconds_GN
+
+
+def candidates_of(model_BK: FloatArray | None, suffix_BK: FloatArray | None, costs: Costs) -> Candidates:
+    """All drafts that a round could have; those of the suffix index only where they are worth the landing."""
+    candidates = Candidates(model_BK, suffix_BK, costs)
+    if suffix_BK is None or not costs.landing or not suffix_BK.any():
+        return candidates
+    others = Candidates(model_BK, np.zeros_like(suffix_BK), costs)
+    return candidates if candidates.best().tokens_per_second > others.best().tokens_per_second else others

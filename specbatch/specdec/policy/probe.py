@@ -13,7 +13,9 @@ import math
 import numpy as np
 
 from specbatch.specdec.accept import IntArray
-from specbatch.specdec.policy.types import RoundView
+from specbatch.specdec.policy.choice import Costs, has_suffix_drafts
+from specbatch.specdec.policy.step_times import FloatArray
+from specbatch.specdec.policy.types import RoundPlan, RoundView
 
 # Shares of the job's time that may be lost: by looks at the unused draft model, the first one included; by rounds with
 # drafts that may be better than they seem; by trying the suffix index. A useless draft may cost a job 1 % in all.
@@ -34,6 +36,9 @@ TRIAL_EVERY_ROUNDS, TRIAL_ROUNDS = 40, 3
 TRIAL_OPTIMISM = 1.5
 # Rows that lack far more than the best-fed one are not worth feeding for a probe.
 _LACKING_FACTOR, _LACKING_SLACK = 2, 32
+# A kind of match is tried, where it is cheap, until so many of its drafts have been seen.
+_SUFFIX_EVIDENCE = 6.0
+_SUFFIX_PROBE_LENGTH = 2
 
 
 class Look:
@@ -106,3 +111,31 @@ class Budget:
     def allows(self, seconds: float) -> bool:
         """Whether a probe that may lose so much is due."""
         return self._lost_seconds + seconds <= self._allowed_seconds
+
+
+def suffix_probe(
+    view: RoundView, plan: RoundPlan, evidence_B: FloatArray, costs: Costs
+) -> tuple[RoundPlan, float] | None:
+    """The plan with drafts of the suffix index for one row whose kind of match is not known yet; None if there is none.
+
+    Args:
+        evidence_B: drafts that have been seen behind each row's kind of match.
+
+    Returns:
+        the plan, and the seconds that are lost if none of the drafts is right.
+    """
+    offered_B = np.minimum(np.minimum(view.suffix_length_B, view.room_B), _SUFFIX_PROBE_LENGTH)
+    is_unused_B = (plan.draft_length_B == 0) | plan.is_model_B
+    is_unknown_B = (offered_B > 0) & is_unused_B & (evidence_B < _SUFFIX_EVIDENCE)
+    if not is_unknown_B.any():
+        return None
+    row = int(np.where(is_unknown_B, view.match_B, 0).argmax())
+    num_drafts = int(plan.draft_length_B.sum())
+    more = min(num_drafts + int(offered_B[row]), len(costs.score) - 1)
+    seconds = float(costs.score[more] - costs.score[num_drafts])
+    # A row that had the draft model's proposals gives them up for this round.
+    seconds += float(plan.draft_length_B[row]) * float(costs.score[0]) / len(offered_B)
+    seconds += 0.0 if has_suffix_drafts(plan) else costs.landing
+    draft_length_B, is_model_B = plan.draft_length_B.copy(), plan.is_model_B.copy()
+    draft_length_B[row], is_model_B[row] = offered_B[row], False
+    return RoundPlan(draft_length_B, is_model_B), seconds

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from specbatch.specdec.accept import BoolArray, IntArray
 
@@ -75,6 +75,8 @@ class RoundMeasure:
         is_model_B, match_B: whose drafts they were, and the length of the match if they were the suffix index's.
         is_typical: False where the round was decoded in another way than those that drafts are planned for, so that its
             seconds say nothing about them.
+        hidden: how much of the host's part was done while the device ran: all of it where the round was launched before
+            the last one was settled and the next one before this was, none of it where neither was.
     """
 
     num_scored: int
@@ -89,6 +91,7 @@ class RoundMeasure:
     is_model_B: BoolArray
     match_B: IntArray
     is_typical: bool = True
+    hidden: Literal["none", "part", "all"] = "none"
 
     @property
     def num_rows(self) -> int:

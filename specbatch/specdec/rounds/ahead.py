@@ -12,13 +12,15 @@ Shape letters: B rows.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from specbatch.specdec.accept import BoolArray, IntArray
 from specbatch.specdec.drafters.suffix import Proposal
 from specbatch.specdec.policy.buckets import bucket_of
+from specbatch.specdec.policy.choice import has_suffix_drafts
 from specbatch.specdec.policy.controller import RoundMeasure, RoundPlan
 from specbatch.specdec.rounds.captured import CapturedRounds, Flight, Landed
 from specbatch.specdec.rounds.parts import RoundResult, kind_of_match, view
@@ -31,6 +33,7 @@ class Airborne:
     """A round under way, and what its measure will need.
 
     Attributes:
+        prepare_seconds: what the host did for it while nothing was under way, looking up and planning.
         num_blind: rounds since drafts were last looked up.
     """
 
@@ -40,6 +43,7 @@ class Airborne:
     num_caught_up: int
     catch_up_seconds: float
     launched: float
+    prepare_seconds: float = 0.0
     num_blind: int = 0
 
 
@@ -53,8 +57,17 @@ class Surprised:
 
 _NOBODY = Surprised(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
 
-BLIND_ROUNDS = 4
-"""Rounds that may go ahead without a look into the suffix index, while it has had nothing that was worth a draft."""
+BLIND_ROUNDS, MOST_BLIND_ROUNDS = 4, 64
+"""Rounds that may go ahead without a look into the suffix index, which costs a landing: at first, and in the end."""
+
+
+def num_blind_rounds(num_vain_looks: int) -> int:
+    """The same behind so many looks in a row that found nothing worth a draft."""
+    return min(BLIND_ROUNDS << min(num_vain_looks, 8), MOST_BLIND_ROUNDS)
+
+
+_HIDDEN: tuple[Literal["none", "part", "all"], ...] = ("none", "part", "all")
+"""How much of the host's part is done while the device runs, by how many ends of the round overlap with another."""
 
 
 class Ahead:
@@ -70,6 +83,7 @@ class Ahead:
         self._may_fly = may_fly
         self._airborne: Airborne | None = None
         self._last_landed = 0.0
+        self._num_vain_looks = 0
         self._there: tuple[int, IntArray, BoolArray] | None = None
 
     @property
@@ -78,14 +92,24 @@ class Ahead:
         return self._airborne is not None
 
     def decode(
-        self, row_B: IntArray, plan: RoundPlan, looked_up: Proposal | None, is_plain: bool, caught_up: tuple[int, float]
+        self,
+        row_B: IntArray,
+        plan: RoundPlan,
+        looked_up: Proposal | None,
+        is_plain: bool,
+        caught_up: tuple[int, float],
+        prepare_seconds: float,
     ) -> RoundResult | None:
         """A round behind one that has landed; None where it stays under way.
 
         Args:
-            caught_up: tokens that the draft had to read first, and seconds.
+            caught_up: tokens that the draft had to read first, and seconds. prepare_seconds: of all else before it.
         """
-        airborne = self._launch(row_B, plan, looked_up, is_plain, caught_up, None)
+        if looked_up is not None:
+            self._num_vain_looks = 0 if has_suffix_drafts(plan) else self._num_vain_looks + 1
+        airborne = replace(
+            self._launch(row_B, plan, looked_up, is_plain, caught_up, None), prepare_seconds=prepare_seconds
+        )
         if self._may_fly:
             self._airborne = airborne
             return None
@@ -170,9 +194,7 @@ class Ahead:
 
     def _may_be_blind(self, landing: Airborne) -> bool:
         """Whether another round may go without a look into the suffix index, which has not seen all text yet."""
-        plan = landing.flight.plan
-        has_looked_up = bool((~plan.is_model_B & (plan.draft_length_B > 0)).any())
-        return not has_looked_up and landing.num_blind < BLIND_ROUNDS
+        return not has_suffix_drafts(landing.flight.plan) and landing.num_blind < num_blind_rounds(self._num_vain_looks)
 
     def _launch(
         self,
@@ -189,7 +211,7 @@ class Ahead:
             return Airborne(flight, looked_up, is_plain, *caught_up, launched)
         before = follows.flight
         flight = self.captured.launch(row_B, plan, looked_up, before, self._is_there(before))
-        return Airborne(flight, looked_up, is_plain, *caught_up, launched, follows.num_blind + 1)
+        return Airborne(flight, looked_up, is_plain, *caught_up, launched, num_blind=follows.num_blind + 1)
 
     def _settle(self, airborne: Airborne) -> tuple[RoundResult, Surprised]:
         """Wait for a round, commit what it brought, and keep the books.
@@ -217,6 +239,8 @@ class Ahead:
         surprised = Surprised(row_B[is_other_B], device_length_B[is_other_B])
         # Where another round is under way, what the host does here is part of that one's time, and not counted twice.
         verdict, elapsed = settled.verdict, (now if follower is not None else time.perf_counter()) - began
+        elapsed += airborne.prepare_seconds
+        num_hidden_ends = (airborne.num_blind > 0) + (follower is not None)
         measure = RoundMeasure(
             num_scored=len(row_B) + int(proposals.draft_length_B.sum()),
             # The steps that were launched; rows that turned out to have no room make fewer of use.
@@ -230,6 +254,7 @@ class Ahead:
             matched_B=verdict.num_accepted_B,
             is_model_B=proposals.is_model_B,
             match_B=kind_of_match(airborne.looked_up, len(flight.row_B))[is_there_B],
+            hidden=_HIDDEN[num_hidden_ends],
         )
         # Capturing takes the host long, the next round's as well; that says nothing about rounds.
         is_usual = not flight.was_captured and (follower is None or not follower.flight.was_captured)

@@ -64,7 +64,8 @@ def decode_round(
     catch_up_seconds = (batch.clock.seconds - before).prefill
     has_fixed_shape = ahead is not None and ahead.captured.can_launch(row_B, plan)
     if ahead is not None and has_fixed_shape and chunk is None:
-        return ahead.decode(row_B, plan, looked_up, is_plain, (num_caught_up, catch_up_seconds))
+        prepare_seconds = time.perf_counter() - started - catch_up_seconds
+        return ahead.decode(row_B, plan, looked_up, is_plain, (num_caught_up, catch_up_seconds), prepare_seconds)
     proposals = propose(batch, row_B, plan, looked_up)
     logits_NV = score(batch, row_B, proposals, chunk)
     if chunk is None:
