@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from specbatch.specdec.policy.buckets import buckets_of
 from specbatch.specdec.policy.choice import Candidates, Costs, tokens_and_seconds
 from specbatch.specdec.policy.controller import RoundMeasure, RoundPlan, RoundView
 from specbatch.specdec.policy.probe import Budget, Look
@@ -230,6 +231,23 @@ def test_the_choice_is_the_best_there_is(seed: int, has_suffix: bool, draft_row:
     assert tokens / seconds == pytest.approx(choice.tokens_per_second)
     assert tokens / seconds >= share * best
     assert candidates.evaluate(choice) == choice, "the cut stands for the same drafts"
+
+
+@pytest.mark.parametrize("is_suffix", [True, False])
+def test_rows_that_are_equally_likely_are_cut_where_a_bucket_ends(is_suffix: bool) -> None:
+    """Twelve rows of 64 with the same match: 32 drafts fill a bucket that pays; three for each row begin the next."""
+    same_BK = np.zeros((64, 8))
+    same_BK[10:22] = 0.9 ** np.arange(1, 9)
+    num_scored = buckets_of(np.arange(64, 64 * 9 + 1))
+    costs = Costs(score=20.0 + num_scored, draft_step=np.zeros(65), catch_up_B=np.zeros(64))
+    candidates = Candidates(*((None, same_BK) if is_suffix else (same_BK, None)), costs)
+    choice = candidates.best()
+    plan = candidates.plan(choice)
+    tokens, seconds = tokens_and_seconds(plan, *((None, same_BK) if is_suffix else (same_BK, None)), costs)
+    assert plan.draft_length_B.sum() == 32
+    assert tokens / seconds == pytest.approx(choice.tokens_per_second)
+    assert tokens / seconds > candidates.plain.tokens_per_second
+    assert candidates.evaluate(choice) == choice
 
 
 def test_plain_is_best_when_nothing_pays() -> None:

@@ -25,6 +25,10 @@ from specbatch.specdec.policy.types import RoundPlan
 _LEAST_SURVIVAL = 0.01
 # Sources are compared by what exceeds the price of scoring; a trace of the rest decides where nothing does.
 _TRACE = 1e-3
+# Drafts that are equally likely (rows with the same match, or of which nothing is known) must be told apart by a cut:
+# in their order each counts as less likely than the one before by this share. With costs in steps all of them together
+# may fall into a bucket that does not pay.
+_APART = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,7 @@ class Candidates:
         candidate_N = np.flatnonzero(flat > _LEAST_SURVIVAL)
         candidate_N = candidate_N[np.argsort(-flat[candidate_N], kind="stable")]
         self._survival_N = flat[candidate_N]
+        self._rank_N = self._survival_N * (1 - _APART * np.arange(len(candidate_N)))
         self._is_model_N = candidate_N < (0 if model_BK is None else B * K)
         self._row_N = candidate_N // K % B
         self._position_N = candidate_N % K + 1
@@ -122,8 +127,8 @@ class Candidates:
             return self.plain
         # The cut lies between the last draft taken and the next one, so that small moves of either change nothing.
         later_n = np.flatnonzero(self._is_taken_GN[g, last + 1 :])
-        below = float(self._survival_N[last + 1 + later_n[0]]) if len(later_n) else 0.0
-        cut = math.sqrt(float(self._survival_N[last]) * max(below, _LEAST_SURVIVAL))
+        below = float(self._rank_N[last + 1 + later_n[0]]) if len(later_n) else 0.0
+        cut = math.sqrt(float(self._rank_N[last]) * max(below, _LEAST_SURVIVAL * (1 - _APART * len(self._rank_N))))
         return Choice(int(self._bound_G[g]), cut, float(self._rate_GN[g, last]))
 
     def evaluate(self, choice: Choice) -> Choice:
@@ -148,7 +153,7 @@ class Candidates:
         """Index of the choice's bound and the number of candidates above its cut."""
         first = int(self._bound_G[0])
         g = min(max(choice.num_steps - first, 0), len(self._bound_G) - 1)
-        return g, int(np.searchsorted(-self._survival_N, -choice.cut, side="right"))
+        return g, int(np.searchsorted(-self._rank_N, -choice.cut, side="right"))
 
     def _choose_sources(self, model_BK: FloatArray | None, suffix_BK: FloatArray | None, costs: Costs) -> IntArray:
         """Int64 [G, B]: 1 draft model, 0 suffix index, -1 neither, for each bound on the steps."""
