@@ -238,15 +238,12 @@ class Batch:
         return on_device(array, self.device)
 
     def sampling(self, row_B: IntArray) -> SamplingTensors:
-        """Sampling parameters of some rows; made anew only when other rows stand there.
-
-        Two sets are kept: a round in which a prompt ends asks for the rows that decoded before, and for all.
-        """
+        """Sampling parameters of some rows; two sets are kept, as a round in which a prompt ends asks for two."""
         key = self.slots.version, row_B.tobytes()
         if key not in self._sampling:
-            kept = [old for old in self._sampling if old[0] == key[0]][-1:]
+            kept = [item for item in self._sampling.items() if item[0][0] == key[0]][-1:]
             made = self._sampling_of([self.slots.request(int(slot)) for slot in row_B])
-            self._sampling = {old: self._sampling[old] for old in kept} | {key: made}
+            self._sampling = dict([*kept, (key, made)])
         return self._sampling[key]
 
     def canonical_token(self, slot: int, token_J: IntArray) -> tuple[int, float]:
