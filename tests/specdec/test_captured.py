@@ -399,7 +399,7 @@ def test_where_memory_fails_behind_a_settled_round_nothing_is_lost_and_no_key_is
     subject = engine(target, target, k=3, batch=8, path="ahead")
     Scarce(subject._batch.target, fails)
     rows: Rows = [
-        ([n, 7], SamplingParams(max_new_tokens=30 - 2 * n, temperature=0.9, top_p=0.9, seed=n)) for n in range(12)
+        ([n, 7], SamplingParams(max_new_tokens=22 - 2 * n, temperature=0.9, top_p=0.9, seed=n)) for n in range(10)
     ]
     for number, (ids, params) in enumerate(rows):
         subject.submit(number, ids, params)
