@@ -30,6 +30,9 @@ Each starts a Ray and loads the models, some ten seconds, and ``make test`` is s
 break unseen until then: the price of the time, no proof that other tests would notice.
 """
 
+LONG_PAGES = ("nightly.md",)
+"""The same for pages whose few commands take long: ``jobs/schedules/test_night.py`` lives through a night as well."""
+
 
 def commands(page: Path) -> list[Block]:
     """The blocks of a page that are run, and the files that they need."""
@@ -63,8 +66,8 @@ def _cases() -> list[object]:
     cases = []
     for page in PAGES:
         if any(block.language in RUN for block in commands(page)):
-            is_example = page.is_relative_to(EXAMPLES)
-            number = MANY_DECODING if is_example else num_decoding(page)
+            is_long = page.is_relative_to(EXAMPLES) or page.name in LONG_PAGES
+            number = MANY_DECODING if is_long else num_decoding(page)
             marks = marks_of(number, is_first=page.name == "quickstart.md")
             cases.append(pytest.param(page, id=str(page.relative_to(ROOT)), marks=marks))
     return cases

@@ -124,7 +124,7 @@ def _run(done: Done) -> None:
     pq.write_table(table, done.folder / "in.parquet")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SPECBATCH_", "RAY_"))}
     command = [str(Path(sys.executable).parent / "specbatch"), "submit", "in.parquet", "--output", str(done.output)]
-    command += ["--id-column", "key", "--workers", "2", "--shard-rows", "3", "--max-new-tokens", "96"]
+    command += ["--id-column", "key", "--workers", "2", "--shard-rows", "3", "--max-new-tokens", "400", "--ignore-eos"]
     command += ["--row-errors-ok"]
     process = subprocess.Popen(
         command,
@@ -138,8 +138,8 @@ def _run(done: Done) -> None:
     killed, num_looks, deadline = None, 0, time.monotonic() + DEADLINE_SECONDS
     while process.poll() is None:
         assert time.monotonic() < deadline, "it took too long"
+        killed = killed or _kill_one(done.output)  # first: reading logs takes its time
         done.keep_logs()
-        killed = killed or _kill_one(done.output)
         if killed and num_looks % 10 == 0:  # before the kill it would come too late
             done.keep_session()
         num_looks += killed is not None

@@ -42,6 +42,7 @@ def anywhere(request: pytest.FixtureRequest) -> tuple[Place, Output]:
     return request.getfixturevalue(names[0]), request.getfixturevalue(names[1])
 
 
+@pytest.mark.long
 def test_coordinator_killed_at_every_storage_step(place: Place, output: Output, reference: pa.Table) -> None:
     """Faults 22 and 23: SIGKILL right before and right after each object that the coordinator creates, run after run.
 

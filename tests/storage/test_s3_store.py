@@ -140,7 +140,9 @@ def test_a_put_that_arrives_after_a_rival_won_changes_nothing(
     s3_server.inject(FaultRule("PUT", KEY, "hold", seconds=8.0))
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(store.create, KEY, b"late")
-        time.sleep(0.3)
+        while not any(seen.startswith("PUT") for seen in s3_server.requests()):
+            assert not late.done()
+            time.sleep(0.05)
         assert store.create(KEY, b"rival") is True
         assert late.result() is False
     time.sleep(6.0)
