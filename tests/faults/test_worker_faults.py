@@ -31,6 +31,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 POISON_ROW = 18
 
 
+@pytest.mark.long
 def test_worker_killed_mid_generation(place: Place, output: Output, reference: pa.Table) -> None:
     """Fault 1: SIGKILL while it decodes; another process does what it had not finished."""
     process = place.submit(output)

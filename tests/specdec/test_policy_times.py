@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from simulated_machine import Machine, score_seconds
-from test_controller import auto, view_of
+from test_controller import NUM_SEEDS, auto, view_of
 from test_controller_parts import measure
 from tiny import engine
 
@@ -95,7 +95,7 @@ def test_a_row_with_a_match_does_not_ground_the_whole_batch(num_rows: int, accep
     policies = [FixedPolicy(0), auto(has_draft=has_draft, in_buckets=True)][: 1 + has_draft]
     rate = acceptance or 0.0
     best = max(landing_machine(num_rows, policy, few, rate, 0).tokens_per_second for policy in policies)
-    for seed in range(2):
+    for seed in range(NUM_SEEDS):
         policy = auto(has_draft=has_draft, has_suffix=True, in_buckets=True)
         assert landing_machine(num_rows, policy, few, rate, seed).tokens_per_second >= 0.97 * best
 

@@ -51,6 +51,7 @@ def specbatch(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
+@pytest.mark.long
 def test_a_job_of_another_form(root: Path) -> None:
     rows = {"prompt": ["def a(x):", None, "class B:"], "completion": ["old"] * 3, "key": ["a", "b", "c"]}
     pq.write_table(pa.table(rows), root / "in.parquet")
