@@ -66,6 +66,7 @@ class Worker:
         self._writing = Writing()
         self._write_limit_seconds = write_limit_seconds(config.output)
         self._threads: list[threading.Thread] = []
+        self._starting = threading.Lock()  # held until a thread that began is among them: ``stop`` misses none
         self._ready: WorkerReady | None = None  # guarded by the pipeline's condition
         # Of the decode thread alone:
         self._rows = RowsInFlight(self._pipeline, config.generation.sampling_params(seed=0))
@@ -138,9 +139,11 @@ class Worker:
             whether nobody uses the engine any more; a decode thread that hangs cannot be ended.
         """
         self._pipeline.stop()
-        for thread in self._threads:
+        with self._starting:
+            threads = tuple(self._threads)
+        for thread in threads:
             thread.join(_JOIN_SECONDS)
-        return not any(thread.is_alive() for thread in self._threads if thread.name == _DECODE_THREAD)
+        return not any(thread.is_alive() for thread in threads if thread.name == _DECODE_THREAD)
 
     def lose(self, error: Exception) -> None:
         """End because of what the decode thread cannot tell: it may be stuck in what the error is about."""
@@ -257,5 +260,6 @@ class Worker:
                 self._pipeline.stop(error)
 
         thread = threading.Thread(target=guarded, name=name, daemon=True)
-        thread.start()
-        self._threads.append(thread)  # one that did not start cannot be joined
+        with self._starting:
+            thread.start()
+            self._threads.append(thread)  # one that did not start cannot be joined

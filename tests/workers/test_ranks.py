@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,19 @@ def test_ranks_whose_leader_never_came_leave_no_meeting_place(tmp_path: Path, me
 def test_only_the_thread_that_decodes_closes_the_group_it_uses(
     hangs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``stop`` comes from a thread of Ray's; where decoding does not end it may but abandon the group."""
+    """``stop`` comes from a thread of Ray's; where decoding does not end it may but abandon the group.
+
+    Threads are slow to start here: one whose body runs already is one that ``stop`` knows of.
+    """
     monkeypatch.setattr(worker_module, "_JOIN_SECONDS", 0.2)
+    start = threading.Thread.start
+
+    def start_slowly(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name.startswith("specbatch-"):
+            time.sleep(0.2)
+
+    monkeypatch.setattr(threading.Thread, "start", start_slowly)
     calls: list[str] = []
     is_loading, may_load = threading.Event(), threading.Event()
 
