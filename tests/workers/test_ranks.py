@@ -56,14 +56,14 @@ def test_only_the_thread_that_decodes_closes_the_group_it_uses(
 ) -> None:
     """``stop`` comes from a thread of Ray's; where decoding does not end it may but abandon the group.
 
-    Threads are slow to start here: one whose body runs already is one that ``stop`` knows of.
+    It is slow to start here: one whose body runs already is one that ``stop`` knows of.
     """
     monkeypatch.setattr(worker_module, "_JOIN_SECONDS", 0.2)
     start = threading.Thread.start
 
     def start_slowly(thread: threading.Thread) -> None:
         start(thread)
-        if thread.name.startswith("specbatch-"):
+        if thread.name == "specbatch-decode":
             time.sleep(0.2)
 
     monkeypatch.setattr(threading.Thread, "start", start_slowly)
@@ -100,6 +100,7 @@ def test_only_the_thread_that_decodes_closes_the_group_it_uses(
     may_load.set()
     if hangs:
         starting.join(30)
+        monkeypatch.setattr(worker_module, "_JOIN_SECONDS", 30.0)
         subject.stop()
         assert calls == ["abandon", "close"], "now it has ended"
 
