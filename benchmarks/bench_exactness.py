@@ -5,8 +5,6 @@ near-tie arbitration and with its threshold set to 0. Logits are taken from the 
 both runs stand behind the same prefix.
 
 OMP_NUM_THREADS=1 python benchmarks/bench_exactness.py --markdown benchmarks/results/exactness_<date>.md
-
-Shape letters: B rows, N scored positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,114 +15,20 @@ import os
 import platform
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
-from unittest import mock
 
-import numpy as np
-import pyarrow.parquet as pq
 import torch
 import transformers
+from exactness.logits import logit_lines
+from exactness.passes import Rows, at_most, load, num_differing
 
 import specbatch
 from specbatch.jobs.planning.machine import describe_hardware
-from specbatch.specdec import Engine, SamplingParams, SequenceOutput
-from specbatch.specdec.accept import IntArray
-from specbatch.specdec.rounds import decoding, prefill
-from specbatch.specdec.rounds.settling import Proposals, Settled, settle_and_commit
-from specbatch.specdec.rows.batch import Batch
 
-ROOT = Path(__file__).resolve().parents[1]
 TEMPERATURES = (0.0, 0.7)
 NUM_DRAFTS = 4
-QUANTILE = 0.999
 BITWISE_PASSES = 3
-
-Logits = dict[tuple[int, int], np.ndarray[Any, np.dtype[np.float32]]]
-"""(row, index in the completion) -> float32 [V], raw logits that the token was drawn from."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """What one pass over some rows gave, and what it took: wall seconds, and those of canonical evaluation."""
-
-    outputs: list[SequenceOutput]
-    seconds: float
-    canonical_seconds: float
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(len(output.token_ids) for output in self.outputs)
-
-    @property
-    def num_near_ties(self) -> int:
-        return sum(output.num_near_ties for output in self.outputs)
-
-
-class Rows:
-    """Prompts of the example file; row i has seed i."""
-
-    def __init__(self, num_tokens: int) -> None:
-        self.prompts: list[str] = pq.read_table(ROOT / "examples" / "prompts.parquet")["prompt"].to_pylist()
-        self.num_tokens = num_tokens
-
-    def decode(self, engine: Engine, rows: Sequence[int], temperature: float, *, has_arbitration: bool = True) -> Pass:
-        """Decode some rows; without arbitration every draw counts as it comes out of the batch."""
-        batch = engine._batch
-        params = [
-            SamplingParams(max_new_tokens=self.num_tokens, temperature=temperature, seed=row, ignore_eos=True)
-            for row in rows
-        ]
-        spent: list[float] = []
-        decide = batch.canonical_token
-
-        def timed(slot: int, token_J: IntArray) -> tuple[int, float]:
-            began = time.perf_counter()
-            token = decide(slot, token_J)
-            spent.append(time.perf_counter() - began)
-            return token
-
-        epsilon = batch.epsilon if has_arbitration else 0.0
-        with mock.patch.object(batch, "canonical_token", timed), mock.patch.object(batch, "epsilon", epsilon):
-            started = time.perf_counter()
-            outputs = engine.generate([self.prompts[row] for row in rows], params)
-            return Pass(outputs, time.perf_counter() - started, sum(spent))
-
-
-def load(
-    max_batch_size: int,
-    speculation: int | Literal["off"],
-    dtype: str,
-    path: Literal["auto", "generic"] = "auto",
-    *,
-    bitwise: bool = False,
-) -> Engine:
-    """The bundled pair in one batch shape."""
-    return Engine.from_pretrained(
-        "code-pair/target",
-        None if speculation == "off" else "code-pair/draft-taught",
-        max_batch_size=max_batch_size,
-        speculation=speculation,
-        device="cpu",
-        dtype=dtype,
-        model_path=path,
-        num_threads=torch.get_num_threads(),
-        bitwise=bitwise,
-    )
-
-
-def num_differing(one: Sequence[SequenceOutput], other: Sequence[SequenceOutput]) -> int:
-    """Rows whose token ids are not the same."""
-    return sum(a.token_ids != b.token_ids for a, b in zip(one, other, strict=True))
-
-
-def at_most(events: int, trials: int) -> str:
-    """A share; for none at all what it is below with 95 % confidence (the rule of three)."""
-    return f"{events} of {trials}" + (f" (below {300 / trials:.1f} %)" if events == 0 else f" ({events / trials:.1%})")
 
 
 def near_tie_lines(rows: Rows, num_rows: int, num_alone: int) -> Iterator[str]:
@@ -175,65 +79,6 @@ def bitwise_lines(rows: Rows, num_rows: int) -> Iterator[str]:
             yield f"| {dtype} | {temperature} | {differing} | {ratio:.2f} |"
 
 
-@contextmanager
-def recorded(logits: Logits) -> Iterator[None]:
-    """Keep the logits behind every token that is committed inside."""
-
-    def record(batch: Batch, row_B: IntArray, proposals: Proposals, logits_NV: torch.Tensor) -> Settled:
-        slots = batch.slots
-        keys = [slots.request(int(slot)).key for slot in row_B]
-        index_B = slots.length_S[row_B] - slots.prompt_length_S[row_B]
-        count_B = proposals.draft_length_B + 1
-        first_B = np.cumsum(count_B) - count_B
-        settled = settle_and_commit(batch, row_B, proposals, logits_NV)
-        for b, key in enumerate(keys):
-            for j in range(int(settled.verdict.num_committed_B[b])):
-                assert isinstance(key, int)
-                logits[key, int(index_B[b]) + j] = logits_NV[int(first_B[b]) + j].float().numpy().copy()
-        return settled
-
-    with (
-        mock.patch.object(decoding, "settle_and_commit", record),
-        mock.patch.object(prefill, "settle_and_commit", record),
-    ):
-        yield
-
-
-def logit_lines(rows: Rows, num_rows: int) -> Iterator[str]:
-    """How far logits move when only the batch shape changes."""
-
-    def run(make: Callable[[], Engine]) -> tuple[Logits, list[SequenceOutput]]:
-        logits: Logits = {}
-        with recorded(logits):
-            return logits, rows.decode(make(), range(num_rows), 0.7).outputs
-
-    for dtype in ("float32", "bfloat16"):
-        reference, texts = run(lambda dtype=dtype: load(1, "off", dtype))  # type: ignore[misc]
-        shapes: list[tuple[str, Callable[[], Engine]]] = [
-            (f"1 row, K = {NUM_DRAFTS}", lambda dtype=dtype: load(1, NUM_DRAFTS, dtype)),  # type: ignore[misc]
-            ("16 rows, plain", lambda dtype=dtype: load(16, "off", dtype)),  # type: ignore[misc]
-            (f"16 rows, K = {NUM_DRAFTS}", lambda dtype=dtype: load(16, NUM_DRAFTS, dtype)),  # type: ignore[misc]
-        ]
-        if dtype == "float32":
-            shapes.append(("1 row, plain, generic path", lambda: load(1, "off", "float32", "generic")))
-        for name, make in shapes:
-            other, other_texts = run(make)
-            moved, gaps = [], []
-            for row, (a, b) in enumerate(zip(texts, other_texts, strict=True)):
-                for index in range(len(a.token_ids)):
-                    if a.token_ids[:index] != b.token_ids[:index]:
-                        break
-                    one_V, other_V = reference[row, index], other[row, index]
-                    moved.append(np.abs(one_V - other_V))
-                    best = np.argsort(one_V)[-2:]
-                    gaps.append(abs(float(np.diff(one_V[best])[0] - np.diff(other_V[best])[0])))
-            flat = np.concatenate(moved)
-            yield (
-                f"| {dtype} | {name} | {len(gaps)} | {np.median(flat):.1e} | {np.quantile(flat, QUANTILE):.1e} "
-                f"| {flat.max():.1e} | {max(gaps):.1e} |"
-            )
-
-
 def near_tie_section(rows: Rows, arguments: argparse.Namespace) -> Iterator[str]:
     """Near ties in float32, and rows that differ without their settling and with it."""
     yield (
@@ -278,7 +123,7 @@ def logit_section(rows: Rows, arguments: argparse.Namespace) -> Iterator[str]:
     )
     yield from ("", "| dtype | shape | positions | median | 99.9 % | largest | largest change of the gap |")
     yield "|---|---|---|---|---|---|---|"
-    yield from logit_lines(rows, arguments.logit_rows)
+    yield from logit_lines(rows, arguments.logit_rows, NUM_DRAFTS)
 
 
 SECTIONS = {

@@ -13,39 +13,33 @@ process is named with its error, and a fresh process does the rest.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import json
-import os
-import queue
 import re
 import shlex
 import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gpu import plan, report
+from gpu.process import WORKER, MeasuringProcess
 from gpu.shapes import SHAPES
 
 HERE = Path(__file__).resolve().parent
 _KINDS = ("cells", "checks")
-_WORKER = (sys.executable, "-m", "gpu.worker")
 _LEAST_SECONDS = 20.0
 """With less time left no fresh process is started."""
 _START_SECONDS = 120.0
 """For the imports of a process and its first answer."""
-_END_SECONDS = 10.0
 
 
 class Run:
     """One run: its document, which is written behind every answer, and what is still to be done."""
 
-    def __init__(self, options: argparse.Namespace, command: str, worker: Sequence[str] = _WORKER) -> None:
+    def __init__(self, options: argparse.Namespace, command: str, worker: Sequence[str] = WORKER) -> None:
         self._options, self._worker = options, worker
         self._started = time.time()
         self._deadline = self._started + options.seconds
@@ -125,49 +119,15 @@ class Run:
             "warmed": self._warmed,
             "tasks": [task.record() for task in self._todo],
         }
-        paths = [str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")]
-        # Nothing is looked for on a hub: there may be no network, and waiting for one would cost the run.
-        environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "HF_HUB_OFFLINE": "1"}
-        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        process = subprocess.Popen(self._worker, env=environ, text=True, **pipes)
-        requests, lines, complaints = process.stdin, process.stdout, process.stderr
-        assert requests is not None
-        assert lines is not None
-        assert complaints is not None
-        self._last_words = ""
-        with contextlib.suppress(BrokenPipeError):  # it has ended already; that shows below
-            requests.write(json.dumps(orders))
-            requests.close()
-        answers: queue.Queue[str | None] = queue.Queue()
-
-        def listen() -> None:
-            for line in lines:
-                answers.put(line)
-            answers.put(None)
-
-        def overhear() -> None:
-            for line in complaints:
-                sys.stderr.write(line)
-                self._last_words = line.strip() or self._last_words
-
-        threads = [threading.Thread(target=work, daemon=True) for work in (listen, overhear)]
-        for thread in threads:
-            thread.start()
         self._expect(None, min(_START_SECONDS, self._deadline - time.time()))
         reason = "its process ended"
-        try:
-            while True:
-                line = answers.get(timeout=max(self._limit - time.time(), 0.1))
-                if line is None:
-                    process.wait(timeout=_END_SECONDS)
-                    break
-                self._take(json.loads(line))
-        except (queue.Empty, subprocess.TimeoutExpired):
-            reason = "it did not end in its time, and its process was killed"
-        finally:
-            process.kill()  # also where this process itself is told to end
-            code = process.wait()
-            threads[1].join(timeout=1.0)
+        with MeasuringProcess(orders, self._worker) as process:  # killed also where this process is told to end
+            try:
+                while (answer := process.answer(self._limit)) is not None:
+                    self._take(answer)
+            except TimeoutError:
+                reason = "it did not end in its time, and its process was killed"
+        self._last_words, code = process.last_words, process.exit_code
         if self._under_way is not None and "side" in self._under_way:
             task = plan.Task(**{key: value for key, value in self._under_way.items() if key != "name"})
             self._keep(task.record() | {"status": "failed", "reason": f"{reason} (exit code {code}){self._why()}"})

@@ -22,8 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench_jobs import write_prompts
-from workload import ROOT
+from workload import ROOT, write_prompts
 
 from specbatch.jobs.planning.machine import count_cores, describe_hardware
 

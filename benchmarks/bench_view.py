@@ -31,7 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from workload import ROOT
+from workload import ROOT, write_prompts
 
 from specbatch.jobs.coordinator.workers import WorkerView
 from specbatch.jobs.display.live import REFRESH_SECONDS, LiveView
@@ -178,7 +178,7 @@ def measure_pieces(num_workers: int, repeats: int) -> dict[str, dict[str, float]
 
 def measure_job(rows: int, workers: int, rounds: int) -> dict[str, dict[str, list[float]]]:
     """Whole jobs with the live view and without: rows per second, processor seconds of the coordinator's process."""
-    from bench_jobs import ENGINE_FACTORY, write_prompts
+    from bench_jobs import ENGINE_FACTORY
 
     found: dict[str, dict[str, list[float]]] = {
         kind: {"rows_per_second": [], "processor_seconds": []} for kind in ("live", "quiet")

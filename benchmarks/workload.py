@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from statistics import NormalDist
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -51,6 +52,15 @@ def load_rows(target: Path, count: int, seed: int) -> list[Row]:
     return [
         (tokenizer.encode(prompt), wanted) for prompt, wanted in zip(chosen, wanted_tokens(count, seed), strict=True)
     ]
+
+
+def write_prompts(path: Path, count: int, group_rows: int = 10_000) -> None:
+    """``count`` prompts of the example file, over and over."""
+    prompts = pq.read_table(ROOT / "examples" / "prompts.parquet").column("prompt").to_pylist()
+    chosen = [prompts[i % len(prompts)] for i in range(count)]
+    pq.write_table(
+        pa.table({"id": [f"row-{i}" for i in range(count)], "prompt": chosen}), path, row_group_size=group_rows
+    )
 
 
 def tuning_rows(rows: list[Row], cap: int) -> list[Row]:
