@@ -216,7 +216,8 @@ class LeanDecoder:
             for layer in self.layers:
                 query_MQD, key_MHD, value_MHD = self._project(layer, x_ME, cos_M1D, sin_M1D)
                 keys, values = (self.as_stored(states) for states in (key_MHD, value_MHD))
-                x_ME = self._finish(layer, x_ME, self._attend_whole(layer, query_MQD, keys, values, position_T))
+                out_MQD = whole_attention(query_MQD, keys, values, scaling=layer.scaling, window=layer.window)
+                x_ME = self._finish(layer, x_ME, out_MQD.flatten(1))
             return self._logits(x_ME[-1:])[0]
 
     def _masks(self, padded: Padded) -> dict[int | None, list[Tensor]]:
@@ -253,18 +254,6 @@ class LeanDecoder:
         query_BTQD = query_GQD.view(group.num_rows, group.width, self.num_heads, self.head_dim)
         out: Tensor = self._attention(layer, query_BTQD, keys, values, mask).flatten(0, 1)
         return out if group.is_dense else out[group.scatter_G]
-
-    def _attend_whole(
-        self, layer: LeanLayer, query_TQD: Tensor, key_THD: Tensor, value_THD: Tensor, position_T: Tensor
-    ) -> Tensor:
-        """Attention over a prefix that is all there, [T, Q * D]."""
-        if self.is_on_device:
-            out_TQD = whole_attention(query_TQD, key_THD, value_THD, scaling=layer.scaling, window=layer.window)
-            return out_TQD.flatten(1)
-        mask = visibility_mask(position_T.unsqueeze(0), len(position_T), self.dtype, layer.window)
-        keys, values = (states.transpose(0, 1).unsqueeze(0) for states in (key_THD, value_THD))
-        out: Tensor = self._attention(layer, query_TQD.unsqueeze(0), keys, values, mask)[0]
-        return out
 
     def _attention(
         self, layer: LeanLayer, query_BTQD: Tensor, key_BHPD: Tensor, value_BHPD: Tensor, mask_B1TP: Tensor

@@ -76,24 +76,32 @@ def grouped_attention(
 def whole_attention(
     query_TQD: Tensor, key_THD: Tensor, value_THD: Tensor, *, scaling: float, window: int | None = None
 ) -> Tensor:
-    """Attention [T, Q, D] of a prefix that is all there, with no mask of T times T numbers where no window cuts.
+    """Attention [T, Q, D] of a prefix that is all there, with no mask of T times T numbers.
 
-    Keys and values are repeated for grouped heads, T * Q * D numbers each: kernels that take groups as they are do so
-    in half precision only, and torch would fall back to one that writes all scores of all heads.
+    Where a window cuts, queries are taken by blocks as long as the window: each needs the keys of its own block and of
+    the one before, and a mask of twice the window's square. Keys and values are repeated for grouped heads, T * Q * D
+    numbers each: kernels that take groups as they are do so in half precision only, and torch would fall back to one
+    that writes all scores of all heads.
     """
     T, Q, _ = query_TQD.shape
     repeats = Q // key_THD.shape[1]
     if repeats > 1:
         key_THD, value_THD = (states.repeat_interleave(repeats, dim=1) for states in (key_THD, value_THD))
     query, key, value = (states.transpose(0, 1).unsqueeze(0) for states in (query_TQD, key_THD, value_THD))
-    mask = None
-    if window is not None and window < T:
-        position_1T = torch.arange(T, device=query_TQD.device).unsqueeze(0)
-        mask = visibility_mask(position_1T, T, query_TQD.dtype, window)
-    out = functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling
-    )
-    return out[0].transpose(0, 1)
+    if window is None or window >= T:
+        out = functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+        return out[0].transpose(0, 1)
+    blocks = []
+    for begin in range(0, T, window):
+        end, first = min(begin + window, T), max(begin - window, 0)
+        position_1B = torch.arange(begin - first, end - first, device=query.device).unsqueeze(0)
+        mask = visibility_mask(position_1B, end - first, query.dtype, window)
+        blocks.append(
+            functional.scaled_dot_product_attention(
+                query[:, :, begin:end], key[:, :, first:end], value[:, :, first:end], attn_mask=mask, scale=scaling
+            )
+        )
+    return torch.cat(blocks, dim=2)[0].transpose(0, 1)
 
 
 def visibility_mask(position_BT: Tensor, num_keys: int, dtype: torch.dtype, window: int | None = None) -> Tensor:
