@@ -143,10 +143,13 @@ class CapturedRounds:
         opened_B = np.array([batch.slots.opened[int(slot)] for slot in row_B]) if follows is None else follows.opened_B
         return Flight(row_B, opened_B, plan, K, sampling, host, events, self._book.num_captured > num_captured)
 
-    def seconds_of(self, num_rows: int, num_drafts: int) -> tuple[float, float]:
+    def seconds_of(self, num_rows: int, num_drafts: int, num_steps: int) -> tuple[float, float]:
         """Seconds of the draft's steps and of scoring, for a round without rows: its attention reads nothing.
 
         For the policy to begin with; the best of two, once the round has been captured.
+
+        Args:
+            num_drafts: that are scored in each row. num_steps: of the draft model; 0 leaves it out.
         """
         bucket = bucket_of(num_rows)
         self._prepare(bucket)
@@ -155,7 +158,7 @@ class CapturedRounds:
         sampling = SamplingTensors.from_params([none] * bucket, [()] * bucket, batch.device, batch.target.vocab_size)
         num_tokens = min(bucket_of(num_rows * (num_drafts + 1)), bucket * (num_drafts + 1))
         self._tensors.begin_none(bucket)
-        max_keys, num_steps = self._max_keys(np.zeros(0, dtype=np.int64)), num_drafts if batch.draft is not None else 0
+        max_keys = self._max_keys(np.zeros(0, dtype=np.int64))
         found = []
         for _ in range(3):
             events, started = self._events(), time.perf_counter()

@@ -63,14 +63,15 @@ def profile_captured(
     score: dict[int, float] = {}
     try:
         # The largest shape first: what it takes is there for all smaller ones. It compiles kernels too, out of budget.
-        score[max_rows * (most_drafts + 1)] = rounds.seconds_of(max_rows, most_drafts)[1]
+        num_steps = most_drafts if has_draft else 0
+        score[max_rows * (most_drafts + 1)] = rounds.seconds_of(max_rows, most_drafts, num_steps)[1]
         deadline = time.perf_counter() + _CAPTURED_BUDGET_SECONDS
         for num_rows in sorted({max_rows, 1}, reverse=True) if has_draft else ():
-            steps[num_rows] = rounds.seconds_of(num_rows, 1)[0]
+            steps[num_rows] = rounds.seconds_of(num_rows, 1, 1)[0]
         for num_rows, window in _shapes(max_rows):
             if time.perf_counter() > deadline:
                 break
-            score[num_rows * window] = rounds.seconds_of(num_rows, window - 1)[1]
+            score[num_rows * window] = rounds.seconds_of(num_rows, window - 1, 0)[1]
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise  # else the job will find out how many rows there is room for
