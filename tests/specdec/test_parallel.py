@@ -168,6 +168,45 @@ def test_every_family_with_a_plan(leader: Leader, tmp_path: Path, family: str) -
     assert target.cache.num_bytes == per_token * 4 * target.cache.max_positions
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_four_ranks_say_what_one_process_says(start: Start, tmp_path: Path, family: str) -> None:
+    """Of two, every sum is the same in either order; of four it is not."""
+    model = tiny_model(family, seed=3, num_attention_heads=4, num_key_value_heads=4)
+    draft = perturbed(model, 0.15)
+    seat = Seat.make(4, "cpu")
+    leading = Leader(seat)
+    processes = [start("follow", seat, rank) for rank in range(1, 4)]
+    leading.gather()
+    try:
+        target = shared(leading, model, tmp_path)
+        alone = engine(decoder(load_model(tmp_path, torch.float64, CPU), 4), draft, 3)
+        assert said(engine(target, draft, 3)) == said(alone)
+        heads = 4 if DIVISIONS[family] == "heads" else 1
+        assert target.cache.num_bytes * heads == alone._batch.target.cache.num_bytes
+    finally:
+        leading.close()
+    assert [process.wait(LIMIT_SECONDS) for process in processes] == [0, 0, 0]
+    assert not Path(seat.folder).exists()
+
+
+@pytest.mark.long
+def test_one_death_of_four_is_the_death_of_all(start: Start) -> None:
+    """The third is killed while the leader waits for all in a collective and the others for the leader."""
+    seat = Seat.make(4, "cpu")
+    leading = start("lead", seat, 0, MOMENT="wait")
+    while not Path(seat.address).exists():
+        assert leading.poll() is None
+        time.sleep(0.05)
+    mates = [start("mate", seat, rank) for rank in range(1, 4)]
+    assert leading.stdout is not None
+    assert leading.stdout.readline() == "ready\n"
+    mates[2].send_signal(signal.SIGKILL)
+    lines = {leading.stdout.readline() for _ in range(2)}
+    assert lines == {f"{word}: rank 3 of 4 is gone\n" for word in ("told", "raised")}
+    assert [mate.wait(5) for mate in mates[:2]] == [1, 1]
+
+
 def test_a_vocabulary_that_does_not_divide(leader: Leader, tmp_path: Path) -> None:
     model = tiny_model("llama", seed=3, vocab_size=VOCAB, tie_word_embeddings=True)
     assert said(engine(shared(leader, model, tmp_path), None, 0)) == said(engine(decoder(model, 4), None, 0))
