@@ -326,14 +326,14 @@ def test_every_settled_round_is_seen_and_what_captures_take_falls_into_those_lef
     keys: set[Any] = set()
     run_twin, sleep_seconds = GraphBook.run, 0.2
 
-    def run_captured(book: GraphBook, key: Any, work: Callable[[], Any]) -> Any:
+    def run_captured(book: GraphBook, key: Any, work: Callable[[], Any], **options: Any) -> Any:
         if key not in keys:
             keys.add(key)
             time.sleep(sleep_seconds)
-        return run_twin(book, key, work)
+        return run_twin(book, key, work, **options)
 
     monkeypatch.setattr(GraphBook, "run", run_captured)
-    monkeypatch.setattr(GraphBook, "num_captured", property(lambda book: len(keys)))
+    monkeypatch.setattr(GraphBook, "num_unusual", property(lambda book: len(keys)))
     subject = an_engine()
     seen, started = watch.Watch(subject), time.perf_counter()
     for row in range(2):

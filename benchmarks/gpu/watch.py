@@ -66,7 +66,7 @@ class Watch:
 
             def launched(*arguments: Any) -> Any:
                 flight = launch(*arguments)
-                self._has_captured |= flight.was_captured
+                self._has_captured |= not flight.is_usual
                 return flight
 
             captured.launch = launched  # type: ignore[method-assign]

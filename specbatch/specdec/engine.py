@@ -50,9 +50,9 @@ class Engine:
         max_kv_tokens: positions that the slots may have in all; None is without bound.
         coupling: ``seed`` gives the target's own keyed draws, ``distribution`` only its law.
         grown_batch_size: rows in flight once the draft has been given up.
-        has_suffix: index all text for drafts.
+        has_suffix: index all text for drafts. rounds: how rounds are decoded over pages.
         has_profile: measure the models now, for the policy to begin with.
-        rounds: how rounds are decoded over pages.
+        has_warm_up: compile a GPU's kernels now, and not in the first steps.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Engine:
         grown_batch_size: int | None = None,
         has_suffix: bool = False,
         has_profile: bool = False,
+        has_warm_up: bool = False,
         rounds: Rounds = "ahead",
     ) -> None:
         if policy.uses_model and draft is None:
@@ -97,6 +98,8 @@ class Engine:
                 grown_max_rows=grown_batch_size or max_batch_size,
                 rounds=rounds,
             )
+            if has_warm_up:
+                self._stepper.warm_up()
             if has_profile:
                 times = self._stepper.profile(max_batch_size)
                 policy.learn_times(*times, in_buckets=self._stepper.has_fixed_shapes)
@@ -136,8 +139,7 @@ class Engine:
             max_sequence_tokens: longest prompt and completion together; the model's context if not given.
             quantization: how the target's dense weights are quantized on loading, on a CPU only; names of
                 ``specdec.models.quantization.ON_LOAD``.
-            leader: for ``--tensor-parallel-size``: the meeting point of the processes that share the target; None on
-                one device.
+            leader: the meeting point of the processes that share the target; None on one device.
             kv_cache_dtype: ``fp8`` keeps keys and values in 8 bits; it changes the text.
             bitwise: compute every token with the same bits whatever is computed beside it; slower.
 
@@ -174,6 +176,7 @@ class Engine:
             grown_batch_size=pair.grown_batch_size,
             has_suffix=pair.policy.uses_suffix,
             has_profile=speculation == "auto",
+            has_warm_up=pair.target.device.type == "cuda",
         )
 
     def generate(

@@ -20,6 +20,7 @@ from specbatch.specdec.rounds.parts import RoundResult
 from specbatch.specdec.rounds.prefill import plan_chunk, read_chunk
 from specbatch.specdec.rounds.profile import profile, profile_captured
 from specbatch.specdec.rounds.selftest import SelfTest
+from specbatch.specdec.rounds.warming import warm
 from specbatch.specdec.rows import admission, overload, paged_admission
 from specbatch.specdec.rows.batch import Batch
 from specbatch.specdec.rows.slots import Request
@@ -97,6 +98,10 @@ class Stepper:
         return profile_captured(
             self._ahead.captured, max_rows, most_drafts=most_drafts, has_draft=batch.draft is not None
         )
+
+    def warm_up(self) -> None:
+        """Let the device do now what it must do once; see ``rounds.warming``."""
+        warm(self._batch, None if self._ahead is None else self._ahead.captured, self.max_rows)
 
     @property
     def has_fixed_shapes(self) -> bool:

@@ -30,7 +30,7 @@ from specbatch.specdec.models.families import FAMILIES
 from specbatch.specdec.policy.buckets import bucket_of
 from specbatch.specdec.policy.controller import AdaptivePolicy, FixedPolicy, RoundMeasure, RoundPlan, RoundView
 from specbatch.specdec.rounds import ahead as ahead_module
-from specbatch.specdec.rounds import graphs, static_round
+from specbatch.specdec.rounds import static_round
 from specbatch.specdec.rounds.ahead import _HIDDEN, BLIND_ROUNDS, MOST_BLIND_ROUNDS, Ahead, Airborne
 from specbatch.specdec.rounds.captured import CapturedRounds
 from specbatch.specdec.rounds.graphs import GraphBook
@@ -159,7 +159,7 @@ def run_thrice(monkeypatch: pytest.MonkeyPatch, as_on_a_device: Any) -> list[Any
     """Do what capturing does; returns the keys of what was run, as they come."""
     keys: list[Any] = []
 
-    def run(book: GraphBook, key: Any, work: Callable[[], Tensor | None]) -> Tensor | None:
+    def run(book: GraphBook, key: Any, work: Callable[[], Tensor | None], **options: Any) -> Tensor | None:
         keys.append(key)
         for _ in range(2):
             with as_on_a_device():
@@ -584,9 +584,9 @@ def test_the_profile_keeps_no_graphs(target: Any, monkeypatch: pytest.MonkeyPatc
     for owner, name in ((GraphBook, "run"), (GraphBook, "clear")):
         original = getattr(owner, name)
 
-        def noted(*args: Any, _original: Any = original, _name: str = name) -> Any:
+        def noted(*args: Any, _original: Any = original, _name: str = name, **options: Any) -> Any:
             seen.append(_name)
-            return _original(*args)
+            return _original(*args, **options)
 
         monkeypatch.setattr(owner, name, noted)
     engine(target, batch=3, path="ahead")._stepper.profile(3)
@@ -594,59 +594,29 @@ def test_the_profile_keeps_no_graphs(target: Any, monkeypatch: pytest.MonkeyPatc
     assert seen[-1] == "clear"
 
 
-def test_a_book_that_is_cleared_gives_its_memory_back_behind_the_last_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: seen.append("waited"))
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: seen.append(f"{len(book._held)} held"))
-    book = GraphBook(torch.device("cuda"))
-    book.clear()
-    assert not seen
-    book._held[1] = graphs._Captured(None, None)
-    book.clear()
-    assert seen == ["waited", "0 held"]
-
-
-def test_a_round_that_was_captured_only_then_says_nothing_about_speed(
+def test_a_round_that_was_no_plain_replay_says_nothing_about_speed(
     target: Any, draft: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a device: a key is captured when it is first met, and the clock of that round is not to be believed."""
+    """As on a device when a key is first met: the clock of that round is not to be believed, what it accepted is."""
     keys: set[Any] = set()
     run_twin = GraphBook.run
 
-    def run_noted(book: GraphBook, key: Any, work: Callable[[], Tensor | None]) -> Tensor | None:
+    def run_noted(book: GraphBook, key: Any, work: Callable[[], Tensor | None], **options: Any) -> Tensor | None:
         keys.add(key)
-        return run_twin(book, key, work)
+        return run_twin(book, key, work, **options)
 
     monkeypatch.setattr(GraphBook, "run", run_noted)
-    monkeypatch.setattr(GraphBook, "num_captured", property(lambda book: len(keys)))
+    monkeypatch.setattr(GraphBook, "num_unusual", property(lambda book: len(keys)))
     subject = engine(target, draft, k=2, batch=2, path="ahead")
     measured = []
     monkeypatch.setattr(subject._batch.policy, "observe", measured.append)
     subject.generate([[1, 2], [3]], SamplingParams(max_new_tokens=30))
     blocks = subject.take_blocks()
-    num_captured = sum(block.num_mixed_rounds for block in blocks)
-    assert 0 < num_captured <= len(keys)
-    assert len(measured) == sum(block.num_spec_rounds + block.num_plain_rounds for block in blocks) > 0
-
-
-def test_of_many_shapes_the_ones_used_last_stay_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the book-keeping: graphs are made of nothing here."""
-
-    class Nothing:
-        def replay(self) -> None: ...
-
-    def capture(book: GraphBook, work: Callable[[], Tensor | None]) -> graphs._Captured:
-        captured.append(work())
-        return graphs._Captured(Nothing(), None)
-
-    captured: list[Any] = []
-    monkeypatch.setattr(GraphBook, "_capture", capture)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: captured.append("waited"))
-    monkeypatch.setattr(graphs, "_MOST_GRAPHS", 3)
-    book = GraphBook(torch.device("cuda"))
-    for key in (1, 2, 3, 1, 4, 1, 3, 2):
-        book.run(key, lambda key=key: key)  # type: ignore[misc]
-    assert captured == [1, 2, 3, "waited", 4, "waited", 2], "2 is the one that was used longest ago when 4 comes"
+    num_unusual = sum(block.num_mixed_rounds for block in blocks)
+    assert 0 < num_unusual <= len(keys)
+    num_typical = sum(measure.is_typical for measure in measured)
+    assert num_typical == sum(block.num_spec_rounds + block.num_plain_rounds for block in blocks) > 0
+    assert len(measured) == num_typical + num_unusual
 
 
 def test_rows_behind_those_that_were_loaded_are_drawn_greedily() -> None:

@@ -257,9 +257,8 @@ class Ahead:
             hidden=_HIDDEN[num_hidden_ends],
         )
         # Capturing takes the host long, the next round's as well; that says nothing about rounds.
-        is_usual = not flight.was_captured and (follower is None or not follower.flight.was_captured)
-        if is_usual:
-            batch.policy.observe(measure)
+        is_usual = flight.is_usual and (follower is None or follower.flight.is_usual)
+        batch.policy.observe(measure if is_usual else replace(measure, is_typical=False))
         result = RoundResult(
             finished=settled.finished,
             num_tokens=int(verdict.num_committed_B.sum()),

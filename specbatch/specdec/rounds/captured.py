@@ -49,8 +49,8 @@ class Flight:
     Attributes:
         row_B, opened_B: its slots, and when the rows in them came, which tells a row from a later one in its slot.
         plan: what was asked for. sampling: of the rows. host: where the draws will be.
-        events: begin, between the models, end, and copied; None off a device. was_captured: for the first time, so
-            that its seconds say nothing.
+        events: begin, between the models, end, and copied; None off a device. is_usual: launched as graphs that were
+            there; else its seconds say nothing.
     """
 
     row_B: IntArray
@@ -60,7 +60,7 @@ class Flight:
     sampling: SamplingTensors
     host: Tensor
     events: tuple[Any, ...] | None
-    was_captured: bool
+    is_usual: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +135,17 @@ class CapturedRounds:
             self._tensors.go_on(field_BC)
         sampling = batch.sampling(row_B) if follows is None else follows.sampling
         num_tokens = min(bucket_of(int((plan.draft_length_B + 1)[wanted_B].sum())), bucket * (K + 1))
-        num_captured, events = self._book.num_captured, self._events()
+        num_unusual, events = self._book.num_unusual, self._events()
         max_keys = self._max_keys(row_B[wanted_B])
         result = self._run(bucket, K, plan.num_draft_steps, num_tokens, max_keys, sampling, events)
         host = self._tensors.bring(result[:B])
         _record(events, 3)
         opened_B = np.array([batch.slots.opened[int(slot)] for slot in row_B]) if follows is None else follows.opened_B
-        return Flight(row_B, opened_B, plan, K, sampling, host, events, self._book.num_captured > num_captured)
+        return Flight(row_B, opened_B, plan, K, sampling, host, events, self._book.num_unusual == num_unusual)
 
-    def seconds_of(self, num_rows: int, num_drafts: int, num_steps: int) -> tuple[float, float]:
+    def seconds_of(
+        self, num_rows: int, num_drafts: int, num_steps: int, *, temperature: float = 0.0
+    ) -> tuple[float, float]:
         """Seconds of the draft's steps and of scoring, for a round without rows: its attention reads nothing.
 
         For the policy to begin with; the best of two, once the round has been captured.
@@ -153,7 +155,7 @@ class CapturedRounds:
         """
         bucket = bucket_of(num_rows)
         self._prepare(bucket)
-        none = SamplingParams(max_new_tokens=1)
+        none = SamplingParams(max_new_tokens=1, temperature=temperature)
         batch = self._batch
         sampling = SamplingTensors.from_params([none] * bucket, [()] * bucket, batch.device, batch.target.vocab_size)
         num_tokens = min(bucket_of(num_rows * (num_drafts + 1)), bucket * (num_drafts + 1))
@@ -162,7 +164,7 @@ class CapturedRounds:
         found = []
         for _ in range(3):
             events, started = self._events(), time.perf_counter()
-            self._run(bucket, num_drafts, num_steps, num_tokens, max_keys, sampling, events)
+            self._run(bucket, num_drafts, num_steps, num_tokens, max_keys, sampling, events, at_once=True)
             if events is None:
                 found.append((0.0, time.perf_counter() - started))
                 continue
@@ -191,12 +193,14 @@ class CapturedRounds:
         max_keys: int,
         sampling: SamplingTensors,
         events: tuple[Any, ...] | None,
+        *,
+        at_once: bool = False,
     ) -> Tensor:
         """Launch the two halves of a round on the static tensors; returns what ``StaticRound.score`` does.
 
         Args:
             num_drafts: K of the round. num_steps: of the draft model, whose rows may have fewer drafts than those of
-                others that were looked up.
+                others that were looked up. at_once: capture what is met for the first time.
         """
         batch, tensors = self._batch, self._tensors
         static = StaticRound(
@@ -214,10 +218,11 @@ class CapturedRounds:
         target: Any = batch.target  # ``fits`` has seen what they are
         draft: Any = batch.draft
         if num_steps:
-            self._book.run(("propose", num_rows, num_steps, max_keys, kind), lambda: static.propose(draft, num_steps))
+            propose = ("propose", num_rows, num_steps, max_keys, kind)
+            self._book.run(propose, lambda: static.propose(draft, num_steps), at_once=at_once)
         _record(events, 1)
         score = ("score", num_rows, num_drafts, num_tokens, max_keys, kind)
-        result = self._book.run(score, lambda: static.score(target, draft, num_drafts, num_tokens))
+        result = self._book.run(score, lambda: static.score(target, draft, num_drafts, num_tokens), at_once=at_once)
         assert result is not None
         _record(events, 2)
         return result
