@@ -45,11 +45,10 @@ class Engine:
     Args:
         target, draft: resident models; the draft may be None.
         policy: chooses K and drafter of every row; one whose largest K is 0 decodes plainly.
-        max_batch_size: rows in flight.
+        max_batch_size: rows in flight. grown_batch_size: the same once the draft has been given up.
         max_sequence_tokens: longest prompt and completion together.
         max_kv_tokens: positions that the slots may have in all; None is without bound.
         coupling: ``seed`` gives the target's own keyed draws, ``distribution`` only its law.
-        grown_batch_size: rows in flight once the draft has been given up.
         has_suffix: index all text for drafts. rounds: how rounds are decoded over pages.
         has_profile: measure the models now, for the policy to begin with.
         has_warm_up: compile a GPU's kernels now, and not in the first steps.
@@ -130,8 +129,7 @@ class Engine:
             target, draft: folders, bundled names or hub ids; without a draft only the suffix index proposes.
             max_batch_size: rows in flight; ``auto`` takes what the memory ledger allows.
             speculation: ``"auto"`` chooses K by measurement, a number fixes it, ``"off"`` decodes plainly.
-            device: ``auto`` takes a GPU where there is one.
-            dtype: ``auto`` is float32 on a CPU, the checkpoint's own on a GPU.
+            device: ``auto`` takes a GPU where there is one. dtype: ``auto`` is float32 on a CPU, else the model's.
             coupling: ``seed`` gives the same text whatever the draft, ``distribution`` the same law.
             memory_fraction: share of the free memory that weights, caches and workspace may take.
             model_path: ``auto`` decodes common families by the lean path; ``generic`` runs unmodified modules.
