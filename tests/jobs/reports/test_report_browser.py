@@ -12,9 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from finished_output import build, make_run
 from made_nights import bad_night, golden_night, hostile_night, night
 
+from specbatch.jobs.output.ledger import Ledger
+from specbatch.jobs.reports.reading import load_night
 from specbatch.jobs.reports.report import render
+from specbatch.jobs.running.run_log import Fact, RunLog
+from specbatch.schemas.errors import ErrorCode
+from specbatch.schemas.log_lines import LogSettings
+from specbatch.schemas.stats import PartStats
+from specbatch.storage.store import open_store
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -83,6 +91,25 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
+def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a night that was stopped in mid-job, whose only message is long and has no place to break."""
+    output = build(tmp_path_factory.mktemp("unfinished") / "out", num_parts=3)
+    ledger = Ledger(open_store(str(output.root)))
+    stats = sum((part.stats for part in output.parts), PartStats())
+    ledger.write_run(make_run(1, stats, k=4, tokens_per_second=20.0, outcome="failed"))
+    words = f"the output s3://{'a' * 60}/{'b' * 90} cannot be written: AccessDenied; give the role s3:PutObject"
+    code = ErrorCode.JOB_OUTPUT_UNWRITABLE
+    log = RunLog(lambda: "2026-11-23T10:00:09.000+00:00")
+    log.begin("job", 1, LogSettings())
+    log.add(Fact("error", "job_failed", f"{code.value}: {words}", code=code.value))
+    log.flush(lambda name, text: ledger.write_log(1, name, text))
+    manifest, ending = load_night(str(output.root))
+    file = output.root / "report.html"
+    file.write_text(render([(str(output.root), manifest)], "html", endings=[ending]), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     from playwright.sync_api import sync_playwright
 
@@ -141,6 +168,17 @@ def test_all_text_can_be_read(page: Page, files: dict[str, Path], name: str, sch
         assert len(texts) > 40
         assert [text for text in texts if text["contrast"] < 4.5] == []
         assert [text for text in texts if text["size"] < 12] == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_night_that_did_not_end_can_be_read_on_a_phone(page: Page, unfinished: Path, width: int, scheme: str) -> None:
+    show(page, unfinished, width=width, scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    texts = page.evaluate(CONTRAST)
+    assert len(texts) > 10
+    assert [text for text in texts if text["contrast"] < 4.5 or text["size"] < 12] == []
+    assert "AccessDenied" in page.inner_text("body")
 
 
 def test_dark_is_dark_and_light_is_light(page: Page, files: dict[str, Path]) -> None:
