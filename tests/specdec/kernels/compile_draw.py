@@ -1,4 +1,4 @@
-"""Compile the draw's kernels for compute capability 9.0; no GPU is needed.
+"""Compile the draw's kernels, and those that its checks launch, for compute capability 9.0; no GPU is needed.
 
 Prints a line of JSON for each: what it was compiled for, and what its bounds and bits rest on.
 """
@@ -10,6 +10,7 @@ import re
 import sys
 from typing import Any
 
+import draw_kernel_checks as checks
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -19,6 +20,7 @@ from specbatch.specdec.kernels import draw_kernels as draws
 _TYPES = {
     "row_N": "*i64", "index_N": "*i64", "seed_B": "*i64", "temperature_B": "*fp64", "token_N": "*i64",
     "token_NT": "*i32", "logits_stride": "i32", "num_tokens": "i32", "num_tiles": "i32",
+    "bits_X": "*i32", "X": "i32", "bits_NC": "*i32", "seed_N": "*i64", "token_C": "*i32",
 }  # fmt: skip
 
 
@@ -46,12 +48,14 @@ def compiled(kernel: Any, constants: dict[str, Any], logits: str, num_warps: int
 
 
 def main() -> None:
-    """Every variant that a model in half or single precision launches."""
+    """Every variant that a model in half or single precision launches, and the kernels of the checks."""
     for logits in ("bf16", "fp16", "fp32"):
         for is_random in (False, True):
             constants = {"IS_RANDOM": is_random, "BLOCK": draws.TILE}
             compiled(draws.draw_tiles_kernel, constants, logits, draws.NUM_WARPS)
     compiled(draws.fold_tiles_kernel, {"BLOCK": 64}, "fp32", 1)
+    compiled(checks.noise_kernel, {"BLOCK": checks.NOISE_BLOCK}, "fp32", draws.NUM_WARPS)
+    compiled(checks.hash_kernel, {"C": 64}, "fp32", draws.NUM_WARPS)
 
 
 if __name__ == "__main__":
