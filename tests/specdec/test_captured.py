@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import CONTEXT, VARIANTS, VOCAB, MixedPolicy, Scarce, decoder, engine, perturbed, tiny_model
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from twin import Rows, WholePrefix, full_twin, run, tokens
 
 from specbatch.schemas.sampling import SamplingParams
@@ -25,6 +26,7 @@ from specbatch.specdec import reference
 from specbatch.specdec.accept import accept, commit
 from specbatch.specdec.forward import lean_paged
 from specbatch.specdec.forward.generic_paged import LOOKS_INTO_TENSORS
+from specbatch.specdec.forward.rotary import Rotary
 from specbatch.specdec.kernels import interface
 from specbatch.specdec.models.families import FAMILIES
 from specbatch.specdec.policy.buckets import bucket_of
@@ -112,44 +114,111 @@ def test_the_device_accepts_and_commits_as_the_host_does(seed: int, num_rows: in
 
 
 class NoLooking(TorchDispatchMode):
-    """Refuses what would wait for a device, or make a shape from what is in a tensor.
+    """Refuses what would wait for a device, make a shape from what is in a tensor, or copy from the host.
 
     In inference mode, as the engine runs, operations that are made of others arrive whole: ``if tensor`` is another one
     there than elsewhere.
+
+    On a CPU a tensor of the host looks like one of the device. All that is made of Python's numbers, lists or arrays
+    passes ``lift_fresh``, and is refused there. What is copied or sent to a device must have been made under the watch,
+    or be told to it (``know``), as what stays where it is; any other tensor may be one of the host. Only inference mode
+    shows a sending that would do nothing here.
     """
 
     FORBIDDEN = (
         *("_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "one_hot"),
         *("nonzero", "argwhere", "masked_select", "unique", "_unique"),
     )
+    COPIES = ("copy_", "_to_copy", "to")
     FORBIDDEN_FORMS = ("aten.where.default", "aten.repeat_interleave.Tensor", "aten.repeat_interleave.self_Tensor")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[int, Tensor] = {}
+        self._made: dict[int, Tensor] = {}
+
+    def know(self, *tensors: Tensor) -> None:
+        """Tensors that lie on the device before the work begins, and stay there."""
+        self._known |= {place(tensor): tensor for tensor in tensors}
+
+    def begin(self) -> None:
+        """Forget what earlier work has made: by its addresses, which others may have by now."""
+        self._made.clear()
+
+    def made(self, result: Any, *of: Any) -> None:
+        """Note what an operation gave that was not given to it."""
+        given = {place(tensor) for tensor in tree_leaves(of) if isinstance(tensor, Tensor)}
+        fresh = [tensor for tensor in tree_leaves(result) if isinstance(tensor, Tensor) and place(tensor) not in given]
+        self._made |= {place(tensor): tensor for tensor in fresh}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.split("::")[1]
+        assert name != "lift_fresh", "Python's numbers are copied to the device"
+        is_sent = name == "copy_" or "device" in (kwargs or {}) or str(func) in ("aten.to.device", "aten.to.other")
+        if name in self.COPIES and is_sent:
+            source = place(args[1] if name == "copy_" else args[0])
+            assert source in self._known or source in self._made, f"{func} copies what may lie on the host"
         assert name not in self.FORBIDDEN, f"{name} looks into a tensor"
         assert str(func) not in self.FORBIDDEN_FORMS, f"{func} looks into a tensor"
         if name.startswith(("index.", "index_put")) or name in ("index", "index_put", "index_put_"):
             masks = [index for index in args[1] if index is not None and index.dtype == torch.bool]
             assert not masks, "a mask of bools makes a shape of its contents"
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        self.made(result, args, kwargs)
+        return result
+
+
+def place(tensor: Tensor) -> int:
+    """Of the memory that a tensor and its views have in common."""
+    return tensor.untyped_storage().data_ptr()
+
+
+def standing_tensors(value: Any) -> list[Tensor]:
+    """Tensors of a round and of its sampling; weights and buffers of a decoder's modules."""
+    if is_dataclass(value):
+        return [one for field in fields(value) for one in standing_tensors(getattr(value, field.name))]
+    if isinstance(value, Tensor):
+        return [value]
+    parts = vars(value).values() if hasattr(value, "__dict__") else ()
+    modules = [part._module if isinstance(part, Rotary) else part for part in parts]
+    return [
+        tensor
+        for module in modules
+        if isinstance(module, nn.Module)
+        for tensor in (*module.parameters(), *module.buffers())
+    ]
 
 
 @pytest.fixture
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
     """Draws as a device makes them; returns a context in which nothing may look into a tensor but attention's twin."""
     monkeypatch.setattr(winner, "is_on_host", lambda values: False)
-    attend = lean_paged.attend
+    attend, watch = lean_paged.attend, NoLooking()
 
     def unwatched(*args: Any, **kwargs: Any) -> Tensor:
         with torch.utils._python_dispatch._disable_current_modes():
-            return attend(*args, **kwargs)
+            result = attend(*args, **kwargs)
+            watch.made(result, args, kwargs)
+        return result
 
     for module in (lean_paged, interface):
         monkeypatch.setattr(module, "attend", unwatched)
 
+    def knowing(method: Callable[..., Any]) -> Callable[..., Any]:
+        def run(self: StaticRound, *models_and_numbers: Any) -> Any:
+            for value in (self, *models_and_numbers):
+                watch.know(*standing_tensors(value))
+            return method(self, *models_and_numbers)
+
+        return run
+
+    for half in ("propose", "score"):
+        monkeypatch.setattr(StaticRound, half, knowing(getattr(StaticRound, half)))
+
     @contextmanager
     def watched() -> Iterator[None]:
-        with NoLooking():
+        watch.begin()
+        with watch:
             yield
 
     return watched
@@ -223,6 +292,49 @@ def test_the_watch_sees_a_look_into_a_tensor() -> None:
         for mode in (torch.inference_mode, torch.no_grad):
             with pytest.raises(AssertionError), mode(), NoLooking():
                 look()
+
+
+def test_the_watch_sees_a_copy_from_the_host() -> None:
+    """Also of a tensor that was there before, which looks here like one of a device."""
+    cpu, values, numbers = torch.device("cpu"), torch.arange(6), np.arange(3)
+    there, before = torch.zeros(3, dtype=torch.int64), torch.from_numpy(np.arange(3))
+    copies: list[Callable[[], Any]] = [
+        lambda: torch.tensor([1, 2], device=cpu),
+        lambda: torch.tensor(3, device=cpu),
+        lambda: torch.as_tensor([1, 2], device=cpu),
+        lambda: torch.from_numpy(numbers).to(cpu),
+        lambda: values.new_tensor([1, 2]),
+        lambda: values[[0, 2]],
+        lambda: values[numbers],
+        lambda: there.copy_(before),
+        lambda: there.copy_(before[:1]),
+        lambda: before.to(cpu, torch.float64),
+    ]
+    only_in_inference_mode: list[Callable[[], Any]] = [lambda: before.to(cpu), lambda: before.to(there)]
+    for mode, looks in ((torch.inference_mode, copies + only_in_inference_mode), (torch.no_grad, copies)):
+        for look in looks:
+            watch = NoLooking()
+            watch.know(values, there)
+            with pytest.raises(AssertionError, match=r"Python's numbers|may lie on the host"), mode(), watch:
+                look()
+        with mode(), watch:
+            there.copy_(values[:3] + 1)
+            there.copy_(torch.arange(3, device=cpu)).copy_(values[3:])
+            values.to(torch.float64).to(cpu)
+
+
+def test_a_round_that_copies_from_the_host_is_seen(
+    target: Any, draft: Any, monkeypatch: pytest.MonkeyPatch, as_on_a_device: Any
+) -> None:
+    run_thrice(monkeypatch, as_on_a_device)
+    counted = StaticRound.counted_drafts
+
+    def careless(self: StaticRound, model: Any) -> Tensor:
+        return torch.minimum(counted(self, model), torch.tensor(3, device=self.field_BC.device))
+
+    monkeypatch.setattr(StaticRound, "counted_drafts", careless)
+    with pytest.raises(AssertionError, match="Python's numbers"):
+        run([([5, 6], PLAIN)], target, draft, k=3, batch=1, path="captured")
 
 
 # ---- rounds that are launched before the last one is settled -------------------------------------------------------
