@@ -135,9 +135,10 @@ EXPLANATIONS: Mapping[ErrorCode, Explanation] = MappingProxyType(
             "put dataset, output and models on S3, or on a file system that every node mounts under the same name",
         ),
         _E.JOB_VERSION_SKEW: Explanation(
-            "a node has another specbatch than the driver, lacks one of its libraries, or has another version than the "
-            "other nodes of one that may show in the text",
-            "install the same versions on every node; Ray Jobs (`--address http://HEAD:8265`) bring specbatch along",
+            "a node has another specbatch than the driver, lacks one of its libraries or what kernels of a GPU are "
+            "built with, or has another version than the other nodes of one that may show in the text",
+            "install what the line names, the same versions on every node; Ray Jobs (`--address http://HEAD:8265`) "
+            "bring specbatch along",
         ),
         _E.JOB_STORE_LOST: Explanation("the store did not answer", _RESUME),
         _E.JOB_STORE_DENIED: Explanation(

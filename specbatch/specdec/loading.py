@@ -17,6 +17,7 @@ from specbatch.specdec.forward.paged_memory import Pages
 from specbatch.specdec.forward.paging import PAGE_SIZE
 from specbatch.specdec.forward.runner import ModelRunner, load_model
 from specbatch.specdec.kernels import interface
+from specbatch.specdec.kernels.compiler import check_compiler
 from specbatch.specdec.kernels.packing import can_pack, pack_linears
 from specbatch.specdec.models import families, folders
 from specbatch.specdec.models.arithmetic import check_arithmetic, is_usual
@@ -74,12 +75,13 @@ def load_pair(
     With a ``leader`` the target is divided among its ranks; the draft is whole, on this one's device.
 
     Raises:
-        SpecbatchError: the codes of the model checks, of ``check_division`` and ``check_ranks``; JOB_MEMORY,
-            JOB_MODEL_LOAD; JOB_CONFIG of ``make_policy``.
+        SpecbatchError: the codes of the model checks, of ``check_compiler``, ``check_division`` and ``check_ranks``;
+            JOB_MEMORY, JOB_MODEL_LOAD; JOB_CONFIG of ``make_policy``.
     """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    check_compiler(where.type)
     target_folder = folders.locate_model(target, quantization)
     draft_folder = folders.locate_model(draft) if draft is not None and speculation not in ("off", 0) else None
     if draft_folder is not None:

@@ -32,11 +32,15 @@ def defects(text: str) -> list[str]:
     found: list[str] = []
     arguments: dict[str, str] = {}
     stages: set[str] = set()
+    of_stage: set[str] = set()
+    packages: set[str] = set()
+    environment = ""
     user = "root"
     for name, rest in instructions(text):
         if name == "ARG":
             key, _, value = rest.partition("=")
             arguments[key] = value.strip('"')
+            of_stage.add(key)
             if re.search(r"TOKEN|SECRET|PASSWORD|CREDENTIAL", key):
                 found.append(f"{key} would be readable in the history of the image")
         elif name == "FROM":
@@ -45,21 +49,35 @@ def defects(text: str) -> list[str]:
             if image not in stages and not PINNED.fullmatch(image):
                 found.append(f"{image} is not pinned by version and digest")
             stages.add(stage)
-            user = "root"
+            user, environment = "root", ""
+            of_stage.clear()  # an argument holds in its stage
+            packages.clear()
         elif name == "ADD":
             found.append("ADD fetches and unpacks; COPY does neither")
         elif name == "USER":
             user = rest
-        elif name == "ENV" and re.search(r"(TOKEN|SECRET|PASSWORD|ACCESS_KEY)\w*=", rest):
-            found.append("a secret in the environment of the image")
+        elif name == "ENV":
+            environment += rest + " "
+            if re.search(r"(TOKEN|SECRET|PASSWORD|ACCESS_KEY)\w*=", rest):
+                found.append("a secret in the environment of the image")
         elif name == "RUN":
             for install in re.findall(r"pip install ([^&;|]*)", rest):
                 if "--require-hashes" not in install and "--no-deps" not in install and '"torch==$' not in install:
                     found.append(f"pip install {install.strip()} is not locked")
+            for install in re.findall(r"apt-get install ([^&;|]*)", rest):
+                packages.update(word for word in install.split() if not word.startswith("-"))
+                if "--no-install-recommends" not in install or "rm -rf /var/lib/apt/lists/*" not in rest:
+                    found.append(f"apt-get install {install.strip()} leaves more than it was asked for")
+            if "$VARIANT" in rest and "VARIANT" not in of_stage:
+                found.append("VARIANT is empty in this stage")
             if re.search(r"curl|wget|sudo|chmod 777", rest):
                 found.append(f"not in an image: {rest}")
         elif name == "COPY" and rest.split()[0] == ".":
             found.append("COPY . takes what lies about")
+    # On a GPU Triton compiles with a C compiler and loads what it has compiled from its cache.
+    found += [f"no {package} for Triton" for package in ("gcc", "libc6-dev") if package not in packages]
+    if "TRITON_CACHE_DIR=/cache/" not in environment:
+        found.append("Triton's cache is in no place that is mounted to be executed from")
     if not re.fullmatch(r"[1-9]\d{4,}:[1-9]\d{4,}", user):
         found.append(f"it runs as {user}, not as a user and a group of its own by number")
     return found
@@ -84,6 +102,10 @@ def test_the_image_is_pinned_locked_and_not_root() -> None:
         ("--require-hashes --no-deps -r infra/docker/run.lock", "-r infra/docker/run.lock", "not locked"),
         ("ENV PATH", "ENV HF_TOKEN=abc PATH", "a secret"),
         ('ARG TORCH_INDEX=""', "ARG HF_TOKEN", "readable in the history"),
+        (" gcc libc6-dev", " gcc", "no libc6-dev for Triton"),
+        ("ARG VARIANT=cuda\nLABEL", "LABEL", "VARIANT is empty"),
+        ("        && rm -rf /var/lib/apt/lists/* \\\n", "", "leaves more"),
+        ("    TRITON_CACHE_DIR=/cache/triton \\\n", "", "Triton's cache"),
     ],
 )
 def test_the_check_of_the_image_sees_what_is_wrong(old: str, new: str, defect: str) -> None:
@@ -126,6 +148,14 @@ def test_only_what_the_image_is_built_from_gets_into_the_build() -> None:
     }
     assert copied == allowed
     assert all((ROOT / name).exists() for name in allowed)
+
+
+@pytest.mark.parametrize("path", ["docs/deploy.md", "infra/compose/compose.yaml"])
+def test_wherever_the_cache_is_mounted_what_triton_built_can_be_loaded(path: str) -> None:
+    """Docker mounts a tmpfs noexec where nothing else is said."""
+    mounts = re.findall(r"(?:--tmpfs |\")/cache:?([\w=,]*)", (ROOT / path).read_text())
+    assert mounts
+    assert all("exec" in options.split(",") for options in mounts)
 
 
 def test_kuberay_finds_ray_although_it_uses_a_login_shell() -> None:

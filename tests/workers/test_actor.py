@@ -93,6 +93,26 @@ def test_going_on_without_the_draft_frees_the_first_target(
     assert engine.freed_pools == (["cuda"] if device == "cuda" else [])
 
 
+def test_kernels_that_cannot_be_built_are_not_the_draft_s_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said before a model is loaded; without the draft it would be tried in vain once more."""
+    pytest.importorskip("triton")
+    load, drafts = decoding._load, list[str | None]()
+
+    def noted(config: Any, draft_path: str | None, *arguments: Any) -> Any:
+        drafts.append(draft_path)
+        return load(config, draft_path, *arguments)
+
+    monkeypatch.setattr(decoding, "_load", noted)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    config = pair_config(tmp_path / "out", device="cuda")
+    with pytest.raises(SpecbatchError, match=r"JOB_VERSION_SKEW: .* a C compiler, and there is none"):
+        decoding.load_engine(config)
+    assert drafts == [config.draft_path]
+
+
 @pytest.mark.parametrize(
     ("device", "hides_none", "taken"), [("cuda", "", "cuda"), ("cuda", "1", "cuda:3"), ("cpu", "1", "cpu")]
 )

@@ -71,6 +71,7 @@ def examine(
         _cores(),
         _memory(),
         _cuda(device),
+        *_kernels(device),
         _disk("temporary folder", Path(tempfile.gettempdir()), "set TMPDIR to another"),
         *_store(uri, single_writer=single_writer),
         *_models(target, draft, device),
@@ -187,6 +188,19 @@ def _cuda(device: str) -> Finding:
     if device == "cuda":
         return Finding("cuda", "fail", "there is no CUDA device", "use --device cpu, or another machine")
     return Finding("cuda", "ok", "none; jobs run on the CPU")
+
+
+def _kernels(device: str) -> Iterator[Finding]:
+    """Whether kernels can be built here; they are where there is a GPU."""
+    if device == "cpu" or not count_cuda_devices():
+        return
+    from specbatch.specdec.kernels.compiler import check_compiler  # which loads torch
+
+    try:
+        check_compiler("cuda")
+        yield Finding("kernels", "ok", "Triton can build them")
+    except SpecbatchError as error:
+        yield Finding("kernels", "fail", error.message, f"specbatch explain {error.code.value}")
 
 
 def _disk(name: str, folder: Path, remedy: str) -> Finding:

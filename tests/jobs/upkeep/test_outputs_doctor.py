@@ -107,6 +107,20 @@ def test_a_machine_that_lacks_something(monkeypatch: pytest.MonkeyPatch) -> None
     assert "-> " in text
 
 
+def test_a_gpu_whose_kernels_cannot_be_built_is_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(doctor, "count_cuda_devices", lambda: 1)
+    monkeypatch.setattr(doctor, "cuda_free_bytes", lambda: None)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("CC", raising=False)
+    assert found(examine(), "kernels").level == "ok"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    finding = found(examine(), "kernels")
+    assert (finding.level, finding.advice) == ("fail", "specbatch explain JOB_VERSION_SKEW")
+    assert "a C compiler, and there is none" in finding.detail
+    assert not any(finding.name == "kernels" for finding in examine(device="cpu"))
+
+
 def test_packages_that_are_missing_and_a_source_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise doctor.importlib.metadata.PackageNotFoundError(name)
