@@ -35,11 +35,15 @@ def check_compiler(device_type: str) -> None:
     if device_type != "cuda":
         return
     try:
-        build = import_module("triton.runtime.build").compile_module_from_src
-    except (ImportError, AttributeError) as error:
+        module = import_module("triton.runtime.build")
+    except ImportError as error:
         raise _lacking(f"a package that cannot be used here: {error}", "install 'triton>=3.5'") from error
     # Asked first: what was built before comes from the cache, and the next extension would still need a compiler.
     _find_compiler()
+    # A name of Triton's own: a version that has another says itself what it lacks, at the first launch.
+    build = getattr(module, "compile_module_from_src", None)
+    if build is None:
+        return
     try:
         build(_SOURCE, _NAME)
     except (subprocess.CalledProcessError, RuntimeError) as error:

@@ -107,6 +107,7 @@ def test_a_machine_that_lacks_something(monkeypatch: pytest.MonkeyPatch) -> None
     assert "-> " in text
 
 
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler here")
 def test_a_gpu_whose_kernels_cannot_be_built_is_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     monkeypatch.setattr(doctor, "count_cuda_devices", lambda: 1)
