@@ -13,6 +13,8 @@ from specbatch.storage.store import is_s3
 
 WRITE_LIMIT_SECONDS = 600.0
 """A part that is under way for so long, beyond the patience with its store, is never going to be written."""
+WRITER_SILENCE_SECONDS = 120.0
+"""Before that limit the worker falls silent: who watches it waits for about so long before it acts."""
 
 _NUM_STEPS = 64
 _LOCAL_PATIENCE_SECONDS = 120.0
@@ -85,6 +87,14 @@ class Writing:
         """The shard that is being written and for how many seconds so far; None and 0 where none is."""
         begun = self._begun
         return (None, 0.0) if begun is None else (begun[0], max(self._clock() - begun[1], 0.0))
+
+
+def writer_silence_seconds(writing_seconds: float, limit_seconds: float) -> float:
+    """How long a writer that has had one part in hand for so long has given no sign of life; 0 while that is usual.
+
+    It grows from 0, as the age of a decode loop does: the watcher believes no silence longer than what it has seen.
+    """
+    return max(writing_seconds - (limit_seconds - WRITER_SILENCE_SECONDS), 0.0)
 
 
 def write_limit_seconds(output: str) -> float:

@@ -30,7 +30,7 @@ from specbatch.schemas.stats import PhaseSeconds
 from specbatch.storage.retries import num_retries
 from specbatch.storage.store import open_store
 from specbatch.workers.decoding import DecodingEngine, EngineFactory, describe_worker, load_engine
-from specbatch.workers.heartbeat import Heartbeat, Writing, write_limit_seconds
+from specbatch.workers.heartbeat import Heartbeat, Writing, write_limit_seconds, writer_silence_seconds
 from specbatch.workers.part_writer import PartWriter, warm_up
 from specbatch.workers.pipeline import Pipeline
 from specbatch.workers.reading import ShardReader
@@ -116,11 +116,12 @@ class Worker:
         self._pipeline.wait_for_news(timeout_seconds)
         news = self._pipeline.take_news()
         shard, writing_seconds = self._writing.now()
-        hanging_seconds = writing_seconds if writing_seconds > self._write_limit_seconds else 0.0
         progress = replace(
             news.progress,
             seconds=news.progress.seconds + PhaseSeconds(write=self._writer.seconds),
-            beat_age_seconds=max(self._heartbeat.age_seconds, hanging_seconds),
+            beat_age_seconds=max(
+                self._heartbeat.age_seconds, writer_silence_seconds(writing_seconds, self._write_limit_seconds)
+            ),
             median_step_seconds=self._heartbeat.median_step_seconds,
             writing_shard=shard,
             writing_seconds=writing_seconds,

@@ -10,11 +10,18 @@ import pytest
 from fake_engine import FakeEngine
 from shard_helpers import cut, make_config, poll_until, write_dataset
 
+from specbatch.jobs.coordinator.policy import HUNG_SECONDS
 from specbatch.schemas import failpoints
 from specbatch.schemas.messages import Lease, PartReceipt
 from specbatch.specdec.output import SequenceOutput
 from specbatch.workers import worker as worker_module
-from specbatch.workers.heartbeat import Heartbeat, Writing, write_limit_seconds
+from specbatch.workers.heartbeat import (
+    WRITER_SILENCE_SECONDS,
+    Heartbeat,
+    Writing,
+    write_limit_seconds,
+    writer_silence_seconds,
+)
 from specbatch.workers.part_writer import PartWriter
 from specbatch.workers.shards import FinishedShard
 from specbatch.workers.worker import Worker
@@ -129,6 +136,12 @@ def test_the_limit_is_the_patience_of_the_store_and_ten_minutes(monkeypatch: pyt
     assert write_limit_seconds("/data/out") == 720
 
 
+def test_a_writer_falls_silent_so_long_before_the_limit_that_it_is_killed_at_it() -> None:
+    limit = write_limit_seconds("/data/out")
+    assert WRITER_SILENCE_SECONDS == HUNG_SECONDS
+    assert [writer_silence_seconds(seconds, limit) for seconds in (0, 600, 601, 720)] == [0, 0, 1, HUNG_SECONDS]
+
+
 def test_a_writer_that_never_comes_back_shows_and_in_the_end_counts_as_hung(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,7 +153,7 @@ def test_a_writer_that_never_comes_back_shows_and_in_the_end_counts_as_hung(
         return write(writer, finished)
 
     monkeypatch.setattr(PartWriter, "write", hang)
-    monkeypatch.setattr(worker_module, "write_limit_seconds", lambda output: 1.0)
+    monkeypatch.setattr(worker_module, "write_limit_seconds", lambda output: WRITER_SILENCE_SECONDS + 1)
     worker = Worker(make_config(tmp_path / "out"), FakeEngine)
     worker.ready()
     (shard,) = cut([write_dataset(tmp_path / "in.parquet", ["x" * 3] * 4)], 4)
@@ -151,7 +164,7 @@ def test_a_writer_that_never_comes_back_shows_and_in_the_end_counts_as_hung(
     assert 0.2 < progress.writing_seconds < 1
     time.sleep(0.9)
     progress = worker.poll(0).progress
-    assert progress.beat_age_seconds == progress.writing_seconds > 1
+    assert progress.beat_age_seconds == pytest.approx(progress.writing_seconds - 1) > 0
     released.set()
     assert len(poll_until(worker, 1).receipts) == 1
     progress = worker.poll(0).progress

@@ -49,7 +49,7 @@ class Worker:
         is_exclusive: it holds a shard that nothing may be beside.
         is_suspect: no sign of life for a while.
         leaves_at_seconds: awake time at which its machine will be taken away; None if nothing is known of that.
-        alive_seconds: awake time of its start, then of the last turn of its decode loop.
+        alive_seconds: awake time of its start, then of the last turn of its decode loop; no news takes it back.
     """
 
     alive_seconds: float
@@ -215,9 +215,11 @@ class Fleet:
         worker = self._workers.get(number)
         if worker is None:
             return False
-        worker.alive_seconds = alive_seconds
+        # After a sleep of everybody at once (a paused container) the step that was under way is old by the whole sleep.
+        worker.alive_seconds = max(worker.alive_seconds, alive_seconds)
         worker.median_step_seconds = median_step_seconds
-        if not worker.is_suspect or awake_seconds - alive_seconds > suspect_after_seconds(median_step_seconds):
+        silence = awake_seconds - worker.alive_seconds
+        if not worker.is_suspect or silence > suspect_after_seconds(median_step_seconds):
             return False
         worker.is_suspect = False
         self._judge_room(number, worker)

@@ -249,6 +249,21 @@ def test_what_the_coordinator_slept_is_not_held_against_workers() -> None:
     assert workers_of(play)[0] == "ready"
 
 
+def test_a_sleep_of_all_at_once_is_not_held_against_a_step_that_was_under_way() -> None:
+    """Fault 52: coordinator and workers were paused together; the first answer comes before the step has ended."""
+    play = Play(9)
+    play.begin()
+    for event in (Tick(1.0), Tick(601.0), Beat(0, 600.0), Tick(601.5)):
+        assert play(event) == []
+    assert workers_of(play)[0] == "ready"
+    play.now = 601.0
+    kills: list[Command] = []
+    for second in range(1, 121):
+        kills += play.pass_time(1)
+        play(Beat(0, 600.0 + second))
+    assert kills == [KillWorker(0, "no sign of life for 121 s")], "a step that never ends is a hang all the same"
+
+
 def test_a_hung_worker_does_not_stop_a_drain() -> None:
     play = Play(9)
     play.begin()
