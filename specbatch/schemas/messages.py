@@ -191,12 +191,16 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class ShardFailed:
-    """A worker could not finish a shard; the worker itself goes on."""
+    """A worker could not finish a shard; the worker itself goes on.
+
+    ``num_rows_done``: rows of it that the worker's totals count; none where it could not be read, or was a probe.
+    """
 
     shard: int
     attempt: int
     code: str
     message: str
+    num_rows_done: int = 0
 
 
 @dataclass(frozen=True, slots=True)

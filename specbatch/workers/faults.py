@@ -14,10 +14,14 @@ from specbatch.schemas.messages import Lease, ShardFailed
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
-def shard_failed(lease: Lease, error: SpecbatchError | MemoryError) -> ShardFailed:
-    """The report of an error that ends a shard and leaves the worker whole."""
+def shard_failed(lease: Lease, error: SpecbatchError | MemoryError, num_rows_done: int) -> ShardFailed:
+    """The report of an error that ends a shard and leaves the worker whole.
+
+    Args:
+        num_rows_done: rows of the shard that the worker's totals count.
+    """
     code, message = _describe(lease, error)
-    return ShardFailed(lease.shard.index, lease.attempt, code.value, message)
+    return ShardFailed(lease.shard.index, lease.attempt, code.value, message, num_rows_done)
 
 
 def _describe(lease: Lease, error: SpecbatchError | MemoryError) -> tuple[ErrorCode, str]:

@@ -253,5 +253,5 @@ class Pipeline:
                 case ProbeDone():
                     self._probes.append(outcome)
                 case _:
-                    self._failures.append(shard_failed(assignment.lease, outcome))
+                    self._failures.append(shard_failed(assignment.lease, outcome, assignment.num_rows_done))
             self.changed.notify_all()

@@ -17,18 +17,31 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
-from specbatch.jobs.coordinator.events import Beat, CapacityChanged, PreemptionNotice
+from specbatch.jobs.coordinator.coordinator import Coordinator
+from specbatch.jobs.coordinator.events import Beat, CapacityChanged, PreemptionNotice, WorkerDrained
 from specbatch.jobs.running.cluster import open_cluster
 from specbatch.jobs.running.cluster_joined import LOST_SECONDS, JoinedCluster
 from specbatch.jobs.running.cluster_view import ClusterView, choose_node, count_slots
+from specbatch.jobs.running.interrupt import Interrupts
 from specbatch.jobs.running.killing import PATIENCE_SECONDS, Killing
 from specbatch.jobs.running.need import Node, WorkerNeed
 from specbatch.jobs.running.placing import Placing
 from specbatch.jobs.running.processes import AGAIN_SECONDS, WorkerProcess
+from specbatch.jobs.running.runner import Runner
+from specbatch.jobs.running.tally import RunTally
 from specbatch.schemas.errors import SpecbatchError
-from specbatch.schemas.messages import MemoryReport, ProbeDone, Progress, WorkerConfig, WorkerPoll, WorkerReady
+from specbatch.schemas.messages import (
+    MemoryReport,
+    ProbeDone,
+    Progress,
+    ShardFailed,
+    WorkerConfig,
+    WorkerPoll,
+    WorkerReady,
+)
 from specbatch.schemas.prompt import PromptSpec
 from specbatch.schemas.spec import GenerationSpec
+from specbatch.schemas.stats import PartStats
 from specbatch.workers.actor import News, Whereabouts, WorkerActor, kill_process, process_start
 from specbatch.workers.worker import Worker
 
@@ -229,6 +242,36 @@ def test_rows_that_end_in_no_part_do_not_keep_a_worker_draining_for_ever(answers
         process.has_drained(make_poll(num_rows_done=3, idle_seconds=float(now)), float(now)) for now in range(1, 13)
     ]
     assert ends == [False] * 10 + [True] * 2
+
+
+def test_a_part_that_is_being_written_keeps_its_worker_draining(answers: deque[Any]) -> None:
+    """Whatever the count says, and however long the rows of probes have been still."""
+    process = WorkerProcess(0, FakeActor())
+    process._asked_after_drain = process._has_loose_rows = True
+    writing = [
+        process.has_drained(make_poll(idle_seconds=float(now), writing_shard=2), float(now)) for now in range(1, 13)
+    ]
+    assert writing == [False] * 12
+    assert process.has_drained(make_poll(idle_seconds=13.0), 13.0)
+
+
+def test_a_shard_that_could_not_be_read_does_not_stand_for_rows_of_another() -> None:
+    runner = Runner(
+        Coordinator((), num_workers=1), make_config(), RunTally(), Interrupts(), clock=lambda: 0.0,
+        check_cluster=lambda: None, on_tick=lambda: True, find_parts=lambda shards: (),
+        on_death=lambda worker, pid, reason: None, on_interrupt=lambda: None,
+    )  # fmt: skip
+    runner._tally.add_ready(WorkerReady(0, "somewhere", 7, "cpu", "float32", 1, 0.1, MEMORY, ()), 0.0)
+    process = WorkerProcess(0, FakeActor())
+    process._asked_after_drain = True
+    unread, unwritten = ShardFailed(1, 1, "SHARD_OOM", "no memory"), ShardFailed(2, 1, "SHARD_OOM", "no memory", 10)
+    runner._take_poll(process, replace(make_poll(), failures=(unread,)))
+    done = make_poll(idle_seconds=1.0, num_rows_done=10)
+    assert WorkerDrained(0) not in runner._take_poll(process, done), "the part of ten rows is on its way to the writer"
+    assert runner._tally.progress_fields(100, PartStats())["job_rows_done"] == 10
+    runner._take_poll(process, replace(done, failures=(unwritten,)))
+    assert WorkerDrained(0) in runner._take_poll(process, make_poll(idle_seconds=2.0, num_rows_done=10))
+    assert runner._tally.progress_fields(100, PartStats())["job_rows_done"] == 0
 
 
 class Scripted(Worker):

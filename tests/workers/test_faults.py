@@ -59,7 +59,10 @@ def test_faults_9_and_41_the_shard_fails_and_the_worker_goes_on(
     monkeypatch.setenv("SPECBATCH_FAILPOINT", failpoint)
     shards = cut([write_dataset(tmp_path / "in.parquet", PROMPTS)], 10)
     news = run_shards(Worker(make_config(tmp_path / "out"), FakeEngine), shards)
-    assert [(failure.shard, failure.code) for failure in news.failures] == [(1, code)]
+    num_rows_done = 10 if failpoint.startswith("part_") else 0
+    assert [(failure.shard, failure.code, failure.num_rows_done) for failure in news.failures] == [
+        (1, code, num_rows_done)
+    ]
     assert sorted(receipt.shard for receipt in news.receipts) == [0, 2]
     assert list((tmp_path / "out/_specbatch/tmp").iterdir()) == []
     assert "prompt" not in news.failures[0].message
@@ -96,7 +99,7 @@ def test_the_cause_behind_an_error_decides(tmp_path: Path) -> None:
     def code_behind(cause: BaseException | None) -> str:
         error = SpecbatchError(ErrorCode.JOB_OUTPUT_UNWRITABLE, "cannot write")
         error.__cause__ = cause
-        return shard_failed(Lease(shard, 1), error).code
+        return shard_failed(Lease(shard, 1), error, 0).code
 
     assert code_behind(OSError(errno.EDQUOT, "quota")) == "SHARD_DISK_FULL"
     assert code_behind(OSError(errno.EACCES, "denied")) == "JOB_OUTPUT_UNWRITABLE"
@@ -104,7 +107,7 @@ def test_the_cause_behind_an_error_decides(tmp_path: Path) -> None:
     wrapped = ValueError()
     wrapped.__cause__ = MemoryError()
     assert code_behind(wrapped) == "SHARD_OOM"
-    failed = shard_failed(Lease(shard, 3), MemoryError())
+    failed = shard_failed(Lease(shard, 3), MemoryError(), 0)
     assert (failed.shard, failed.attempt, failed.code) == (0, 3, "SHARD_OOM")
 
 

@@ -159,10 +159,6 @@ class Coordinator:
         found = self._fleet.get(worker)
         return tuple(found.shards) if found is not None else ()
 
-    def num_rows(self, shard: int) -> int:
-        """Rows of a shard of this run."""
-        return self._board.num_rows(shard)
-
     def worker_views(self) -> tuple[WorkerView, ...]:
         """What every worker is doing, by number."""
         return self._fleet.views()

@@ -38,7 +38,7 @@ class WorkerProcess:
     Attributes:
         node_id: where it runs, or will; None where that is Ray's choice and not known yet.
         kill_reason: set once it has been killed.
-        num_settled_rows: rows of the shards whose receipt or failure has come.
+        num_settled_rows: rows that it had done of the shards whose receipt or failure has come.
         group: Ray's placement group of its ranks; None where it has none.
         slow_write: what is known of a part that has been under way for long, in words; None where none is.
     """
@@ -141,8 +141,8 @@ class WorkerProcess:
         """
         progress, before = poll.progress, self._idle_seconds
         self._idle_seconds = progress.idle_seconds
-        waits = progress.num_rows_active == 0 and progress.idle_seconds > before and not poll.receipts
-        if not (self._asked_after_drain and waits):
+        waits = progress.num_rows_active == 0 and progress.idle_seconds > before
+        if not (self._asked_after_drain and waits) or poll.receipts or progress.writing_shard is not None:
             self._still_since = None
             return False
         if progress.num_rows_done <= self.num_settled_rows:

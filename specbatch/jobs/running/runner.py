@@ -263,7 +263,7 @@ class Runner:
 
     def _take_poll(self, process: WorkerProcess, poll: WorkerPoll) -> list[Event]:
         worker, progress = process.number, poll.progress
-        failed_rows = sum(self._coordinator.num_rows(failure.shard) for failure in poll.failures)
+        failed_rows = sum(failure.num_rows_done for failure in poll.failures)
         self._tally.add_poll(worker, poll, self._clock(), failed_rows)
         process.num_settled_rows += sum(receipt.num_rows for receipt in poll.receipts) + failed_rows
         if line := process.watch_writing(progress):

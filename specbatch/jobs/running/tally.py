@@ -39,7 +39,7 @@ class RunTally:
         """News from a worker; ``poll.progress`` holds running totals, ``poll.blocks`` is new each time.
 
         Args:
-            failed_rows: rows of the shards that it gave up since the last time.
+            failed_rows: rows that it had done of the shards that it gave up since the last time.
         """
         tally = self._workers[worker]
         if tally.draft_given_up_seconds is None and poll.memory.draft_bytes < tally.memory.draft_bytes:

@@ -16,7 +16,7 @@ class WorkerTally:
 
     Attributes:
         block_tokens: committed in the rounds that it has told of; rows in flight count here, and nowhere else.
-        settled_rows: rows of shards that have ended, with a part or without.
+        settled_rows: rows that it had done of shards that have ended, with a part or without.
         written_errors: error rows in its parts.
         is_alive: nothing is known of its death.
     """
