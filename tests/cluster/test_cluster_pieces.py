@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import signal
@@ -29,7 +30,7 @@ from specbatch.jobs.running.placing import Placing
 from specbatch.jobs.running.processes import AGAIN_SECONDS, WorkerProcess
 from specbatch.jobs.running.runner import Runner
 from specbatch.jobs.running.tally import RunTally
-from specbatch.schemas.errors import SpecbatchError
+from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.messages import (
     MemoryReport,
     ProbeDone,
@@ -346,6 +347,26 @@ def test_the_ranks_of_a_worker_die_with_it(sleeper: subprocess.Popen[bytes]) -> 
     victims.add(replace(whereabouts_of(sleeper.pid), pid=0, started="", ranks=(whereabouts_of(sleeper.pid),)))
     victims.finish()
     assert sleeper.wait(5) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("code", [ErrorCode.JOB_CLUSTER_LOST, ErrorCode.JOB_STORE_LOST])
+def test_a_lost_ray_is_not_asked_before_the_processes_are_dead(
+    code: ErrorCode, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 21: asking is at most in vain; what ended the run stays the reason."""
+    asked = []
+
+    def out_of_reach(group: str) -> None:
+        asked.append((group, sleeper.wait(5)))
+        raise TimeoutError("the head does not answer")
+
+    module = importlib.import_module("ray.util.placement_group")  # ``ray.util`` has a function of this name
+    monkeypatch.setattr(module, "remove_placement_group", out_of_reach)
+    process = WorkerProcess(3, FakeActor(), whereabouts=whereabouts_of(sleeper.pid), group="group")
+    with pytest.raises(SpecbatchError, match=code), Killing(lambda: 0.0).of_all({3: process}):
+        raise SpecbatchError(code, "gone")
+    assert sleeper.wait(5) == -signal.SIGKILL
+    assert asked == ([] if code is ErrorCode.JOB_CLUSTER_LOST else [("group", -signal.SIGKILL)])
 
 
 def test_at_the_end_nobody_waits(sleeper: subprocess.Popen[bytes]) -> None:

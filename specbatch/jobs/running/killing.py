@@ -6,11 +6,15 @@ device's memory, so a moment later its process is killed by the system: here, or
 
 from __future__ import annotations
 
+import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from specbatch.schemas.errors import ErrorCode, SpecbatchError
+
 if TYPE_CHECKING:
+    from specbatch.jobs.running.processes import WorkerProcess
     from specbatch.workers.actor import Whereabouts
 
 PATIENCE_SECONDS = 2.0
@@ -37,6 +41,26 @@ class Killing:
         for whereabouts in due:
             if not _kill_here(whereabouts):
                 _kill_there(whereabouts)
+
+    @contextlib.contextmanager
+    def of_all(self, processes: Mapping[int, WorkerProcess]) -> Iterator[None]:
+        """None of these processes outlives the block, whatever ends it.
+
+        They are killed before Ray is asked to clear up: asking one that has gone may end this process. One that is
+        known to have gone is not asked.
+        """
+        is_ray_lost = False
+        try:
+            yield
+        except SpecbatchError as error:
+            is_ray_lost = error.code is ErrorCode.JOB_CLUSTER_LOST
+            raise
+        finally:
+            for process in processes.values():
+                self.add(process.whereabouts)
+            self.finish()
+            for process in () if is_ray_lost else processes.values():
+                process.release()
 
     def finish(self) -> None:
         """Kill those of this host at once; Ray ends the others with the job, as far as it can."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections import deque
 from dataclasses import dataclass, field
@@ -164,11 +165,15 @@ class WorkerProcess:
         return f"worker {self.number} is slow: {self.slow_write}" if is_news else None
 
     def release(self) -> None:
-        """Have Ray end what is left of its ranks and give their place back."""
+        """Have Ray end what is left of its ranks and give their place back.
+
+        It waits for the head. A head that does not answer is found by those who watch it; the group ends with the job.
+        """
         if self.group is not None:
             from ray.util.placement_group import remove_placement_group
 
-            remove_placement_group(self.group)
+            with contextlib.suppress(Exception):
+                remove_placement_group(self.group)
             self.group = None
 
     @property

@@ -114,13 +114,8 @@ class Runner:
         Raises:
             SpecbatchError: the job failed, or the output was taken over (JOB_HELD).
         """
-        try:
+        with self._killing.of_all(self._processes):
             return self._run()
-        finally:
-            for process in self._processes.values():
-                process.release()
-                self._killing.add(process.whereabouts)
-            self._killing.finish()
 
     def _run(self) -> FinishJob | EndInterrupted:
         self._feed(self._cluster_news())
@@ -192,9 +187,9 @@ class Runner:
         if process is not None and process.kill_reason is None:
             reason = f"{reason}: {process.slow_write}" if process.slow_write is not None else reason
             process.kill_reason, process.killed_at = reason, self._clock()
+            self._killing.add(process.whereabouts)  # before Ray is asked, which may have gone
             ray.kill(process.actor)
             process.release()
-            self._killing.add(process.whereabouts)
 
     # ---- events ------------------------------------------------------------------------------------------------------
 
@@ -241,15 +236,15 @@ class Runner:
         worker = process.number
         del self._processes[worker]
         cause = self._find_cause(process, error)
-        process.release()
         death = describe_death(worker, error, cause)
         if process.kill_reason is not None:
             death = WorkerDied(worker, process.kill_reason, cause=cause)
         if cause == "lost":
             self._placing.avoid(process.node_id)
         else:
-            ray.kill(process.actor)  # its process may live on where only a thread of it died
             self._killing.add(process.whereabouts)
+            ray.kill(process.actor)  # its process may live on where only a thread of it died
+        process.release()
         self._tally.add_death(worker)
         self._on_death(worker, process.local_pid, death.reason)
         # Parts that it wrote but did not live to tell of: the store is asked, not the dead.
