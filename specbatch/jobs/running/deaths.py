@@ -58,14 +58,22 @@ def is_out_of_memory(error: Exception) -> bool:
 def save_worker_log(logs: Path, pid: int | None, num_bytes: int = 20_000) -> str:
     """The end of what a dead worker wrote to its standard error; empty where there is nothing.
 
+    A log that cannot be read is named with the reason: it is a comfort, and no cause to end a job.
+
     Args:
         logs: Ray's folder of logs on this host.
         pid: None where the worker did not run on this host.
     """
     if pid is None:
         return ""
-    texts = [path.read_bytes()[-num_bytes:].decode("utf-8", "replace") for path in logs.glob(f"worker-*-{pid}.err")]
-    return "".join(texts)
+    return "".join(_end_of(path, num_bytes) for path in sorted(logs.glob(f"worker-*-{pid}.err")))
+
+
+def _end_of(path: Path, num_bytes: int) -> str:
+    try:
+        return path.read_bytes()[-num_bytes:].decode("utf-8", "replace")
+    except OSError as error:  # another user's, or Ray has just rotated it
+        return f"{path.name} cannot be read: {error.strerror}\n"
 
 
 def _facts(error: Exception) -> str:

@@ -86,6 +86,14 @@ def test_the_log_of_a_dead_worker_is_found_by_its_process_id(tmp_path: Path) -> 
     assert save_worker_log(tmp_path, None) == ""
 
 
+def test_a_log_that_cannot_be_read_ends_no_job(tmp_path: Path) -> None:
+    (tmp_path / "worker-abc-01000000-77.err").symlink_to(tmp_path / "rotated")
+    (tmp_path / "worker-abd-01000000-77.err").write_bytes(b"last words")
+    assert save_worker_log(tmp_path, 77) == (
+        "worker-abc-01000000-77.err cannot be read: No such file or directory\nlast words"
+    )
+
+
 def make_ready(worker: int) -> WorkerReady:
     return WorkerReady(worker, "host", 100 + worker, "cpu", "float32", 1, 2.0, MEMORY, (("torch", "2"),))
 
