@@ -123,7 +123,20 @@ def local_cluster(num_gpus: int) -> Iterator[LocalCluster]:
             finally:
                 ray.shutdown()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove the folder of a run; where Ray's last processes still write, ``owner`` stays, for a later run to sweep."""
+    with contextlib.suppress(OSError):  # another run sweeps it too
+        others = [entry for entry in folder.iterdir() if entry.name != _OWNER_NAME]
+        for entry in others:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+        if [entry.name for entry in folder.iterdir()] == [_OWNER_NAME]:
+            shutil.rmtree(folder)
 
 
 def _sweep(parent: Path) -> None:
@@ -132,7 +145,7 @@ def _sweep(parent: Path) -> None:
         with contextlib.suppress(OSError, ValueError):  # another user's, or another run sweeps it too
             pid, started = owner.read_text().split(" ", 1)
             if process_started(int(pid)) != started:
-                shutil.rmtree(owner.parent, ignore_errors=True)
+                _remove(owner.parent)
 
 
 @contextlib.contextmanager

@@ -89,19 +89,35 @@ def join_cluster(address: str, say: Callable[[str], None] = lambda line: None) -
                 f"the Ray cluster {address} refuses this machine ({first_line(error)}); see RAY_AUTH_TOKEN_PATH",
             ) from error
         except Exception as error:
-            raise SpecbatchError(
-                ErrorCode.JOB_CLUSTER_LOST, f"the Ray cluster {address} is not to be reached: {first_line(error)}"
-            ) from error
-    worker: Any = importlib.import_module("ray._private.worker")
-    context = ray.get_runtime_context()
-    if not uses_tokens():
-        say(without_tokens(f"the Ray cluster {context.gcs_address}"))
-    watch = ClusterWatch(context.gcs_address)
+            raise _out_of_reach(address, error) from error
+    try:
+        worker: Any = importlib.import_module("ray._private.worker")
+        context = ray.get_runtime_context()
+        if not uses_tokens():
+            say(without_tokens(f"the Ray cluster {context.gcs_address}"))
+        with _watched(address, context.gcs_address) as watch:
+            yield JoinedCluster(address, Path(worker._global_node.get_logs_dir_path()), context.get_node_id(), watch)
+    finally:
+        _leave()
+
+
+@contextlib.contextmanager
+def _watched(address: str, gcs_address: str) -> Iterator[ClusterWatch]:
+    watch = ClusterWatch(gcs_address)
     try:
         watch.start()
-        yield JoinedCluster(address, Path(worker._global_node.get_logs_dir_path()), context.get_node_id(), watch)
+    except Exception as error:  # the head went in the moment in which it was joined
+        raise _out_of_reach(address, error) from error
+    try:
+        yield watch
     finally:
-        _leave(watch)
+        watch.stop()
+
+
+def _out_of_reach(address: str, error: Exception) -> SpecbatchError:
+    return SpecbatchError(
+        ErrorCode.JOB_CLUSTER_LOST, f"the Ray cluster {address} is not to be reached: {first_line(error)}"
+    )
 
 
 def uses_tokens() -> bool:
@@ -115,11 +131,10 @@ def without_tokens(what: str) -> str:
     return f"{what} asks for no token: whoever reaches its ports can run code there; start it with RAY_AUTH_MODE=token"
 
 
-def _leave(watch: ClusterWatch) -> None:
+def _leave() -> None:
     """Disconnect. Where the head has gone Ray would wait for it: that is bounded."""
     import ray
 
-    watch.stop()
     leaving = threading.Thread(target=ray.shutdown, name="specbatch-leave", daemon=True)
     leaving.start()
     leaving.join(_LEAVE_SECONDS)

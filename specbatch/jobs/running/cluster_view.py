@@ -5,15 +5,17 @@ A thread of its own asks, because questions to a head that has gone may hang; th
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from specbatch.jobs.coordinator.policy import WakingClock
 from specbatch.jobs.running.need import ACCELERATOR_RESOURCE, Free, Node, WorkerNeed
 
 LOOK_SECONDS = 2.0
@@ -135,13 +137,21 @@ def read_node(entry: Mapping[str, Any]) -> Node:
 
 
 class ClusterWatch:
-    """Looks at the cluster every few seconds, from ``start`` to ``stop``."""
+    """Looks at the cluster every few seconds, from ``start`` to ``stop``.
 
-    def __init__(self, address: str) -> None:
+    Args:
+        clock: seconds that never go back.
+    """
+
+    def __init__(self, address: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._address = address
+        self._clock = clock
+        self._waking = WakingClock()
         self._head: Any = None
         self._ends = threading.Event()
-        self._answered_at = time.monotonic()
+        self._num_answers = 0
+        self._num_heard = -1
+        self._heard_at = 0.0
         self._view: ClusterView | None = None
         self._thread = threading.Thread(target=self._look, name="specbatch-cluster", daemon=True)
 
@@ -152,15 +162,21 @@ class ClusterWatch:
 
     @property
     def silent_seconds(self) -> float:
-        """How long the head has not answered."""
-        return time.monotonic() - self._answered_at
+        """How long the head has not answered, as seen by who asks here, once a second or so and in one thread.
+
+        What that one slept is left out: it may be that everything slept, and nobody could ask the head.
+        """
+        self._waking.tick(self._clock())
+        num_answers = self._num_answers
+        if num_answers != self._num_heard:
+            self._num_heard, self._heard_at = num_answers, self._waking.awake_seconds
+        return self._waking.awake_seconds - self._heard_at
 
     def start(self) -> None:
         """Look once, so that there is a view, and go on in the background."""
         raylet: Any = importlib.import_module("ray._raylet")
         self._head = raylet.GcsClient(address=self._address)
         self._view = read_view()
-        self._answered_at = time.monotonic()
         self._thread.start()
 
     def stop(self) -> None:
@@ -170,9 +186,10 @@ class ClusterWatch:
 
     def _look(self) -> None:
         while not self._ends.wait(LOOK_SECONDS):
-            try:
-                self._head.check_alive([], timeout=_ANSWER_SECONDS)
-                self._answered_at = time.monotonic()
-                self._view = read_view()
-            except Exception:  # whatever Ray says here: silence is what counts, and it is being measured
-                continue
+            with contextlib.suppress(Exception):  # whatever Ray says: silence is what counts, and it is being measured
+                self._ask()
+
+    def _ask(self) -> None:
+        self._head.check_alive([], timeout=_ANSWER_SECONDS)
+        self._num_answers += 1
+        self._view = read_view()
