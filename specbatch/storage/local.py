@@ -232,6 +232,41 @@ def fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def name_folder(new: Path, final: Path, *, aside: Path) -> None:
+    """Give a folder that is complete its name. One that has the name goes, but not before the new one is there.
+
+    Args:
+        aside: where the older folder is for that moment.
+
+    Raises:
+        OSError: the name cannot be given. An older folder has it again.
+        SpecbatchError: ``JOB_OUTPUT_UNWRITABLE``, an older folder could not be put back either and is kept aside.
+    """
+    is_replacing = os.path.lexists(final)
+    if is_replacing:
+        final.rename(aside)
+    try:
+        new.rename(final)
+    except OSError as error:
+        if is_replacing:
+            _put_back(aside, final, error)
+        raise
+    fsync_folder(final.parent)
+    if is_replacing:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put_back(aside: Path, final: Path, error: OSError) -> None:
+    try:
+        aside.rename(final)
+    except OSError:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise SpecbatchError(
+            ErrorCode.JOB_OUTPUT_UNWRITABLE,
+            f"cannot write {final}: {reason}; what was there before is kept as {aside}, rename it or remove it",
+        ) from error
+
+
 @contextmanager
 def write_errors(path: Path) -> Iterator[None]:
     """Turn an OSError of the block into ``JOB_OUTPUT_UNWRITABLE`` with the path, the reason and what to do."""

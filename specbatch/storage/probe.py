@@ -64,7 +64,8 @@ def probe_store(store: Store, *, num_creators: int = 8, num_keys: int = 20) -> P
     """Check a store, with ``num_creators`` threads racing for each of ``num_keys`` objects.
 
     Raises:
-        SpecbatchError: the store cannot be used at all (unreachable, denied, not writable).
+        SpecbatchError: the store cannot be used at all (unreachable, denied, not writable); JOB_NO_CAPACITY, the
+            system does not start so many threads.
     """
     probe = _Probe(store, num_creators, num_keys)
     try:
@@ -269,7 +270,16 @@ class _Probe:
             return call()
 
         with ThreadPoolExecutor(len(calls)) as pool:
-            return list(pool.map(run, calls))
+            try:
+                begun = [pool.submit(run, call) for call in calls]
+            except RuntimeError as error:  # the system starts no more threads
+                barrier.abort()  # those that were started would wait for ever
+                raise SpecbatchError(
+                    ErrorCode.JOB_NO_CAPACITY,
+                    f"cannot probe {self._store.uri} with {len(calls)} requests at once: {error}; "
+                    "allow more processes and threads here (ulimit -u, or the limit of the container)",
+                ) from error
+            return [call.result() for call in begun]
 
 
 def _clock(skew_seconds: float) -> ProbeCheck:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.storage.local import fsync_folder
+from specbatch.storage.local import fsync_folder, name_folder
 from specbatch.storage.store import is_s3, local_path, open_store
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def open_folder(uri: str, *, overwrite: bool = False) -> Iterator[Folder]:
             (partial / SUCCESS_NAME).touch(exist_ok=False)
             for folder, _, _ in os.walk(partial):
                 fsync_folder(Path(folder))
-            _swap_in(partial, final)
+            name_folder(partial, final, aside=_hidden(final, "old"))
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -231,8 +231,8 @@ class _ObjectSink(io.RawIOBase):
         del self._buffer[:num_bytes]
 
 
-def _hidden(final: Path) -> Path:
-    return final.with_name(f".{final.name}.{secrets.token_hex(8)}.partial")
+def _hidden(final: Path, what: str = "partial") -> Path:
+    return final.with_name(f".{final.name}.{secrets.token_hex(8)}.{what}")
 
 
 def _give_name(partial: Path, final: Path) -> None:
@@ -253,18 +253,6 @@ def _check_replaceable(final: Path, *, overwrite: bool) -> None:
     names = (path.relative_to(final).as_posix() for path in final.rglob("*") if path.is_symlink() or not path.is_dir())
     if foreign := next((name for name in names if not _OWN_NAME.fullmatch(name)), None):
         raise _foreign(str(final), foreign)
-
-
-def _swap_in(partial: Path, final: Path) -> None:
-    """Give a folder its name; an older one goes only when the new one is complete."""
-    if not os.path.lexists(final):
-        partial.rename(final)
-    else:
-        old = _hidden(final)
-        final.rename(old)
-        partial.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
-    fsync_folder(final.parent)
 
 
 @contextmanager

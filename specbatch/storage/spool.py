@@ -63,9 +63,13 @@ def new_spool_path() -> Path:
 def _make_folder(top: Path) -> tuple[Path, int]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=top))
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        # Until the lock is ours another process takes the folder for abandoned and removes it; then we make another.
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue
         fcntl.flock(handle, fcntl.LOCK_EX)
-        if folder.is_dir():  # else another process took it for abandoned before the lock was ours
+        if folder.is_dir():
             return folder, handle
         os.close(handle)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -103,6 +104,33 @@ def test_a_store_that_ignores_a_condition_is_refused(header: str, monkeypatch: p
             ensure_fit(open_store(uri), probe=lambda store: probe_store(store, num_keys=2))
     finally:
         server.stop()
+
+
+def test_where_a_thread_cannot_be_started_nobody_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under a limit of processes: the others stand before the race and would wait for the last one for ever."""
+    start, started, aborted = threading.Thread.start, [], []
+
+    def start_few(thread: threading.Thread) -> None:
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    class Barrier(threading.Barrier):
+        def wait(self, timeout: float | None = None) -> int:
+            return super().wait(20)  # a test that fails shall end
+
+        def abort(self) -> None:
+            aborted.append(self)
+            super().abort()
+
+    monkeypatch.setattr(threading.Thread, "start", start_few)
+    monkeypatch.setattr(threading, "Barrier", Barrier)
+    with pytest.raises(SpecbatchError, match=r"cannot probe .* 3 requests at once: can't start new thread") as caught:
+        probe_store(open_store(str(tmp_path / "out")), num_creators=3)
+    assert caught.value.code is ErrorCode.JOB_NO_CAPACITY
+    assert (len(started), len(aborted)) == (2, 1)
+    assert not any(thread.is_alive() for thread in started)
 
 
 class WinnerIsOverwritten(LocalStore):

@@ -121,6 +121,36 @@ def test_only_what_an_export_made_is_overwritten(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
+@pytest.mark.parametrize("rival", [False, True], ids=["it fails", "another takes the name"])
+def test_an_older_folder_is_not_lost_where_the_new_one_gets_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rival: bool
+) -> None:
+    place = tmp_path / "out"
+    write_folder(str(place), names=("part-00007.parquet",))
+    rename = Path.rename
+
+    def meddle(path: Path, to: Path) -> Path:
+        if path.suffix == ".partial":
+            if not rival:
+                raise OSError(5, "Input/output error")
+            place.mkdir()
+            (place / "theirs").touch()
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", meddle)
+    with pytest.raises(SpecbatchError) as caught:
+        write_folder(str(place), overwrite=True)
+    assert caught.value.code is ErrorCode.JOB_OUTPUT_UNWRITABLE
+    left = sorted(path.name for path in tmp_path.iterdir())
+    if rival:
+        assert (left[1:], [path.name for path in place.iterdir()]) == (["out"], ["theirs"])
+        assert f"kept as {tmp_path / left[0]}" in caught.value.message
+        assert left[0].endswith(".old")
+    else:
+        assert left == ["out"]
+    assert (tmp_path / left[0] / "part-00007.parquet").read_bytes() == b"part-00007.parquet"
+
+
 KILLED = """
 import sys, time
 from specbatch.storage.sinks import open_folder, open_sink

@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,6 +63,27 @@ def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_kept(tempora
     processes[1].communicate("")  # ends in good order, and takes its folder along
     processes[0].communicate()
     assert list(temporary.iterdir()) == [mine]
+
+
+@pytest.mark.parametrize("moment", ["before it is opened", "before it is locked"])
+def test_a_folder_that_another_process_sweeps_before_it_is_ours_is_made_again(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    place, name = (tempfile, "mkdtemp") if moment == "before it is opened" else (os, "open")
+    real, swept = getattr(place, name), []
+
+    def make_and_lose(*arguments: Any, **options: Any) -> Any:
+        made = real(*arguments, **options)
+        if not swept:
+            swept.append(made)
+            spool._remove_abandoned(temporary)
+        return made
+
+    monkeypatch.setattr(place, name, make_and_lose)
+    path = spool.new_spool_path()
+    path.write_bytes(b"a part")
+    assert len(swept) == 1
+    assert list(temporary.iterdir()) == [path.parent]
 
 
 @pytest.mark.parametrize(
