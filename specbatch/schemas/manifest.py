@@ -57,10 +57,15 @@ class JobDocument(_Document):
 
 
 class CancelDocument(_Document):
-    """``_specbatch/cancel-<epoch>.json``: the run of this epoch was asked to stop; by which process, and when."""
+    """``_specbatch/cancel-<epoch>.json``: the run of this epoch was asked to stop; by which process, and when.
+
+    ``_specbatch/cancel-<token>.json`` says the same to the run that holds the lease of this name: one that has just
+    begun has no epoch yet, and ``epoch`` is that of the run before.
+    """
 
     format: str
     epoch: int
+    token: str = ""
     requested_at: str
     host: str
     pid: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import math
 import os
@@ -20,7 +21,9 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from specbatch.jobs.coordinator.coordinator import Coordinator
 from specbatch.jobs.coordinator.events import Beat, CapacityChanged, PreemptionNotice, WorkerDrained
-from specbatch.jobs.running.cluster import open_cluster
+from specbatch.jobs.output.lease import process_started
+from specbatch.jobs.running import cluster
+from specbatch.jobs.running.cluster import _sweep, open_cluster
 from specbatch.jobs.running.cluster_joined import LOST_SECONDS, JoinedCluster
 from specbatch.jobs.running.cluster_view import ClusterView, choose_node, count_slots
 from specbatch.jobs.running.interrupt import Interrupts
@@ -403,6 +406,44 @@ def test_fault_5_a_process_of_another_host_is_killed_by_its_own_node(sleeper: su
     arguments = [place.host, str(place.pid), str(place.started)]
     subprocess.run([sys.executable, "-c", _KILL_ON_A_NODE, *arguments], check=True, timeout=120)
     assert sleeper.wait(60) == -signal.SIGKILL
+
+
+def test_only_folders_of_runs_that_are_gone_are_swept(tmp_path: Path) -> None:
+    """A number of another container says nothing here, so a living owner holds a lock on its folder."""
+    owners = {
+        "locked": f"{2**22 + 1} 7",
+        "alive": f"{os.getpid()} {process_started(os.getpid())}",
+        "gone": f"{2**22 + 1} 7",
+    }
+    for name, owner in owners.items():
+        (tmp_path / f"specbatch-{name}").mkdir()
+        (tmp_path / f"specbatch-{name}" / "owner").write_text(owner)
+    handle = os.open(tmp_path / "specbatch-locked", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    _sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["specbatch-alive", "specbatch-locked"]
+    os.close(handle)
+    _sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["specbatch-alive"]
+
+
+def test_a_cluster_of_our_own_holds_its_folder_while_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept: list[list[str]] = []
+
+    def start(folder: Path, num_gpus: int) -> None:
+        (folder / "owner").write_text(f"{2**22 + 1} 7")  # as it looks from another container
+        _sweep(tmp_path)
+        swept.append([path.name for path in folder.iterdir()])
+        raise SpecbatchError(ErrorCode.JOB_CLUSTER_LOST, "seen enough")
+
+    monkeypatch.setattr(cluster, "_short_temp_folder", lambda: str(tmp_path))
+    monkeypatch.setattr(cluster, "_start", start)
+    with pytest.raises(SpecbatchError, match="seen enough"), cluster.local_cluster(0):
+        raise AssertionError
+    assert swept == [["owner"]]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_process_under_the_same_number_lives(sleeper: subprocess.Popen[bytes]) -> None:

@@ -1,4 +1,7 @@
-"""Ask a running job to stop, from any machine: a file per epoch that the run looks for every few seconds."""
+"""Ask a running job to stop, from any machine: files named after the run that it looks for every few seconds.
+
+A run is known by its epoch. While it starts it has none yet but holds the lease, so the name of that counts too.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +29,29 @@ class CancelOutcome:
     holder: LeaseDocument | None = None
 
 
-def cancel_key(epoch: int) -> str:
-    return f"_specbatch/cancel-{epoch}.json"
+def cancel_key(run: int | str) -> str:
+    """The key of a request.
+
+    Args:
+        run: its epoch, or the token of its lease.
+    """
+    return f"_specbatch/cancel-{run}.json"
 
 
-def cancel_requested(store: Store, epoch: int) -> bool:
-    """Whether the run of an epoch was asked to stop; one small request, to be asked every few seconds."""
+def cancel_requested(store: Store, epoch: int, token: str | None = None) -> bool:
+    """Whether a run was asked to stop; two small requests, to be asked every few seconds.
+
+    Args:
+        token: of its lease; taken from the lease that is there if None.
+    """
+    if token is None and (lease := read_lease(store)) is not None and lease.epoch == epoch:
+        token = lease.token
+    return _is_there(store, cancel_key(epoch)) or (token is not None and _is_there(store, cancel_key(token)))
+
+
+def _is_there(store: Store, key: str) -> bool:
     try:
-        store.size(cancel_key(epoch))
+        store.size(key)
     except NotFound:
         return False
     return True
@@ -42,18 +60,26 @@ def cancel_requested(store: Store, epoch: int) -> bool:
 def request_cancel(store: Store) -> CancelOutcome:
     """Ask the run that holds an output to finish the shards in flight and stop.
 
-    The run may be on another host that is gone: then the request does nothing, and the next run, which has an
-    epoch of its own, does not see it.
+    The run may be on another host that is gone: then the request does nothing, and the next run, which has a lease
+    and an epoch of its own, does not see it.
     """
     from specbatch.jobs.output.ledger import Ledger, now_text
 
     lease = read_lease(store)
     if lease is None or not may_be_held(lease):
         return CancelOutcome(store.uri, "nothing runs")
-    # A run takes the lease before it has an epoch of its own, and writes the epoch into the lease a little later.
+    # A run takes the lease before it has an epoch of its own, and writes the epoch into the lease a little later. Under
+    # the token it is told in any case; under the epoch for a run of a version that looks for nothing else.
     epoch = max(lease.epoch, *Ledger(store).epochs(), 0)
     document = CancelDocument(
-        format=CANCEL_FORMAT, epoch=epoch, requested_at=now_text(), host=socket.gethostname(), pid=os.getpid()
+        format=CANCEL_FORMAT,
+        epoch=epoch,
+        token=lease.token,
+        requested_at=now_text(),
+        host=socket.gethostname(),
+        pid=os.getpid(),
     )
-    created = store.create(cancel_key(epoch), document.model_dump_json(indent=2).encode() + b"\n")
+    data = document.model_dump_json(indent=2).encode() + b"\n"
+    created = store.create(cancel_key(lease.token), data)
+    store.create(cancel_key(epoch), data)
     return CancelOutcome(store.uri, "asked" if created else "asked before", lease)

@@ -36,6 +36,7 @@ class LeaseDocument:
     """Who holds the output.
 
     Attributes:
+        boot_id: as ``read_boot_id`` gives it: where ``pid`` means what it says.
         process_started: start time of the process in units of the host: with ``pid`` it names a process for good.
         token: random name of this holding.
         renewals: goes up with every renewal.
@@ -56,8 +57,10 @@ class LeaseDocument:
 
 
 Verdict = Literal["free", "dead", "watch"]
+Place = Literal["here", "gone", "elsewhere"]
+"""Where a process runs: where its number can be looked up; in an earlier boot of this host; where it cannot be seen."""
 Liveness = Literal["none", "live", "silent"]
-"""Whether a run holds an output: no; yes; or one of another host that gave no sign of life while it was watched."""
+"""Whether a run holds an output: no; yes; or one that cannot be seen from here and was silent while it was watched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +81,23 @@ def judge(
     """
     if found is None or found.released:
         return "free"
-    if found.host != host:
-        return "watch"
-    if found.boot_id != boot_id or process_started(found.pid) != found.process_started:
+    place = compare_places(found.host, found.boot_id, host=host, boot_id=boot_id)
+    if place == "gone" or (place == "here" and process_started(found.pid) != found.process_started):
         return "dead"
     return "watch"
+
+
+def compare_places(there_host: str, there_boot_id: str, *, host: str, boot_id: str) -> Place:
+    """Where a process that names its place is, seen from a process that names this one.
+
+    Containers that share the name and the kernel of a host may count processes each for itself: a number of the one
+    says nothing in the other. Of a name without a namespace, as earlier versions wrote it, nothing is known either.
+    """
+    if there_host != host:
+        return "elsewhere"
+    if there_boot_id == boot_id:
+        return "here"
+    return "elsewhere" if there_boot_id.partition(" ")[0] == boot_id.partition(" ")[0] else "gone"
 
 
 class HeldLease:
@@ -93,10 +108,19 @@ class HeldLease:
         self._document = document
         self._version = version
 
-    def renew(self, epoch: int) -> bool:
-        """Renew it. False: another run has taken it, stop handing out work."""
-        renewals = self._document.renewals + 1
-        return self._write(replace(self._document, epoch=epoch, renewals=renewals, renewed_at=time.time()))
+    @property
+    def token(self) -> str:
+        """The random name of this holding."""
+        return self._document.token
+
+    def renew(self, epoch: int | None = None) -> bool:
+        """Renew it. False: another run has taken it, stop handing out work.
+
+        Args:
+            epoch: of this run; None while it has none, and the lease keeps that of the run before.
+        """
+        changed = self._document if epoch is None else replace(self._document, epoch=epoch)
+        return self._write(replace(changed, renewals=changed.renewals + 1, renewed_at=time.time()))
 
     def release(self) -> None:
         """Say that this run has ended, unless another has taken the lease meanwhile."""
@@ -171,12 +195,12 @@ def find_holder(
 ) -> tuple[Liveness, LeaseDocument | None]:
     """Whether a run holds an output, and its lease; takes nothing.
 
-    A holder on another host is watched for one time-to-live at most.
+    A holder on another host, or in another container, is watched for one time-to-live at most.
     """
     document = read_lease(store)
     if document is None or _judge_here(document) != "watch":
         return "none", None
-    if document.host == socket.gethostname():  # its process exists, though it may sleep
+    if place_of(document.host, document.boot_id) == "here":  # its process exists, though it may sleep
         return "live", document
     unchanged = _watch(store, document, ttl_seconds, sleep)
     if unchanged is None:
@@ -221,20 +245,36 @@ def _read(store: Store) -> _Found:
     except NotFound:
         return _Found(None, None)
     try:
-        return _Found(LeaseDocument(**json.loads(data)), version)
+        document = LeaseDocument(**json.loads(data))
     except (ValueError, TypeError):
         return _Found(None, version)
+    # The token becomes part of a key.
+    is_sound = isinstance(document.token, str) and document.token.isascii() and document.token.isalnum()
+    return _Found(document if is_sound else None, version)
 
 
 def _swap(store: Store, document: LeaseDocument, expected: str | None) -> str | None:
     return store.swap(LEASE_KEY, json.dumps(asdict(document), indent=2).encode() + b"\n", expected)
 
 
+def place_of(host: str, boot_id: str) -> Place:
+    """Where a process that names its place is, seen from this one."""
+    return compare_places(host, boot_id, host=socket.gethostname(), boot_id=read_boot_id())
+
+
 @cache
 def read_boot_id() -> str:
-    """A name of this boot of this host; empty where the system gives none."""
+    """A name of this boot of this host and, behind a space, of the namespace in which processes are counted here.
+
+    Empty where the system gives none.
+    """
     path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else ""
+    if not path.exists():
+        return ""
+    try:
+        return f"{path.read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:  # a kernel without namespaces
+        return path.read_text().strip()
 
 
 def process_started(pid: int) -> str | None:

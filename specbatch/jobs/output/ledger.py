@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -157,16 +157,22 @@ class Ledger:
         except NotFound:
             return None
 
-    def find_parts(self, stored: StoredJob, among: Collection[int] | None = None) -> dict[int, PartReceipt]:
+    def find_parts(
+        self,
+        stored: StoredJob,
+        among: Collection[int] | None = None,
+        on_part: Callable[[], None] = lambda: None,
+    ) -> dict[int, PartReceipt]:
         """Parts of the plan that exist, by shard, each with a valid footer; ``sha256`` is left empty (``hash_part``).
 
         Args:
             among: look for these shards only; for all of the plan if None.
+            on_part: called behind every part that was looked at; what it raises ends the search.
 
         Raises:
             SpecbatchError: JOB_INTEGRITY for a file under a part's name that is not that part.
         """
-        return find_parts(self.store, stored.plan, stored.shards, among)
+        return find_parts(self.store, stored.plan, stored.shards, among, on_part)
 
     def hash_part(self, path: str) -> str:
         """Hex SHA-256 of a part as it lies in the store."""

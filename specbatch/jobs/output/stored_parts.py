@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
@@ -17,13 +17,18 @@ _FEW_SHARDS = 32
 
 
 def find_parts(
-    store: Store, plan: str, shards: Sequence[Shard], among: Collection[int] | None = None
+    store: Store,
+    plan: str,
+    shards: Sequence[Shard],
+    among: Collection[int] | None = None,
+    on_part: Callable[[], None] = lambda: None,
 ) -> dict[int, PartReceipt]:
     """Parts of a plan that exist, by shard, each with a valid footer; ``sha256`` is left empty.
 
     Args:
         plan: P. shards: all of it.
         among: look for these shards only; for all of the plan if None.
+        on_part: called in this thread behind every part that was looked at; what it raises ends the search.
 
     Raises:
         SpecbatchError: JOB_INTEGRITY for a file under a part's name that is not that part.
@@ -32,12 +37,20 @@ def find_parts(
     if len(wanted) > _FEW_SHARDS or among is None:
         present = set(store.list(DATA_FOLDER))
         wanted = [shard for shard in wanted if part_name(shard.index, plan) in present]
-    if len(wanted) < _NUM_FOOTER_READERS:
-        receipts = [_read_receipt(store, plan, shard) for shard in wanted]
-    else:
-        with ThreadPoolExecutor(_NUM_FOOTER_READERS) as pool:
-            receipts = list(pool.map(lambda shard: _read_receipt(store, plan, shard), wanted))
-    return {receipt.shard: receipt for receipt in receipts if receipt is not None}
+    found: dict[int, PartReceipt] = {}
+    for receipt in _read_receipts(store, plan, wanted):
+        if receipt is not None:
+            found[receipt.shard] = receipt
+        on_part()
+    return found
+
+
+def _read_receipts(store: Store, plan: str, shards: Sequence[Shard]) -> Iterator[PartReceipt | None]:
+    if len(shards) < _NUM_FOOTER_READERS:
+        yield from (_read_receipt(store, plan, shard) for shard in shards)
+        return
+    with ThreadPoolExecutor(_NUM_FOOTER_READERS) as pool:
+        yield from pool.map(lambda shard: _read_receipt(store, plan, shard), shards)
 
 
 def _read_receipt(store: Store, plan: str, shard: Shard) -> PartReceipt | None:

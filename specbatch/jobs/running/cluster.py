@@ -8,6 +8,7 @@ user's current directory is kept off the workers' path: Ray puts it first there,
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib
 import logging
 import os
@@ -112,9 +113,11 @@ def local_cluster(num_gpus: int) -> Iterator[LocalCluster]:
 
     assert_not_connected()
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir=_short_temp_folder()))
-    (folder / _OWNER_NAME).write_text(f"{os.getpid()} {process_started(os.getpid())}")
-    _sweep(folder.parent)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # before there is an owner: only then does a sweep look at the folder
+        (folder / _OWNER_NAME).write_text(f"{os.getpid()} {process_started(os.getpid())}")
+        _sweep(folder.parent)
         with _environment(folder):
             try:
                 with contextlib.chdir(folder), tamed_ray(), _loopback_only(), _few_processes():
@@ -124,6 +127,7 @@ def local_cluster(num_gpus: int) -> Iterator[LocalCluster]:
                 ray.shutdown()
     finally:
         _remove(folder)
+        os.close(handle)
 
 
 def _remove(folder: Path) -> None:
@@ -140,12 +144,21 @@ def _remove(folder: Path) -> None:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove the folders of runs that were killed before they could."""
+    """Remove the folders of runs that were killed before they could.
+
+    A living owner holds a lock on its folder. Its number alone does not tell: another container that shares the folder
+    for temporary files may count its processes for itself.
+    """
     for owner in parent.glob(f"{_FOLDER_PREFIX}*/{_OWNER_NAME}"):
-        with contextlib.suppress(OSError, ValueError):  # another user's, or another run sweeps it too
-            pid, started = owner.read_text().split(" ", 1)
-            if process_started(int(pid)) != started:
-                _remove(owner.parent)
+        with contextlib.suppress(OSError, ValueError):  # it lives, is another user's, or another run sweeps it too
+            handle = os.open(owner.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                pid, started = owner.read_text().split(" ", 1)
+                if process_started(int(pid)) != started:
+                    _remove(owner.parent)
+            finally:
+                os.close(handle)
 
 
 @contextlib.contextmanager

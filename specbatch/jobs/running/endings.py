@@ -23,7 +23,7 @@ def commit_parts(
     receipts: Iterable[PartReceipt],
     *,
     before_hash: Callable[[], None],
-    after_hash: Callable[[], None],
+    after_hash: Callable[[], object],
 ) -> Manifest:
     """Commit a job whose every shard has its part.
 

@@ -95,6 +95,7 @@ class JobRun:
         missing = self._begin()
         outcome = "failed"
         try:
+            self._keep()
             if missing:
                 self._decode(missing)
             outcome = "complete" if self._ended is None else _OUTCOMES[self._ended.reason]
@@ -118,13 +119,13 @@ class JobRun:
     def _begin(self) -> tuple[Shard, ...]:
         """Find what is there, take an epoch; the shards without a part."""
         documents = self._documents
-        documents.found = self._ledger.find_parts(self._stored)
+        documents.found = self._ledger.find_parts(self._stored, on_part=self._keep)
         documents.found_stats = sum_stats({shard: receipt.stats for shard, receipt in documents.found.items()})
         shards = follow_inputs(self._stored.shards, self._prepared.inputs)
         missing = tuple(shard for shard in shards if shard.index not in documents.found)
         documents.forecast = None if documents.found else expect(self._prepared)
         documents.begin(len(missing))
-        self._lease.renew(documents.epoch)
+        self._due["lease"] = 0.0  # the renewal that tells the epoch
         if documents.found:
             self._tell(f"resuming {self._prepared.output}: {len(documents.found)} of {len(shards)} parts are there")
         return missing
@@ -146,7 +147,8 @@ class JobRun:
             admit_nodes(self._prepared, cluster.view, need, self._note) as gate,
         ):
             self._interrupts.arm()
-            gate.open(self._interrupts.sleep)
+            self._keep()
+            gate.open(self._sleep)
             if line := gate.changes_since(self._ledger.read_runs() if self._documents.found else ()):
                 self._note(line)
             runner = Runner(
@@ -181,6 +183,28 @@ class JobRun:
                 self._metrics.send()  # while Ray is still there
         self._ended = ended if isinstance(ended, EndInterrupted) else None
 
+    # ---- the lease ---------------------------------------------------------------------------------------------------
+
+    def _renew_if_due(self) -> bool:
+        """False: another run holds the output."""
+        return not self._is_due("lease", RENEW_SECONDS) or self._lease.renew(self._documents.epoch or None)
+
+    def _keep(self) -> None:
+        """Renew the lease where that is due: also a run that is still starting lives.
+
+        Raises:
+            SpecbatchError: JOB_HELD, another run holds the output.
+        """
+        if not self._renew_if_due():
+            raise SpecbatchError(
+                ErrorCode.JOB_HELD,
+                f"another run has taken over {self._prepared.output} while this one was starting; let it go on",
+            )
+
+    def _sleep(self, seconds: float) -> None:
+        self._interrupts.sleep(seconds)
+        self._keep()
+
     # ---- while it runs -----------------------------------------------------------------------------------------------
 
     def _tick(self) -> bool:
@@ -188,7 +212,7 @@ class JobRun:
         self._metrics.tick()
         if self._is_due("view", VIEW_SECONDS):
             self._view.update(self._documents.progress(self._documents.state))
-        if self._is_due("lease", RENEW_SECONDS) and not self._lease.renew(self._documents.epoch):
+        if not self._renew_if_due():
             return False
         if self._is_due("progress", PROGRESS_SECONDS):
             self._documents.write_progress(self._documents.state)
@@ -203,7 +227,8 @@ class JobRun:
         if not self._is_due("cancel", CANCEL_SECONDS):
             return ()
         try:
-            is_cancelled = cancel_requested(self._ledger.store, self._documents.epoch) or self._is_cancelled()
+            asked = cancel_requested(self._ledger.store, self._documents.epoch, self._lease.token)
+            is_cancelled = asked or self._is_cancelled()
         except SpecbatchError as error:
             if error.code is not ErrorCode.JOB_STORE_LOST:
                 raise
@@ -267,12 +292,8 @@ class JobRun:
             self._prepared,
             {**self._documents.found, **self._documents.receipts}.values(),
             before_hash=self._interrupts.check,
-            after_hash=self._renew,
+            after_hash=self._renew_if_due,
         )
-
-    def _renew(self) -> None:
-        if self._is_due("lease", RENEW_SECONDS):
-            self._lease.renew(self._documents.epoch)
 
 
 _OUTCOMES = {"signal": "interrupted", "cancelled": "cancelled", "deadline": "deadline"}

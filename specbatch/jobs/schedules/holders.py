@@ -1,7 +1,7 @@
 """Who runs a night: is the daemon that holds it alive, or the child that it left?
 
-On this host processes are looked up. A daemon elsewhere is watched: one that does not renew for ``SILENT_SECONDS`` is
-gone. Clocks are not compared.
+On this host processes are looked up. A daemon elsewhere, or in a container that counts its own processes, is watched:
+one that does not renew for ``SILENT_SECONDS`` is gone. Clocks are not compared.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from specbatch.jobs.output.lease import process_started, read_boot_id
+from specbatch.jobs.output.lease import place_of, process_started, read_boot_id
 from specbatch.jobs.schedules.deciding import Holding
 from specbatch.jobs.schedules.nights import Holder, Night
 
@@ -50,8 +50,9 @@ class Watcher:
         holder = night.holder
         if holder is None:
             return "nobody"
-        if holder.host == socket.gethostname():
-            return "live" if _is_here(holder) else "nobody"
+        place = place_of(holder.host, holder.boot_id)
+        if place != "elsewhere":
+            return "live" if place == "here" and _is_alive(holder) else "nobody"
         key = f"{night.schedule}/{night.id}"
         sign, now = (holder.token, holder.renewals), self._monotonic()
         known = self._signs.get(key)
@@ -65,10 +66,8 @@ class Watcher:
         return "live" if has_renewed else "watched"
 
 
-def _is_here(holder: Holder) -> bool:
-    """Whether the daemon or its child runs on this host, in this boot of it."""
-    if holder.boot_id != read_boot_id():
-        return False
+def _is_alive(holder: Holder) -> bool:
+    """Whether the daemon or its child runs, where their numbers can be looked up."""
     if process_started(holder.pid) == holder.process_started:
         return True
     return holder.child_pid is not None and process_started(holder.child_pid) == holder.child_started

@@ -27,6 +27,10 @@ def cancel_output(uri: str) -> str:
         if outcome.holder is not None:
             run = f"the run on {store.uri} (host {outcome.holder.host}, process {outcome.holder.pid})"
             asked = "was asked to stop" if outcome.state == "asked" else "had been asked to stop before"
+            # That may be this run before it has its epoch; or a run elsewhere that is gone, and the other one waits.
+            if (waiting := find_waiting(store)) is not None:
+                cancel_submission(store, waiting.number)
+                asked += f", and so was {waiting.submission_id} at {waiting.address}, which has not begun"
             return (
                 f"{run} {asked}: within seconds it takes no new shards, finishes those in flight and ends with exit "
                 f"143; what is done is kept, and specbatch resume {uri} goes on with it"

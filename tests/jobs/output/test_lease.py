@@ -73,6 +73,28 @@ def test_judge(document: LeaseDocument | None, verdict: str) -> None:
     assert judge(document, host="here", boot_id="boot", process_started=running.get) == verdict
 
 
+@pytest.mark.parametrize(
+    ("boot_id", "verdict"),
+    [("boot pid:[1]", "dead"), ("boot pid:[2]", "watch"), ("boot", "watch"), ("earlier pid:[1]", "dead")],
+    ids=["counted here", "in another container", "by an earlier version", "before the last boot"],
+)
+def test_a_number_of_a_process_says_nothing_where_others_are_counted(boot_id: str, verdict: str) -> None:
+    document = replace(OTHER, host="here", boot_id=boot_id)
+    assert judge(document, host="here", boot_id="boot pid:[1]", process_started=lambda pid: None) == verdict
+
+
+def test_a_holder_in_another_container_of_this_host_is_watched(store: Store) -> None:
+    here, _, namespace = read_boot_id().partition(" ")
+    assert namespace == str(Path("/proc/self/ns/pid").readlink())
+    other = replace(OTHER, host=socket.gethostname(), boot_id=f"{here} pid:[7]", pid=2**22 + 1)
+    write(store, other)
+    assert may_be_held(other)
+    assert find_holder(store, sleep=Sleeper()) == ("silent", other)
+    assert find_holder(store, sleep=Sleeper(2, lambda: write(store, replace(other, renewals=6)))) == ("live", other)
+    with pytest.raises(SpecbatchError, match="JOB_HELD"):
+        acquire(store, sleep=Sleeper(2, lambda: write(store, replace(other, renewals=7))))
+
+
 def test_a_free_output_is_taken_renewed_and_released(store: Store) -> None:
     sleeper = Sleeper()
     lease = acquire(store, sleep=sleeper)
@@ -132,6 +154,11 @@ def test_a_holder_that_releases_meanwhile_is_not_waited_for(store: Store) -> Non
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"format": 1}'])
 def test_a_lease_that_cannot_be_read_is_none(store: Store, data: bytes) -> None:
     store.replace(LEASE_KEY, data)
+    assert read_lease(store) is None
+
+
+def test_a_lease_whose_name_could_be_no_part_of_a_key_is_none(store: Store) -> None:
+    write(store, replace(OTHER, token="../../theirs"))
     assert read_lease(store) is None
 
 

@@ -19,8 +19,8 @@ from s3_server import S3Server
 
 from specbatch.jobs.schedules.book import Book, open_book
 from specbatch.jobs.schedules.daemon import Daemon
-from specbatch.jobs.schedules.holders import Watcher
-from specbatch.jobs.schedules.nights import stamp
+from specbatch.jobs.schedules.holders import Watcher, this_holder
+from specbatch.jobs.schedules.nights import Night, stamp
 from specbatch.schemas.errors import SpecbatchError
 
 MakeBook = Callable[..., Book]
@@ -285,6 +285,23 @@ def test_a_daemon_elsewhere_is_watched_before_its_night_is_taken(tmp_path: Path,
     assert next(ticks) > 20
     assert child is not None
     os.kill(child, signal.SIGKILL)
+
+
+def test_a_daemon_in_another_container_of_this_host_is_watched() -> None:
+    """Its number says nothing here: it may be alive, and a night is not begun twice."""
+    this = this_holder()
+    boot = this.boot_id.partition(" ")[0]
+    gone = {"pid": 2**22 + 1, "process_started": "7"}
+    places = {"here": this.boot_id, "earlier boot": "another-boot pid:[1]", "container": f"{boot} pid:[1]", "old": boot}
+    now, now_at = [0.0], at("2026-11-24T01:15+01:00")
+    for name, boot_id in places.items():
+        holder = this.model_copy(update={**gone, "boot_id": boot_id})
+        watcher = Watcher(silent_seconds=20, monotonic=lambda: now[0])
+        night = Night(schedule=name, planned=stamp(now_at), state="running", seen_at="", output="", holder=holder)
+        is_seen = name in ("here", "earlier boot")
+        assert watcher.holding(night) == ("nobody" if is_seen else "watched"), name
+        now[0] += 20
+        assert watcher.holding(night) == "nobody", name
 
 
 def test_a_daemon_that_lost_its_night_stops_its_run(tmp_path: Path) -> None:

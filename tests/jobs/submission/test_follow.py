@@ -14,7 +14,9 @@ from handing_over import SPECBATCH, hand_over
 from jobs_server import JobsServer
 from stored_output import write_dataset
 
-from specbatch.jobs.output.submissions import end_submission, find_waiting
+from specbatch.jobs.output.cancel import cancel_requested
+from specbatch.jobs.output.lease import acquire
+from specbatch.jobs.output.submissions import end_submission, find_waiting, submission_cancelled
 from specbatch.jobs.planning.prepare import PreparedJob
 from specbatch.jobs.submission import driver
 from specbatch.jobs.submission.client import JobsClient
@@ -58,6 +60,18 @@ def test_status_logs_and_cancel_before_the_driver(job: Callable[..., PreparedJob
     assert driver.drive(output, 1) == ExitCode.TERMINATED
     assert find_waiting(open_store(output)) is None
     assert read_status(output).state == "interrupted"
+
+
+def test_cancel_reaches_a_driver_that_holds_the_output_already_and_one_that_waits_behind_a_dead_run(
+    job: Callable[..., PreparedJob],
+) -> None:
+    submitted = hand_over(job())
+    store = open_store(submitted.output)
+    lease = acquire(store)
+    assert submitted.record.submission_id in cancel_output(submitted.output)
+    assert submission_cancelled(store, 1)
+    assert cancel_requested(store, 1, lease.token)
+    lease.release()
 
 
 def test_the_driver_tells_what_its_node_does_not_see(

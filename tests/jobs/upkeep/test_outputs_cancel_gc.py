@@ -21,6 +21,7 @@ from specbatch.jobs.upkeep.gc import STALE_SECONDS, AbortsUploads, collect_garba
 from specbatch.jobs.upkeep.resume import StoredOutput, open_output
 from specbatch.jobs.watching.status import read_status
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
+from specbatch.schemas.manifest import CancelDocument
 from specbatch.storage.local import LocalStore
 from specbatch.storage.store import Store
 
@@ -66,6 +67,37 @@ def test_a_run_that_has_no_epoch_in_its_lease_yet_is_asked_all_the_same(tmp_path
     epoch = output.ledger.begin_run(run_record()).epoch
     assert request_cancel(output.store).state == "asked"
     assert cancel_requested(output.store, epoch)
+    lease.release()
+
+
+def test_a_run_that_has_no_epoch_at_all_yet_is_asked_all_the_same(tmp_path: Path) -> None:
+    """It has the lease, with the epoch of the run before, and looks at what is there."""
+    output = begin(tmp_path)
+    before, last = held(output)
+    assert request_cancel(output.store).state == "asked"
+    before.release()
+    lease = acquire(output.store)
+    assert not cancel_requested(output.store, last + 1, lease.token), "what the run before was asked is no concern"
+    assert request_cancel(output.store).state == "asked", "the run before was, this one was not"
+    assert request_cancel(output.store).state == "asked before"
+    epoch = output.ledger.begin_run(run_record()).epoch
+    assert epoch == last + 1
+    assert cancel_requested(output.store, epoch, lease.token)
+    assert lease.renew(epoch)
+    assert cancel_requested(output.store, epoch), "as status asks"
+    lease.release()
+    again, next_epoch = held(output)
+    assert not cancel_requested(output.store, next_epoch, again.token), "the next run is not asked"
+    again.release()
+
+
+def test_a_request_of_an_earlier_version_is_understood(tmp_path: Path) -> None:
+    output = begin(tmp_path)
+    lease, epoch = held(output)
+    old = {"format": "specbatch/cancel/1", "epoch": epoch, "requested_at": "", "host": "h", "pid": 1}
+    assert CancelDocument(**old).token == ""
+    output.store.create(f"_specbatch/cancel-{epoch}.json", json.dumps(old).encode())
+    assert cancel_requested(output.store, epoch, lease.token)
     lease.release()
 
 
