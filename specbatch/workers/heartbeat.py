@@ -35,6 +35,7 @@ class Heartbeat:
         self._beat_at: float | None = None
         self._steps: list[float] = []
         self._num_steps = 0
+        self._is_over = False
 
     def beat(self) -> None:
         """The loop has come round."""
@@ -51,11 +52,15 @@ class Heartbeat:
         """The loop waits for something that is not its own work: that is neither a step nor a sign of trouble."""
         self._beat_at = None
 
+    def end(self) -> None:
+        """The worker has died of something known, which it tells once its writer has ended: it does not hang."""
+        self._is_over = True
+
     @property
     def age_seconds(self) -> float:
-        """Since the loop last came round; 0 while it rests."""
+        """Since the loop last came round; 0 while it rests, and once it is over."""
         beat_at = self._beat_at
-        return 0.0 if beat_at is None else max(self._clock() - beat_at, 0.0)
+        return 0.0 if beat_at is None or self._is_over else max(self._clock() - beat_at, 0.0)
 
     @property
     def median_step_seconds(self) -> float:

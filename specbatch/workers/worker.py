@@ -148,6 +148,7 @@ class Worker:
 
     def lose(self, error: Exception) -> None:
         """End because of what the decode thread cannot tell: it may be stuck in what the error is about."""
+        self._heartbeat.end()
         self._pipeline.stop(error)
 
     # ---- reader ----------------------------------------------------------------------------------------------------
@@ -258,6 +259,7 @@ class Worker:
             try:
                 body()
             except BaseException as error:
+                self._heartbeat.end()
                 self._pipeline.stop(error)
 
         thread = threading.Thread(target=guarded, name=name, daemon=True)

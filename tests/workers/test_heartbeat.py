@@ -12,6 +12,7 @@ from shard_helpers import cut, make_config, poll_until, write_dataset
 
 from specbatch.jobs.coordinator.policy import HUNG_SECONDS
 from specbatch.schemas import failpoints
+from specbatch.schemas.errors import ErrorCode, SpecbatchError
 from specbatch.schemas.messages import Lease, PartReceipt
 from specbatch.specdec.output import SequenceOutput
 from specbatch.workers import worker as worker_module
@@ -171,3 +172,51 @@ def test_a_writer_that_never_comes_back_shows_and_in_the_end_counts_as_hung(
     progress = worker.poll(0).progress
     assert (progress.writing_shard, progress.beat_age_seconds) == (None, 0)
     worker.stop()
+
+
+@pytest.mark.parametrize("way", ["its own error", "told by its ranks"])
+def test_a_worker_that_died_does_not_age_while_its_writer_waits_for_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Else it is killed as one that hangs, and nobody learns what it died of."""
+    error = SpecbatchError(ErrorCode.JOB_DEVICE, "it miscounts")
+    is_writing, is_stuck, released = threading.Event(), threading.Event(), threading.Event()
+    write = PartWriter.write
+
+    def wait(writer: PartWriter, finished: FinishedShard) -> PartReceipt:
+        is_writing.set()
+        released.wait(20)
+        return write(writer, finished)
+
+    class Breaking(FakeEngine):
+        def step(self) -> list[SequenceOutput]:
+            if not is_writing.is_set():
+                return super().step()
+            if way == "its own error":
+                raise error
+            is_stuck.set()
+            released.wait(20)
+            return []
+
+    monkeypatch.setattr(PartWriter, "write", wait)
+    worker = Worker(make_config(tmp_path / "out"), Breaking)
+    worker.ready()
+    first, second = cut([write_dataset(tmp_path / "in.parquet", ["first", "second"])], 1)
+    worker.assign(Lease(first, 1))
+    assert is_writing.wait(20)
+    worker.assign(Lease(second, 1))
+    if way == "its own error":
+        decode = next(thread for thread in worker._threads if thread.name == "specbatch-decode")
+        decode.join(20)
+        assert not decode.is_alive()
+    else:
+        assert is_stuck.wait(20)
+        worker.lose(error)
+    time.sleep(0.01)
+    progress = worker.poll(0).progress
+    assert (progress.writing_shard, progress.beat_age_seconds) == (0, 0)
+    released.set()
+    worker.stop()
+    assert [receipt.shard for receipt in worker.poll(0).receipts] == [0]
+    with pytest.raises(SpecbatchError, match="it miscounts"):
+        worker.poll(0)
