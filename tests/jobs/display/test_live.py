@@ -13,7 +13,7 @@ import termios
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from terminal import Terminal
 from test_live_layout import BUSY_SNAPSHOT, farm
 
-from specbatch.jobs.display import live_screen
+from specbatch.jobs.display import live, live_screen
 from specbatch.jobs.display.live import LiveView
 from specbatch.jobs.display.live_layout import Snapshot, layout
 from specbatch.jobs.display.live_screen import Drawn, coloured
@@ -171,6 +171,77 @@ def test_the_view_leaves_no_thread_behind() -> None:
     view.show(BUSY_SNAPSHOT)
     view.close()
     assert threading.active_count() == before
+
+
+WAIT_SECONDS = 20.0
+
+
+def comes_back(work: Callable[[], object]) -> bool:
+    """Whether a call returns, in a thread of its own; one that hangs is left behind."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(WAIT_SECONDS)
+    return not thread.is_alive()
+
+
+def test_the_end_waits_for_no_line_that_is_said_in_the_same_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line on its way up holds what takes standard error's place; the end of a view wants that too."""
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    view = LiveView(screen, size=lambda: (80, 24))
+    view.show(BUSY_SNAPSHOT)
+    above = view._above
+    assert above is not None
+    is_saying, is_ending = threading.Event(), threading.Event()
+    finish, say = above.finish, above._say
+
+    def say_late(line: str) -> None:
+        is_saying.set()
+        is_ending.wait(WAIT_SECONDS)
+        say(line)
+
+    def finish_meanwhile() -> None:
+        is_ending.set()
+        finish()
+
+    monkeypatch.setattr(above, "_say", say_late)
+    monkeypatch.setattr(above, "finish", finish_meanwhile)
+    threading.Thread(target=lambda: above.write("worker 3 died\nand then"), daemon=True).start()
+    assert is_saying.wait(WAIT_SECONDS)
+    assert comes_back(view.close)
+    terminal = Terminal()
+    terminal.feed("".join(screen.writes))
+    assert terminal.lines[:2] == ["worker 3 died", "and then"]
+    assert sys.stderr is screen
+
+
+def test_a_terminal_that_takes_nothing_stops_neither_the_job_nor_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_stuck, released = threading.Event(), threading.Event()
+
+    class Stopped(Screen):
+        """After Ctrl-S behind its first drawing."""
+
+        def write(self, text: str) -> int:
+            if self.writes:
+                is_stuck.set()
+                released.wait(WAIT_SECONDS * 4)
+            return super().write(text)
+
+    monkeypatch.setattr(live, "CLOSE_SECONDS", 0.1)
+    screen = Stopped()
+    view = LiveView(screen, size=lambda: (80, 24))
+    view.show(BUSY_SNAPSHOT)
+    view.say("worker 3 died")
+    assert is_stuck.wait(WAIT_SECONDS)
+    assert comes_back(lambda: view.show(replace(BUSY_SNAPSHOT, rows_done=1)))
+    assert comes_back(lambda: view.say("worker 3 is back"))
+    assert comes_back(view.close)
+    assert len(screen.writes) == 1
+    released.set()
+    view._thread.join(WAIT_SECONDS)
+    terminal = Terminal()
+    terminal.feed("".join(screen.writes))
+    assert terminal.lines[:2] == ["worker 3 died", "worker 3 is back"]
 
 
 # ---- on pseudo-terminals ---------------------------------------------------------------------------------------------
