@@ -19,7 +19,7 @@ JOB_FOLDER = "/etc/specbatch"
 SKIP_START_SECONDS = 300
 RUN_START_SECONDS = 82800
 DRAIN_SECONDS = 900
-FAILED_FOR_GOOD = (1, 2, 3, 4, 6, 7)
+FAILED_FOR_GOOD = (1, 2, 3, 4, 7)
 """Exit codes after which another run would end in the same way."""
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")

@@ -43,7 +43,7 @@ while :; do
     done
     child=
     case $code in
-        5|8|129|13?|14?|15?) ;; # out of capacity, infrastructure lost, interrupted, killed: the same command goes on
+        5|6|8|129|13?|14?|15?) ;; # no capacity, held by another run, cluster lost, killed: the same command goes on
         *) exit "$code" ;;
     esac
     if [ -n "$stop" ] || [ "$try" -ge {tries} ]; then
