@@ -6,6 +6,7 @@ The daemon holds neither Ray nor torch; what a night needs of memory goes with i
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,9 +18,11 @@ from pathlib import Path
 from specbatch.jobs.output.lease import process_started
 from specbatch.jobs.schedules.nights import Night
 from specbatch.jobs.schedules.schedule import Schedule, job_text
+from specbatch.schemas.errors import ErrorCode
 
 MAX_LOG_BYTES = 1 << 20
 _CUT = b"... (the beginning is left out)\n"
+_HELD = re.compile(rb'\b%s: ([^;"\r\n]+)' % ErrorCode.JOB_HELD.value.encode())
 
 CommandOf = Callable[[Schedule, Night, Path], list[str]]
 """The command line of a night, given its job file."""
@@ -93,3 +96,13 @@ class Child:
     def close(self) -> None:
         """Remove its folder."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def who_holds(log: bytes) -> str:
+    """What a run said of the one that holds its output, without what to do about it; empty where it said nothing.
+
+    Args:
+        log: what the run printed, in plain lines or as JSON.
+    """
+    said = _HELD.findall(log)
+    return said[-1].decode("utf-8", "replace") if said else ""

@@ -132,8 +132,10 @@ class Daemon:
     def _step(self, schedule: Schedule) -> Step:
         now = self._now()
         times = self._book.night_times(schedule.name)
-        nights = self._book.recent_nights(schedule.name, times)
-        nights += self._see(schedule, nights, times, now)
+        # None lie ahead but those that a clock saw which was ahead itself; no night may hide behind them.
+        come, ahead = [each for each in times if each <= now], [each for each in times if each > now]
+        nights = self._book.recent_nights(schedule.name, come) + self._book.recent_nights(schedule.name, ahead)
+        nights += self._see(schedule, nights, come, now)
         own = self._running.get(schedule.name)
         if own is not None:
             return Hold(own.night)
@@ -174,6 +176,8 @@ class Daemon:
             self._running[schedule.name] = run
             again = f", run {len(run.night.attempts)}" if len(run.night.attempts) > 1 else ""
             self._say(f"{run.name}: begins{again}, process {run.child.pid}, to {run.night.output}")
+            # At once: if this daemon is killed, the next one waits only for a process that the store knows.
+            self._renew(run)
 
     def _tend(self) -> bool:
         """Take note of nights that have ended, and keep the others held; whether one has ended."""
@@ -182,22 +186,33 @@ class Daemon:
             exit_code = run.child.poll()
             if time.monotonic() < (self._away_until if exit_code is not None else run.renew_at):
                 continue
+            if exit_code is None:
+                self._renew(run)
+                continue
             try:
-                if exit_code is not None:
-                    is_stopped = self._stop_signal() is not None
-                    night = run.end(exit_code, self._now(), is_stopped=is_stopped)
-                    if night is not None:
-                        self._is_interrupted |= is_stopped and night.state == "resumable"
-                        self._tell_end(night)
-                    del self._running[name]
-                    has_ended = True
-                elif not run.renew(self._renew_seconds):
-                    self._say(f"{run.name}: another daemon has taken it; stopping this run")
+                is_stopped = self._stop_signal() is not None
+                night = run.end(exit_code, self._now(), is_stopped=is_stopped)
             except SpecbatchError as error:
-                # The store is away for a while; the night goes on, and its end is stored when it is back.
-                self._say_once(name, f"{name}: {error}; trying again")
-                self._away_until = time.monotonic() + AWAY_SECONDS
+                self._wait_for_store(name, error)
+                continue
+            if night is not None:
+                self._is_interrupted |= is_stopped and night.state == "resumable"
+                self._tell_end(night)
+            del self._running[name]
+            has_ended = True
         return has_ended
+
+    def _renew(self, run: NightRun) -> None:
+        try:
+            if not run.renew(self._renew_seconds):
+                self._say(f"{run.name}: another daemon has taken it; stopping this run")
+        except SpecbatchError as error:
+            self._wait_for_store(run.schedule.name, error)
+
+    def _wait_for_store(self, name: str, error: SpecbatchError) -> None:
+        """The store is away for a while; the night goes on, and its end is stored when it is back."""
+        self._say_once(name, f"{name}: {error}; trying again")
+        self._away_until = time.monotonic() + AWAY_SECONDS
 
     def _tell_end(self, night: Night) -> None:
         self._has_failed |= night.state == "failed"
@@ -208,8 +223,11 @@ class Daemon:
     # ---- waiting -------------------------------------------------------------------------------------------------
 
     def _pass_on(self, number: signal.Signals, count: int) -> None:
-        """Pass signals on that have come since; a night has each of them once."""
-        while self._num_passed < min(count, 2):
+        """Pass one signal on of those that have come; a night has each of them once.
+
+        Two in a row would be one to a process that has not looked in between.
+        """
+        if self._num_passed < count:
             self._num_passed += 1
             for run in self._running.values():
                 self._say(f"{run.name}: passing {number.name} on")

@@ -5,16 +5,18 @@ The rules, in this order:
 - A night whose time falls into the runs of another one is an overlap: ``skip`` skips it, ``wait`` lets it wait.
 - One that is first seen ``LATE_SECONDS`` or more after its time is missed: ``skip`` skips it, ``run`` lets it wait.
 - Any other waits. Of a schedule one night runs at a time, the oldest first, each for its own date.
+
+A clock that was ahead and is set right leaves nights behind whose time has not come. They wait for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
-from specbatch.jobs.schedules.nights import ACTIVE, Night
+from specbatch.jobs.schedules.nights import ACTIVE, MAX_RETRY_SECONDS, Night
 from specbatch.jobs.schedules.schedule import Schedule
 
 LATE_SECONDS = 900.0
@@ -96,12 +98,14 @@ def next_step(nights: Iterable[Night], now: datetime, holding: Callable[[Night],
     ordered = sorted(nights, key=lambda night: night.planned_time)
     active = next((night for night in ordered if night.state in ACTIVE), None)
     if active is None:
-        waiting = next((night for night in ordered if night.state == "waiting"), None)
+        due = (night for night in ordered if night.state == "waiting" and night.planned_time <= now)
+        waiting = next(due, None)
         return Idle() if waiting is None else Begin(waiting)
     if active.state == "running":
         held = holding(active)
         return Begin(active) if held == "nobody" else Hold(active, is_watching=held == "watched")
     retry_at = None if active.retry_at is None else datetime.fromisoformat(active.retry_at)
-    if retry_at is not None and now < retry_at:
+    # One that is further away than any pause was set by a clock that was ahead.
+    if retry_at is not None and now < retry_at <= now + timedelta(seconds=MAX_RETRY_SECONDS):
         return Hold(active, until=retry_at)
     return Begin(active)

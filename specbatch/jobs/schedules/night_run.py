@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from specbatch.jobs.schedules.book import Book, Found, log_key
-from specbatch.jobs.schedules.child import Child, CommandOf
+from specbatch.jobs.schedules.child import Child, CommandOf, who_holds
 from specbatch.jobs.schedules.holders import this_holder
 from specbatch.jobs.schedules.nights import Holder, Night, begun, ended, given_up, renewed
 from specbatch.jobs.schedules.schedule import Schedule, job_of
@@ -77,6 +77,7 @@ class NightRun:
         Raises:
             SpecbatchError: the store is away; call it again.
         """
+        log = self.child.log()
         night = ended(
             self.night,
             exit_code,
@@ -84,10 +85,11 @@ class NightRun:
             is_stopped=is_stopped,
             tries=self.schedule.tries,
             retry_seconds=self.schedule.retry_seconds,
+            held_by=who_holds(log),
         )
         is_ours = not self.is_lost
         if is_ours:
-            self.book.write_log(night.attempts[-1].log, self.child.log())
+            self.book.write_log(night.attempts[-1].log, log)
             is_ours = self._swap(night)
         self.child.close()
         return night if is_ours else None

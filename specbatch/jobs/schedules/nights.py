@@ -20,7 +20,15 @@ NightState = Literal["waiting", "running", "resumable", "complete", "failed", "s
 ACTIVE: frozenset[NightState] = frozenset({"running", "resumable"})
 ENDED: frozenset[NightState] = frozenset({"complete", "failed", "skipped"})
 
-RESUMABLE_EXITS = frozenset({ExitCode.NO_CAPACITY, ExitCode.INFRASTRUCTURE, ExitCode.INTERRUPTED, ExitCode.TERMINATED})
+RESUMABLE_EXITS = frozenset(
+    {
+        ExitCode.NO_CAPACITY,
+        ExitCode.HELD,  # often by an earlier run of this night, whose daemon is gone
+        ExitCode.INFRASTRUCTURE,
+        ExitCode.INTERRUPTED,
+        ExitCode.TERMINATED,
+    }
+)
 _ID = "%Y%m%dT%H%MZ"
 
 
@@ -149,15 +157,26 @@ def renewed(night: Night, holder: Holder) -> Night:
     return _changed(night, holder=holder)
 
 
-def ended(night: Night, exit_code: int, now: datetime, *, is_stopped: bool, tries: int, retry_seconds: float) -> Night:
+def ended(
+    night: Night,
+    exit_code: int,
+    now: datetime,
+    *,
+    is_stopped: bool,
+    tries: int,
+    retry_seconds: float,
+    held_by: str = "",
+) -> Night:
     """A night after a run of it.
 
     Args:
         exit_code: of the process; negative for the signal that killed it.
         is_stopped: the daemon was asked to end and passed that on.
+        held_by: what the run said of another one that holds its output; empty for none.
     """
     code = 128 - exit_code if exit_code < 0 else exit_code
     is_killed = exit_code < 0
+    cause = f"exit code {code}: {held_by}" if code == ExitCode.HELD and held_by else f"exit code {code}"
     attempt = night.attempts[-1].model_copy(
         update={"ended_at": stamp(now), "exit_code": code, "is_stopped": is_stopped and code not in (0, 3)}
     )
@@ -165,16 +184,16 @@ def ended(night: Night, exit_code: int, now: datetime, *, is_stopped: bool, trie
     if code in (ExitCode.COMPLETE, ExitCode.ROW_ERRORS):
         return _changed(night, state="complete", reason="", **over)
     if code not in RESUMABLE_EXITS and not is_killed:
-        return _changed(night, state="failed", reason=f"exit code {code}", **over)
+        return _changed(night, state="failed", reason=cause, **over)
     counted = _changed(night, state="resumable", **over)
     if attempt.is_stopped:
         return counted.model_copy(update={"reason": "its daemon was asked to end"})
     if counted.num_tries >= tries:
-        reason = f"gave up after {counted.num_tries} tries; the last one ended with exit code {code}"
+        reason = f"gave up after {counted.num_tries} tries; the last one ended with {cause}"
         return counted.model_copy(update={"state": "failed", "reason": reason})
     wait_seconds = min(retry_seconds * 2 ** (counted.num_tries - 1), MAX_RETRY_SECONDS)
     retry_at = stamp(now + timedelta(seconds=wait_seconds))
-    return counted.model_copy(update={"reason": f"exit code {code}", "retry_at": retry_at})
+    return counted.model_copy(update={"reason": cause, "retry_at": retry_at})
 
 
 def given_up(night: Night, reason: str) -> Night:

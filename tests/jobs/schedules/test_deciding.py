@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
+from functools import partial
 from typing import Any
 
 import pytest
 
 from specbatch.jobs.schedules.deciding import MAX_SEEN, Begin, Hold, Idle, next_step, see
-from specbatch.jobs.schedules.nights import Attempt, Holder, Night, begun, ended, stamp
+from specbatch.jobs.schedules.nights import MAX_RETRY_SECONDS, Attempt, Holder, Night, begun, ended, stamp
 from specbatch.jobs.schedules.schedule import Schedule
 
 HOLDER = Holder(host="h", boot_id="b", pid=1, process_started="1", token="t")
@@ -120,10 +121,26 @@ def test_a_running_night_is_resumed_once_nobody_holds_it(holding: Any, expected:
 
 
 def test_a_night_is_tried_again_when_its_time_has_come_and_others_wait_for_it() -> None:
-    again = night(9, "resumable", (day(9), day(9, 2)), retry_at=stamp(day(9, 3)))
+    retry_at = day(9, 2) + timedelta(minutes=30)
+    again = night(9, "resumable", (day(9), day(9, 2)), retry_at=stamp(retry_at))
     nights = [again, night(10, "waiting")]
-    assert next_step(nights, day(9, 2), lambda _: "nobody") == Hold(again, until=day(9, 3))
-    assert next_step(nights, day(9, 3), lambda _: "nobody") == Begin(again)
+    assert next_step(nights, day(9, 2), lambda _: "nobody") == Hold(again, until=retry_at)
+    assert next_step(nights, retry_at, lambda _: "nobody") == Begin(again)
+
+
+def test_nights_whose_time_has_not_come_are_left_to_it() -> None:
+    """A clock was ahead, saw them, and was set right."""
+    early = [night(13, "waiting"), night(12, "waiting")]
+    assert next_step(early, day(11), lambda _: "nobody") == Idle()
+    assert next_step(early, day(12), lambda _: "nobody") == Begin(early[1])
+    assert next_step([night(11, "waiting"), *early], day(11), lambda _: "nobody") == Begin(night(11, "waiting"))
+
+
+def test_a_pause_that_a_clock_set_which_was_ahead_is_over() -> None:
+    again = night(9, "resumable", (day(9), day(9, 2)), retry_at=stamp(day(20)))
+    assert next_step([again], day(9, 3), lambda _: "nobody") == Begin(again)
+    longest = day(20) - timedelta(seconds=MAX_RETRY_SECONDS)
+    assert next_step([again], longest, lambda _: "nobody") == Hold(again, until=day(20))
 
 
 def after(codes: list[int], *, is_stopped: bool = False, tries: int = 3) -> Night:
@@ -144,7 +161,7 @@ def after(codes: list[int], *, is_stopped: bool = False, tries: int = 3) -> Nigh
         (2, "failed"),
         (4, "failed"),
         (5, "resumable"),
-        (6, "failed"),
+        (6, "resumable"),
         (7, "failed"),
         (8, "resumable"),
         (130, "resumable"),
@@ -168,6 +185,18 @@ def test_tries_are_limited_and_their_pauses_grow() -> None:
     assert (last.state, last.retry_at) == ("failed", None)
     assert "gave up after 3 tries" in last.reason
     assert after([5] * 20, tries=50).retry_at == stamp(day(9, 20) + timedelta(seconds=1800))
+
+
+def test_a_night_says_who_holds_its_output() -> None:
+    begun_once = begun(night(9, "waiting"), HOLDER, day(9), {"output": "x"}, "log")
+    end = partial(ended, begun_once, now=day(9, 1), is_stopped=False, retry_seconds=60)
+    held = end(6, tries=2, held_by="process 7 works on it")
+    assert (held.state, held.reason) == ("resumable", "exit code 6: process 7 works on it")
+    assert held.retry_at == stamp(day(9, 1) + timedelta(seconds=60))
+    last = end(6, tries=1, held_by="process 7 works on it")
+    assert last.reason == "gave up after 1 tries; the last one ended with exit code 6: process 7 works on it"
+    assert end(6, tries=2).reason == "exit code 6"
+    assert end(8, tries=2, held_by="process 7 works on it").reason == "exit code 8", "it was held, and is not now"
 
 
 def test_a_run_that_was_stopped_with_its_daemon_is_no_try() -> None:

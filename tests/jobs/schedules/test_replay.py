@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from replays import Shell, at, make, replay, states
 from s3_server import S3Server
 
+from specbatch.jobs.output.lease import acquire
+from specbatch.jobs.schedules import night_run
 from specbatch.jobs.schedules.book import Book, open_book
+from specbatch.jobs.schedules.child import Child, who_holds
 from specbatch.jobs.schedules.daemon import Daemon
 from specbatch.jobs.schedules.holders import Watcher, this_holder
-from specbatch.jobs.schedules.nights import Night, stamp
+from specbatch.jobs.schedules.nights import Attempt, Night, stamp
 from specbatch.schemas.errors import SpecbatchError
 
 MakeBook = Callable[..., Book]
@@ -216,9 +221,105 @@ def test_the_night_of_a_killed_daemon_is_resumed_once_its_process_has_ended(tmp_
     assert first.log == log
 
 
-def child_of(book: Book) -> int | None:
-    found = book.find_night("nightly", at("2026-11-24T01:15+01:00"))
+def child_of(book: Book, name: str = "nightly") -> int | None:
+    found = book.find_night(name, at("2026-11-24T01:15+01:00"))
     return None if found is None or found.night.holder is None else found.night.holder.child_pid
+
+
+class Killed(BaseException):
+    """Ends a daemon between two steps, as a signal that nobody can catch does."""
+
+
+def test_a_daemon_that_is_killed_right_after_it_began_a_night_has_stored_its_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look that began it goes on to other schedules, for minutes where the store is slow."""
+    book = open_book(str(tmp_path / "store"))
+    for name in ("first", "second"):
+        book.add(make(tmp_path, name=name, spec="output: out/{job}/{date}\n"))
+
+    def command(schedule: Any, night: Any, job_file: Path) -> list[str]:
+        if schedule.name == "second":
+            raise Killed
+        return ["/bin/sleep", "60"]
+
+    gone = this_holder().model_copy(update={"process_started": "0"})
+    with monkeypatch.context() as patched:
+        patched.setattr(night_run, "this_holder", lambda: gone)
+        patched.setattr(tempfile, "tempdir", str(tmp_path))  # it leaves the folder of its night
+        with pytest.raises(Killed):
+            replay(book, "2026-11-24T01:15+01:00", cast(Any, command))
+    child = child_of(book, "first")
+    assert child is not None
+    try:
+        shell = Shell(tmp_path)
+        _, said = replay(book, "2026-11-24T01:20+01:00", shell)
+        assert any(line.endswith(f"process {child} on {socket.gethostname()} runs it") for line in said)
+        assert states(book, "first") == {"2026-11-24": "running"}
+        assert len(shell.dates()) == 1, "that of the second schedule"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+HELD = "another run works on /data/out (host node-2, process 7)"
+
+
+def test_a_night_whose_output_another_run_holds_is_tried_again_and_says_who_holds_it(tmp_path: Path) -> None:
+    book = local_book(tmp_path, tries=3)
+    shell = Shell(tmp_path, {"2026-11-24": f"echo 'error: JOB_HELD: {HELD}; wait for it' >&2; exit 6"})
+    code, said = replay(book, "2026-11-24T01:15+01:00", shell)
+    assert code == 0
+    assert states(book)["2026-11-24"] == f"resumable exit code 6: {HELD} 6"
+    assert any(f"resumable, exit code 6: {HELD}; again at 2026-11-24T00:16" in line for line in said)
+    replay(book, "2026-11-24T01:15:30+01:00", shell)
+    assert len(shell.dates()) == 1, "its pause of a minute is not over"
+    replay(book, "2026-11-24T01:17+01:00", shell)
+    replay(book, "2026-11-24T01:18:30+01:00", shell)
+    assert len(shell.dates()) == 2, "nor is the next one, of two"
+    assert replay(book, "2026-11-24T01:20+01:00", shell)[0] == 1
+    gave_up = f"failed gave up after 3 tries; the last one ended with exit code 6: {HELD} 6"
+    assert states(book)["2026-11-24"] == gave_up
+    assert replay(book, "2026-11-25T01:15+01:00", shell)[0] == 0
+    assert shell.dates() == ["2026-11-24"] * 3 + ["2026-11-25"]
+
+
+def test_who_holds_an_output_is_read_from_what_the_run_said(tmp_path: Path) -> None:
+    store = open_book(str(tmp_path / "out")).store
+    lease = acquire(store)
+
+    def rival_waits(seconds: float) -> None:
+        assert lease.renew(1)
+
+    with pytest.raises(SpecbatchError) as caught:
+        acquire(store, sleep=rival_waits)
+    who = f"another run works on {store.uri} (host {socket.gethostname()}, process {os.getpid()})"
+    plain = f"rows 1/2\nerror: {caught.value}\n"
+    as_json = json.dumps({"level": "error", "message": str(caught.value)}) + "\n"
+    assert who_holds(plain.encode()) == who_holds(as_json.encode()) == who
+    assert who_holds(b"rows 1/2\nerror: JOB_NO_CAPACITY: no room\n") == ""
+
+
+def test_nights_that_a_clock_saw_too_early_are_run_when_their_time_comes(tmp_path: Path) -> None:
+    """It was ahead until the 30th and ran three of them; those of now must not hide behind these."""
+    book = local_book(tmp_path)
+    wrong = stamp(at("2026-11-30T01:20+01:00"))
+    ran = Attempt(number=1, started_at=wrong, ended_at=wrong, exit_code=0, log="l")
+    for day, state in ((27, "complete"), (28, "complete"), (29, "complete"), (30, "waiting")):
+        night = Night(
+            schedule="nightly",
+            planned=f"2026-11-{day}T01:15:00+01:00",
+            state=cast(Any, state),
+            seen_at=wrong,
+            output=f"/o/{day}",
+            attempts=(ran,) if state == "complete" else (),
+        )
+        assert book.create_night(night)
+    shell = Shell(tmp_path, {"2026-11-24": f"[ -e {tmp_path}/tried ] || {{ touch {tmp_path}/tried; exit 8; }}"})
+    for moment in ("24T01:15", "24T01:20", "25T01:15", "26T01:15", "30T01:15"):
+        assert replay(book, f"2026-11-{moment}+01:00", shell)[0] == 0
+    assert [date[-2:] for date in shell.dates()] == ["24", "24", "25", "26", "30"]
+    assert set(states(book).values()) == {"complete 0"}
 
 
 def test_a_night_that_brings_its_daemon_down_is_given_up_in_the_end(tmp_path: Path, start: Any) -> None:
@@ -248,6 +349,37 @@ def test_sigterm_is_passed_on_once_and_the_night_goes_on_next_time(
     assert states(book)["2026-11-24"] == "resumable its daemon was asked to end 143"
     assert replay(book, "2026-11-24T01:16+01:00", shell)[0] == 0
     assert (states(book), shell.dates()) == ({"2026-11-24": "complete 0"}, ["2026-11-24"])
+
+
+def test_signals_are_passed_on_one_by_one_and_as_many_as_come(tmp_path: Path) -> None:
+    """Two that were seen in one look, while the store was slow, would be one to the night; a third one counts too."""
+    book = local_book(tmp_path)
+    passed: list[tuple[int, signal.Signals]] = []
+    num_polls = 0
+
+    class Told(Child):
+        def poll(self) -> int | None:
+            nonlocal num_polls
+            num_polls += 1
+            code = super().poll()
+            if len(passed) == 3 and code is None:
+                os.kill(self.pid, signal.SIGKILL)
+            return code
+
+        def stop(self, number: signal.Signals) -> None:
+            passed.append((num_polls, number))
+
+    def stop_signal() -> tuple[signal.Signals, int] | None:
+        return (signal.SIGTERM, 3) if num_polls else None
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(night_run, "Child", Told)
+        shell = Shell(tmp_path, {"2026-11-24": "exec sleep 20"})
+        code, _ = replay(book, "2026-11-24T01:15+01:00", shell, stop_signal=stop_signal)
+    polls, numbers = zip(*passed, strict=True)
+    assert numbers == (signal.SIGTERM,) * 3
+    assert len(set(polls)) == 3, "the night has had time between them"
+    assert code == 143
 
 
 def test_a_daemon_runs_nights_as_their_time_comes(tmp_path: Path, start: Any) -> None:
