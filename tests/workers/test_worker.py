@@ -5,9 +5,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +26,7 @@ from specbatch.schemas.spec import GenerationSpec
 from specbatch.schemas.stats import PartStats
 from specbatch.specdec.output import SequenceOutput
 from specbatch.storage.parts import read_part_meta
+from specbatch.workers.shards import ShardInFlight
 from specbatch.workers.worker import Worker
 
 PROMPTS = [f"prompt {i} " + "x" * (i * 7 % 11) for i in range(50)]
@@ -69,17 +72,44 @@ def test_receipts_say_what_lies_there(tmp_path: Path) -> None:
         assert receipt.sha256 == subprocess.check_output(["sha256sum", path], text=True).split()[0]
 
 
+def patient_worker(config: WorkerConfig, num_shards: int, kind: type[FakeEngine]) -> tuple[Worker, list[FakeEngine]]:
+    """A worker whose rounds wait until its reader has read as far ahead as it means to, however slow it is."""
+    num_read = 0
+    engines: list[FakeEngine] = []
+
+    class Patient(kind):  # type: ignore[misc, valid-type]
+        def step(self) -> list[SequenceOutput]:
+            with pipeline.changed:
+                has_read = pipeline.changed.wait_for(lambda: num_read == num_shards or not pipeline._needs_rows(), 60)
+            assert has_read
+            return super().step()  # type: ignore[no-any-return]
+
+    def make(config: WorkerConfig) -> FakeEngine:
+        engines.append(Patient(config))
+        return engines[0]
+
+    def put(shard: ShardInFlight) -> None:
+        nonlocal num_read
+        with pipeline.changed:
+            put_loaded(shard)
+            num_read += 1
+
+    worker = Worker(config, make)
+    pipeline = worker._pipeline
+    put_loaded, pipeline.put_loaded = pipeline.put_loaded, put  # type: ignore[method-assign]
+    return worker, engines
+
+
 def test_slots_refill_across_shard_borders(tmp_path: Path) -> None:
     """While leases wait, no round runs with a free slot: only the rows of the last few may leave slots empty."""
     shards = cut([write_dataset(tmp_path / "in.parquet", PROMPTS)], 5)
-    bench = Bench(make_config(tmp_path / "out", batch_size=4), step_seconds=0.003)
-    worker = bench.worker
+    worker, engines = patient_worker(make_config(tmp_path / "out", batch_size=4), len(shards), FakeEngine)
     for shard in shards:
         worker.assign(Lease(shard, 1))
     worker.ready()
     poll_until(worker, len(shards))
     worker.stop()
-    (engine,) = bench.engines
+    (engine,) = engines
     tail = engine.log[-4:]
     started = [keys for _, keys in engine.starved if not set(keys) <= set(tail)]
     assert started == [], started
@@ -185,21 +215,18 @@ def test_samples_of_a_row_are_submitted_one_after_another_and_stand_side_by_side
 
 def test_the_engine_says_how_many_rows_it_wants(tmp_path: Path) -> None:
     """A batch that grows while decoding (a draft was given up) is filled; the configured one is only the first."""
-    shards = cut([write_dataset(tmp_path / "in.parquet", ["x" * 20] * 60)], 6)
-    bench = Bench(make_config(tmp_path / "out", batch_size=2), step_seconds=0.002)
-    bench.worker.ready()
-    (engine,) = bench.engines
-    for shard in shards:
-        bench.worker.assign(Lease(shard, 1))
-    while len(engine.log) < 2:
-        time.sleep(0.001)
-    engine.max_batch_size = 24
     most = 0
-    while most < 24 and engine.num_active:
-        most = max(most, engine.num_active)
-        time.sleep(0.001)
-    poll_until(bench.worker, len(shards))
-    bench.worker.stop()
+
+    class Growing(FakeEngine):
+        def _round(self) -> list[Any]:
+            nonlocal most
+            most = max(most, self.num_active)
+            self.max_batch_size = 24
+            return super()._round()
+
+    shards = cut([write_dataset(tmp_path / "in.parquet", ["x"] * 60)], 4)
+    worker, _ = patient_worker(make_config(tmp_path / "out", batch_size=2), len(shards), Growing)
+    run_shards(worker, shards)
     assert most == 24
 
 
@@ -248,16 +275,24 @@ def test_the_same_rows_whatever_the_batch_and_the_order(tmp_path: Path) -> None:
 
 
 def test_drain_finishes_what_has_begun_and_forgets_the_rest(tmp_path: Path) -> None:
+    has_begun, is_drained = threading.Event(), threading.Event()
+
+    class Held(FakeEngine):
+        def step(self) -> list[SequenceOutput]:
+            outputs = super().step()
+            has_begun.set()
+            assert is_drained.wait(60)
+            return outputs
+
     shards = cut([write_dataset(tmp_path / "in.parquet", ["x" * 30] * 50)], 10)
-    bench = Bench(make_config(tmp_path / "out", batch_size=2), step_seconds=0.002)
-    worker = bench.worker
+    worker = Worker(make_config(tmp_path / "out", batch_size=2), Held)
     worker.ready()
     for shard in shards:
         worker.assign(Lease(shard, 1))
-    while not bench.engines[0].log:
-        time.sleep(0.001)
+    assert has_begun.wait(60)
     worker.drain()
     worker.assign(Lease(shards[4], 1))
+    is_drained.set()
     news = poll_until(worker, 1)
     time.sleep(0.2)
     news.poll(worker, 0)
@@ -388,6 +423,7 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from fake_engine import FakeEngine
 from shard_helpers import cut, make_config, run_shards
+from specbatch.workers.shards import ShardInFlight
 from specbatch.workers.worker import Worker
 config = make_config(Path(sys.argv[3]))
 run_shards(Worker(config, FakeEngine), cut([Path(sys.argv[2])], 10))
