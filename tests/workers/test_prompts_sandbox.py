@@ -43,6 +43,14 @@ def test_nothing_of_python_can_be_reached(source: str) -> None:
     failure(source, x="text", items=[])
 
 
+@pytest.fixture(scope="module")
+def ordinary_seconds() -> float:
+    """CPU time of a rendering that takes a quarter of its budget."""
+    started = time.process_time()
+    render("{% for i in range(1000000) %}{% endfor %}")
+    return time.process_time() - started
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -73,10 +81,11 @@ def test_nothing_of_python_can_be_reached(source: str) -> None:
         + "{% endmacro %}{% for i in range(300000) %}{% set s = m() %}{% endfor %}",
     ],
 )
-def test_the_work_of_a_template_is_bounded(source: str) -> None:
-    started = time.monotonic()
+def test_the_work_of_a_template_is_bounded(source: str, ordinary_seconds: float) -> None:
+    """The worst, calls of macros, take some twenty times the time of turns that count as much."""
+    started = time.process_time()
     failure(source, x=list(range(1000)), long="abc" * 100)
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 200 * ordinary_seconds
 
 
 def test_long_texts_of_ordinary_templates_are_not_too_much() -> None:
