@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from shard_helpers import cut, make_config, poll_until, write_dataset
 from specbatch.jobs.coordinator.policy import HUNG_SECONDS
 from specbatch.schemas import failpoints
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
-from specbatch.schemas.messages import Lease, PartReceipt
+from specbatch.schemas.messages import Lease, PartReceipt, Progress
 from specbatch.specdec.output import SequenceOutput
 from specbatch.workers import worker as worker_module
 from specbatch.workers.heartbeat import (
@@ -82,30 +84,40 @@ def test_a_worker_that_waits_has_no_age_and_one_that_decodes_a_small_one(tmp_pat
     worker.stop()
 
 
-class SleepyEngine(FakeEngine):
-    """Its third round lasts for three seconds, in C."""
-
-    def step(self) -> list[SequenceOutput]:
-        if self._num_rounds == 2:
-            time.sleep(3)
-        return super().step()
+def poll_for(worker: Worker, is_so: Callable[[Progress], bool]) -> Progress:
+    """Poll until the worker says so."""
+    deadline = time.monotonic() + 30
+    while not is_so(progress := worker.poll(0.02).progress):
+        assert time.monotonic() < deadline, progress
+    return progress
 
 
 def test_fault_5_a_loop_that_hangs_in_native_code_answers_with_a_growing_age(tmp_path: Path) -> None:
-    worker = Worker(make_config(tmp_path / "out"), SleepyEngine)
+    waiting, waking = os.pipe()
+    hangs = threading.Event()
+
+    class HangingEngine(FakeEngine):
+        """Its third round lasts, in C, until something comes through the pipe."""
+
+        def step(self) -> list[SequenceOutput]:
+            if self._num_rounds == 2:
+                hangs.set()
+                os.read(waiting, 1)
+            return super().step()
+
+    worker = Worker(make_config(tmp_path / "out"), HangingEngine)
     worker.ready()
     (shard,) = cut([write_dataset(tmp_path / "in.parquet", ["x" * 30] * 4)], 4)
     worker.assign(Lease(shard, 1))
-    time.sleep(0.5)
-    ages = []
-    for _ in range(4):
-        started = time.monotonic()
-        ages.append(worker.poll(0.3).progress.beat_age_seconds)
-        assert time.monotonic() - started < 1
+    assert hangs.wait(30)
+    ages = [worker.poll(0.3).progress.beat_age_seconds for _ in range(4)]
     assert ages == sorted(ages)
     assert ages[-1] > ages[0] + 0.6
+    os.write(waking, b".")
     assert len(poll_until(worker, 1).receipts) == 1, "it wakes up and finishes"
     worker.stop()
+    os.close(waiting)
+    os.close(waking)
 
 
 def test_fault_5_the_hang_failpoint_shows_in_the_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,9 +127,8 @@ def test_fault_5_the_hang_failpoint_shows_in_the_heartbeat(tmp_path: Path, monke
     worker.ready()
     (shard,) = cut([write_dataset(tmp_path / "in.parquet", ["x" * 30] * 4)], 4)
     worker.assign(Lease(shard, 1))
-    time.sleep(1)
-    assert worker.poll(0.2).progress.beat_age_seconds > 0.8
-    assert worker.poll(0.5).progress.beat_age_seconds > 1.2
+    age = poll_for(worker, lambda progress: progress.beat_age_seconds > 0.8).beat_age_seconds
+    assert worker.poll(0.3).progress.beat_age_seconds > age + 0.25
 
 
 def test_a_part_that_is_being_written_is_named_with_its_time() -> None:
@@ -150,27 +161,26 @@ def test_a_writer_that_never_comes_back_shows_and_in_the_end_counts_as_hung(
     write = PartWriter.write
 
     def hang(writer: PartWriter, finished: FinishedShard) -> PartReceipt:
-        released.wait(20)
+        released.wait(60)
         return write(writer, finished)
 
     monkeypatch.setattr(PartWriter, "write", hang)
-    monkeypatch.setattr(worker_module, "write_limit_seconds", lambda output: WRITER_SILENCE_SECONDS + 1)
+    monkeypatch.setattr(worker_module, "write_limit_seconds", lambda output: 1e9)
     worker = Worker(make_config(tmp_path / "out"), FakeEngine)
     worker.ready()
     (shard,) = cut([write_dataset(tmp_path / "in.parquet", ["x" * 3] * 4)], 4)
     worker.assign(Lease(shard, 1))
-    time.sleep(0.6)
-    progress = worker.poll(0).progress
+    progress = poll_for(worker, lambda progress: progress.writing_seconds > 0.2)
     assert (progress.writing_shard, progress.beat_age_seconds) == (shard.index, 0), "slow, but no hang yet"
-    assert 0.2 < progress.writing_seconds < 1
-    time.sleep(0.9)
+    assert worker._write_limit_seconds == 1e9
+    worker._write_limit_seconds = WRITER_SILENCE_SECONDS + 0.1
     progress = worker.poll(0).progress
-    assert progress.beat_age_seconds == pytest.approx(progress.writing_seconds - 1)
-    assert progress.writing_seconds > 1
+    assert progress.beat_age_seconds == pytest.approx(progress.writing_seconds - 0.1)
+    assert progress.writing_seconds > 0.2
     released.set()
     assert len(poll_until(worker, 1).receipts) == 1
-    progress = worker.poll(0).progress
-    assert (progress.writing_shard, progress.beat_age_seconds) == (None, 0)
+    progress = poll_for(worker, lambda progress: progress.writing_shard is None)
+    assert progress.beat_age_seconds == 0
     worker.stop()
 
 
