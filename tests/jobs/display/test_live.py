@@ -125,15 +125,16 @@ def test_each_drawing_is_one_write_and_time_goes_on() -> None:
 def test_at_most_four_drawings_a_second() -> None:
     screen = Screen()
     view = LiveView(screen, size=lambda: (80, 24))
-    ends = time.monotonic() + 1.0
+    begun = time.monotonic()
     number = 0
-    while time.monotonic() < ends:
+    while time.monotonic() < begun + 1.0:
         view.show(BUSY_SNAPSHOT)
         view.say(f"line {number}")
         number += 1
         time.sleep(0.005)
     view.close()
-    assert len(screen.writes) <= 6, "one at the start, four a second, one at the end"
+    most = 2 + int((time.monotonic() - begun) / 0.25)
+    assert len(screen.writes) <= most, "one at the start, four a second, one at the end"
     terminal = Terminal()
     terminal.feed("".join(screen.writes))
     assert (terminal.scrolled + terminal.lines)[:number] == [f"line {n}" for n in range(number)]
@@ -166,11 +167,11 @@ def test_an_interruption_in_the_first_drawing_is_no_error(monkeypatch: pytest.Mo
 
 
 def test_the_view_leaves_no_thread_behind() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     view = LiveView(Screen(), size=lambda: (80, 24))
     view.show(BUSY_SNAPSHOT)
     view.close()
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
 
 
 WAIT_SECONDS = 20.0
@@ -255,7 +256,11 @@ PROGRAM = """
     view.show(replace(BUSY_SNAPSHOT, rows_done=1))
     def step(rows, workers=3, **changes):
         view.show(replace(BUSY_SNAPSHOT, rows_done=rows, workers=farm(workers), **changes))
-        time.sleep(0.35)
+        before = view._drawn
+        while view._drawn is before:  # its thread draws it
+            time.sleep(0.01)
+        with view._lock:  # and has written it
+            pass
         print(rows, flush=True)
         sys.stdin.readline()
 """
@@ -305,7 +310,7 @@ class Program:
         self._set_size(columns, rows)
 
     def end(self) -> Terminal:
-        self.process.communicate(timeout=20)
+        self.process.communicate(timeout=120)
         return self.look()
 
     def look(self) -> Terminal:
