@@ -32,7 +32,7 @@ from specbatch.specdec.models.families import FAMILIES
 from specbatch.specdec.policy.buckets import bucket_of
 from specbatch.specdec.policy.controller import AdaptivePolicy, FixedPolicy, RoundMeasure, RoundPlan, RoundView
 from specbatch.specdec.rounds import ahead as ahead_module
-from specbatch.specdec.rounds import static_round
+from specbatch.specdec.rounds import profile, static_round
 from specbatch.specdec.rounds.ahead import _HIDDEN, BLIND_ROUNDS, MOST_BLIND_ROUNDS, Ahead, Airborne
 from specbatch.specdec.rounds.captured import CapturedRounds
 from specbatch.specdec.rounds.graphs import GraphBook
@@ -679,7 +679,10 @@ def test_a_draft_in_slots_beside_a_target_in_pages_is_decoded_by_the_loop(target
 
 
 @pytest.mark.parametrize("has_draft", [False, True])
-def test_the_profile_of_captured_rounds_leaves_nothing_behind(target: Any, draft: Any, has_draft: bool) -> None:
+def test_the_profile_of_captured_rounds_leaves_nothing_behind(
+    target: Any, draft: Any, has_draft: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profile, "_CAPTURED_BUDGET_SECONDS", 300.0)
     rows: Rows = [([n, 7], SamplingParams(max_new_tokens=9, temperature=0.8, seed=n)) for n in range(3)]
     subject = engine(target, draft if has_draft else None, k=3 if has_draft else 0, batch=3, path="ahead")
     score, steps = subject._stepper.profile(3)

@@ -204,7 +204,7 @@ def test_one_death_of_four_is_the_death_of_all(start: Start) -> None:
     mates[2].send_signal(signal.SIGKILL)
     lines = {leading.stdout.readline() for _ in range(2)}
     assert lines == {f"{word}: rank 3 of 4 is gone\n" for word in ("told", "raised")}
-    assert [mate.wait(5) for mate in mates[:2]] == [1, 1]
+    assert [mate.wait(LIMIT_SECONDS) for mate in mates[:2]] == [1, 1]
 
 
 def test_a_vocabulary_that_does_not_divide(leader: Leader, tmp_path: Path) -> None:
@@ -299,14 +299,14 @@ def test_no_follower_outlives_its_leader(pair: Any, moment: str) -> None:
     time.sleep(0.3)
     assert mate.poll() is None
     leading.send_signal(signal.SIGKILL)
-    assert mate.wait(5) == 1
+    assert mate.wait(LIMIT_SECONDS) == 1
 
 
 def test_a_leader_that_fails_in_a_forward_lets_no_follower_wait(pair: Any) -> None:
     """Its process goes on, to tell of it; the followers end at once."""
     leading, mate = pair("overload")
     assert leading.stdout.readline() == "raised: rank 0 of 2 failed in a forward: MemoryError\n"
-    assert mate.wait(5) == 1
+    assert mate.wait(LIMIT_SECONDS) == 1
     assert leading.poll() is None
 
 
@@ -329,7 +329,7 @@ def test_a_follower_that_fails_in_a_forward_says_why_and_ends(pair: Any, tmp_pat
     lines = {leading.stdout.readline() for _ in range(2)}
     lost = "rank 1 of 2 is gone: RuntimeError: failpoint rank_forward:before"
     assert lines == {f"told: {lost}\n", f"raised: {lost}\n"}
-    assert mate.wait(5) == 1
+    assert mate.wait(LIMIT_SECONDS) == 1
     assert not overload.is_out_of_memory(GroupLostError("rank 1 of 2 is gone: OutOfMemoryError: out of memory"))
 
 

