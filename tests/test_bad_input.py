@@ -517,7 +517,7 @@ def run_job(tmp_path: Path) -> Iterator[Callable[..., tuple[int, str, str]]]:
     def run(*arguments: str) -> tuple[int, str, str]:
         command = [str(Path(sys.executable).parent / "specbatch"), *arguments]
         done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=150, check=False
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400, check=False
         )
         return done.returncode, done.stdout, done.stderr
 

@@ -85,7 +85,7 @@ def folder(tmp_path: Path, page: Path) -> Path:
 
 
 @pytest.mark.parametrize("page", _cases())
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_commands_of(page: Path, folder: Path, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SPECBATCH_", "AWS_"))}
     environment |= {
@@ -100,7 +100,7 @@ def test_commands_of(page: Path, folder: Path, tmp_path: Path) -> None:
             (folder / block.file).write_text(block.text)
             continue
         done = subprocess.run(
-            process_of(block), cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
+            process_of(block), cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
         )
         assert done.returncode == block.exit_code, f"line {block.line}: {block.text}\n{done.stdout}\n{done.stderr}"
 

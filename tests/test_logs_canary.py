@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 CANARY = "kanarienvogel"
 SHARE = 12
 """Characters in a row of a completion that count as the completion."""
-DEADLINE_SECONDS = 150.0
+DEADLINE_SECONDS = 400.0
 NUM_GOOD = 24
 SECRETS = {
     "AWS_ACCESS_KEY_ID": "AKIAKANARIENVOGEL777",
@@ -259,7 +259,7 @@ def test_no_secret_is_in_what_a_command_says(arguments: list[str], code: int, tm
     nowhere = {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9", "SPECBATCH_STORE_PATIENCE_SECONDS": "0"}
     done = subprocess.run(
         [sys.executable, "-m", "specbatch", *arguments], cwd=tmp_path, env={**kept, **SECRETS, **nowhere},
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
     assert done.returncode == code, done.stderr
     assert not [variable for variable, secret in SECRETS.items() if secret in done.stdout + done.stderr]

@@ -18,12 +18,15 @@ HURRY_SECONDS = 0.005
 class ClusterEngine(FakeEngine):
     """The first process that decodes the prompt ``hang`` stays in native code and keeps the interpreter to itself.
 
-    Once there is a file ``hurry`` in the folder, every step is short: the scenario has seen what it waited for.
+    After a number of rows steps take ten times as long, so that no worker ends the job before another is ready. Once
+    there is a file ``hurry`` in the folder, every step is short: the scenario has seen what it waited for.
     """
 
     def step(self) -> list[SequenceOutput]:
         if self._step_seconds > HURRY_SECONDS and (Path(os.environ["CLUSTER_FOLDER"]) / "hurry").exists():
             self._step_seconds = HURRY_SECONDS
+        elif self._step_seconds > HURRY_SECONDS and len(self.log) > int(os.environ["CLUSTER_NUM_QUICK_ROWS"]):
+            self._step_seconds = 10 * float(os.environ["CLUSTER_STEP_SECONDS"])
         if any(bytes(row.prompt_ids) == HANG for row in self._active):
             try:
                 os.close(os.open(Path(os.environ["CLUSTER_FOLDER"]) / "hung", os.O_CREAT | os.O_EXCL))

@@ -218,6 +218,8 @@ def worker_stopped(job: Job) -> Iterator[None]:
     os.kill(victim.pid, signal.SIGSTOP)
     yield from job.until(lambda: not victim.is_here)
     job.diary.append((job.now(), "VictimGone", {}))
+    yield from job.until(lambda: job.count("WorkerDied"))
+    job.hurry()
 
 
 def worker_naps(job: Job) -> Iterator[None]:
@@ -232,6 +234,8 @@ def worker_naps(job: Job) -> Iterator[None]:
 def node_removed(job: Job) -> Iterator[None]:
     yield from job.under_way()
     job.remove_node(job.node_of(next(iter(job.processes().values()))))
+    yield from job.until(lambda: job.count("WorkerDied"))
+    job.hurry()
 
 
 def nodes_join_late(job: Job) -> Iterator[None]:
@@ -325,6 +329,8 @@ STEP_SECONDS = {
     "node_drained": 0.05,
     "head_killed": 0.2,
 }
+NUM_QUICK_ROWS = {"worker_stopped": 24, "node_removed": 24}
+"""Rows that a worker decodes at that pace; the others take ten times as long until the scenario is in a hurry."""
 
 
 def main() -> None:
@@ -332,6 +338,7 @@ def main() -> None:
     os.environ["SPECBATCH_ENGINE_FACTORY"] = "cluster_engine:make"
     os.environ["CLUSTER_FOLDER"] = str(folder)
     os.environ["CLUSTER_STEP_SECONDS"] = str(STEP_SECONDS.get(name, 0.03))
+    os.environ["CLUSTER_NUM_QUICK_ROWS"] = str(NUM_QUICK_ROWS.get(name, NUM_ROWS))
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent / "workers")])
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if name in FAULTY_CALLS:

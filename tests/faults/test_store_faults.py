@@ -18,6 +18,7 @@ from outputs import Output
 from proxy import FaultProxy
 
 from specbatch.schemas.errors import ErrorCode, SpecbatchError
+from specbatch.storage import s3_session
 from specbatch.storage.s3_client import bucket_of
 from specbatch.storage.s3_file import open_object
 from specbatch.storage.store import NotFound, Store, open_store
@@ -318,11 +319,13 @@ def test_slow_stream(store: Store, proxy: FaultProxy) -> None:
     assert store.read(KEY) == MINE
 
 
-def test_black_hole(store: Store, impatient: None, proxy: FaultProxy) -> None:
+def test_black_hole(store: Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault 45: a connection that is taken and never answered is given up after a time and opened anew."""
-    put = proxy.on("PUT", KEY, actions.blackhole(10))
+    monkeypatch.setattr(s3_session, "_READ_TIMEOUT_SECONDS", 2.0)
+    monkeypatch.setenv("SPECBATCH_STORE_PATIENCE_SECONDS", "60")  # for the tries that follow, on a busy machine
+    put = proxy.on("PUT", KEY, actions.blackhole(100))
     assert store.create(KEY, MINE) is True
-    get = proxy.on("GET", KEY, actions.blackhole(10))
+    get = proxy.on("GET", KEY, actions.blackhole(100))
     assert store.read(KEY) == MINE
     assert (put.num_fired, get.num_fired) == (1, 1)
 

@@ -140,7 +140,7 @@ def denied(night: Night) -> list[Seen]:
     return [seen for seen in night.gate.seen if seen.status == 403]
 
 
-pytest_ray = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+pytest_ray = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 class TestNight:

@@ -74,4 +74,6 @@ def write_progress(output: Output, **changes: Any) -> None:
             **changes,
         }
     )
-    (output.root / "_specbatch/progress.json").write_text(document.model_dump_json())
+    made = output.root / "_specbatch/progress.json.made"
+    made.write_text(document.model_dump_json())
+    made.replace(made.with_suffix(""))  # whoever looks meanwhile sees the one or the other

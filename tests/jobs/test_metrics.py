@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -176,13 +178,15 @@ print(cluster.address, flush=True)
 sys.stdin.read()
 cluster.shutdown()
 """
-DEADLINE_SECONDS = 120.0
+DEADLINE_SECONDS = 400.0
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """One that is bound seconds later: below those that the system gives to whoever asks for any."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", random.randrange(20_000, 32_000)))
+            return int(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -231,7 +235,6 @@ def scrape(port: int) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_a_real_ray_exports_what_the_manifest_says(
     head: tuple[str, int], environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -88,7 +88,7 @@ class News:
         self.probes.extend(self.last.probes)
 
 
-def poll_until(worker: Worker, num_shards: int, limit_seconds: float = 30.0) -> News:
+def poll_until(worker: Worker, num_shards: int, limit_seconds: float = 200.0) -> News:
     """Poll until so many shards or probes have ended."""
     news = News()
     deadline = time.monotonic() + limit_seconds

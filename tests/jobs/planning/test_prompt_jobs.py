@@ -266,7 +266,7 @@ def test_a_job_of_chats_says_what_the_engine_says_to_each_of_them(
             env=environment,
             capture_output=True,
             text=True,
-            timeout=150,
+            timeout=400,
             check=False,
         )
         assert done.returncode == 0, done.stderr

@@ -20,7 +20,7 @@ from specbatch.jobs.verify.verify import verify_output
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-DEADLINE_SECONDS = 150.0
+DEADLINE_SECONDS = 400.0
 
 
 @pytest.fixture
