@@ -338,7 +338,7 @@ def main() -> None:
     os.environ["SPECBATCH_ENGINE_FACTORY"] = "cluster_engine:make"
     os.environ["CLUSTER_FOLDER"] = str(folder)
     os.environ["CLUSTER_STEP_SECONDS"] = str(STEP_SECONDS.get(name, 0.03))
-    os.environ["CLUSTER_NUM_QUICK_ROWS"] = str(NUM_QUICK_ROWS.get(name, NUM_ROWS))
+    os.environ["CLUSTER_NUM_QUICK_ROWS"] = str(NUM_QUICK_ROWS.get(name, 1_000_000))
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent / "workers")])
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if name in FAULTY_CALLS:
