@@ -45,13 +45,15 @@ class Engine:
     Args:
         target, draft: resident models; the draft may be None.
         policy: chooses K and drafter of every row; one whose largest K is 0 decodes plainly.
-        max_batch_size: rows in flight. grown_batch_size: the same once the draft has been given up.
+        max_batch_size: rows in flight.
         max_sequence_tokens: longest prompt and completion together.
         max_kv_tokens: positions that the slots may have in all; None is without bound.
         coupling: ``seed`` gives the target's own keyed draws, ``distribution`` only its law.
-        has_suffix: index all text for drafts. rounds: how rounds are decoded over pages.
+        grown_batch_size: rows in flight once the draft has been given up.
+        has_suffix: index all text for drafts.
         has_profile: measure the models now, for the policy to begin with.
         has_warm_up: compile a GPU's kernels now, and not in the first steps.
+        rounds: how rounds are decoded over pages.
     """
 
     def __init__(
@@ -100,8 +102,7 @@ class Engine:
             if has_warm_up:
                 self._stepper.warm_up()
             if has_profile:
-                times = self._stepper.profile(max_batch_size)
-                policy.learn_times(*times, in_buckets=self._stepper.has_fixed_shapes)
+                policy.learn_times(*self._stepper.profile(max_batch_size), in_buckets=self._stepper.has_fixed_shapes)
 
     @classmethod
     def from_pretrained(
@@ -129,7 +130,8 @@ class Engine:
             target, draft: folders, bundled names or hub ids; without a draft only the suffix index proposes.
             max_batch_size: rows in flight; ``auto`` takes what the memory ledger allows.
             speculation: ``"auto"`` chooses K by measurement, a number fixes it, ``"off"`` decodes plainly.
-            device: ``auto`` takes a GPU where there is one. dtype: ``auto`` is float32 on a CPU, else the model's.
+            device: ``auto`` takes a GPU where there is one.
+            dtype: ``auto`` is float32 on a CPU, the checkpoint's own on a GPU.
             coupling: ``seed`` gives the same text whatever the draft, ``distribution`` the same law.
             memory_fraction: share of the free memory that weights, caches and workspace may take.
             model_path: ``auto`` decodes common families by the lean path; ``generic`` runs unmodified modules.
@@ -193,12 +195,10 @@ class Engine:
             SpecbatchError: ROW_TOO_LONG or ROW_PROMPT_EMPTY for a prompt that cannot be decoded; JOB_CONFIG while there
                 are sequences of ``submit``, whose outputs it would take.
         """
-        if self.num_queued or self.num_active:
-            raise SpecbatchError(
-                ErrorCode.JOB_CONFIG,
-                f"generate cannot begin while {self.num_queued + self.num_active} sequences given to submit are under "
-                "way; call step until they have ended, or cancel_all",
-            )
+        if num_left := self.num_queued + self.num_active:
+            message = f"generate cannot begin while {num_left} sequences given to submit are under way"
+            remedy = "call step until they have ended, or cancel_all"
+            raise SpecbatchError(ErrorCode.JOB_CONFIG, f"{message}; {remedy}")
         requests = self._intake.samples(prompts, params)
         outputs: dict[Hashable, SequenceOutput] = {}
         try:
