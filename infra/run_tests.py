@@ -4,8 +4,8 @@
 
 Tests with a Ray mostly wait: for its processes, for a lease, for a worker that is taken for dead. Two of them at once
 would meet limits of time that are meant for one, so all of them run in one process, which shows them as they run.
-Everything else is cut into pieces that wait in one line. The other process takes them from the front; the first takes
-them from the back when its Ray tests have ended, so that both end at about the same time on any machine. The pieces are
+Everything else is cut into pieces that wait in one line, the longest first. The other process takes one after another,
+the first does when its Ray tests have ended, so that both end at about the same time on any machine. The pieces are
 shown when all have ended. With arguments nothing is cut.
 """
 
@@ -25,14 +25,14 @@ ALWAYS_OUT = "not chaos and not long"
 NO_TESTS = 5
 LINE = (
     "tests/specdec",
-    "tests/simulation",
     "tests/jobs",
-    "tests/specdec/kernels",
     "tests",
     "tests/storage",
+    "tests/specdec/kernels",
     "tests/workers",
+    "tests/simulation",
 )
-"""The long ones first. A folder that stands in the line is left out of every other piece."""
+"""The longest first. A folder that stands in the line is left out of every other piece."""
 # Threads that wait for each other's turn would take the cores from the other process, and tiny models need no two.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
@@ -65,19 +65,19 @@ class Line:
         self._lock = threading.Lock()
         self.codes: list[int] = []
 
-    def work(self, *, from_the_back: bool) -> None:
+    def work(self) -> None:
         """Run pieces, one after another, until none waits."""
-        while (process := self._begin(from_the_back=from_the_back)) is not None:
+        while (process := self._begin()) is not None:
             code = process.wait()
             with self._lock:
                 self._running.remove(process)
                 self.codes.append(code)
 
-    def _begin(self, *, from_the_back: bool) -> subprocess.Popen[bytes] | None:
+    def _begin(self) -> subprocess.Popen[bytes] | None:
         with self._lock:
             if not self._waiting:
                 return None
-            arguments = self._waiting.pop() if from_the_back else self._waiting.popleft()
+            arguments = self._waiting.popleft()
             self._shown.append(Path(self._kept.name) / str(len(self._shown)))
             with self._shown[-1].open("wb") as file:
                 process = subprocess.Popen(
@@ -104,11 +104,11 @@ def main() -> int:
     """Run both; 0 if both passed."""
     arguments = sys.argv[1:]
     line = Line([arguments] if arguments else pieces())
-    other = threading.Thread(target=line.work, kwargs={"from_the_back": False}, daemon=True)
+    other = threading.Thread(target=line.work, daemon=True)
     other.start()
     try:
         code = subprocess.run(command("ray", arguments), cwd=ROOT, check=False).returncode
-        line.work(from_the_back=True)
+        line.work()
         other.join()
     finally:  # interrupted, too
         line.end()

@@ -30,8 +30,9 @@ Each starts a Ray and loads the models, some ten seconds, and ``make test`` is s
 break unseen until then: the price of the time, no proof that other tests would notice.
 """
 
-LONG_PAGES = ("nightly.md",)
-"""The same for pages whose few commands take long: ``jobs/schedules/test_night.py`` lives through a night as well."""
+LONG_PAGES = ("nightly.md", "observability.md")
+"""The same for pages whose few commands take long: ``jobs/schedules/test_night.py`` lives through a night as well, and
+``jobs/test_metrics.py`` reads what a real Ray exports."""
 
 
 def commands(page: Path) -> list[Block]:
