@@ -33,8 +33,10 @@ LINE = (
     "tests/simulation",
 )
 """The longest first. A folder that stands in the line is left out of every other piece."""
-# Threads that wait for each other's turn would take the cores from the other process, and tiny models need no two.
+# Threads that wait for each other's turn would take the cores from the other process, and tiny models need no two. Jobs
+# have as many as there are cores: theirs go to sleep soon (docs/tuning.md).
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+SOON_ASLEEP = {"GOMP_SPINCOUNT": "1000"}
 
 
 def pieces() -> list[list[str]]:
@@ -81,7 +83,7 @@ class Line:
             self._shown.append(Path(self._kept.name) / str(len(self._shown)))
             with self._shown[-1].open("wb") as file:
                 process = subprocess.Popen(
-                    command("not ray", arguments), cwd=ROOT, env={**os.environ, **ONE_THREAD},
+                    command("not ray", arguments), cwd=ROOT, env={**os.environ, **SOON_ASLEEP, **ONE_THREAD},
                     stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
                 )  # fmt: skip
             self._running.add(process)
@@ -107,7 +109,8 @@ def main() -> int:
     other = threading.Thread(target=line.work, daemon=True)
     other.start()
     try:
-        code = subprocess.run(command("ray", arguments), cwd=ROOT, check=False).returncode
+        environment = {**os.environ, **SOON_ASLEEP}
+        code = subprocess.run(command("ray", arguments), cwd=ROOT, env=environment, check=False).returncode
         line.work()
         other.join()
     finally:  # interrupted, too
