@@ -443,12 +443,18 @@ def second_token_law(model: Any, prompt: list[int], temperature: float) -> torch
         return first @ second
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_behind_a_broken_row_the_device_must_prove_itself(target: Any, path: str) -> None:
-    """Damaged weights break their own rows only; a device that computes otherwise than at start ends the engine."""
-    broken = perturbed(target, 0.0)
+@pytest.fixture
+def broken(target: Any) -> Any:
+    """A target whose rows with the token 20 have logits that are not finite."""
+    model = perturbed(target, 0.0)
     with torch.no_grad():
-        broken.get_input_embeddings().weight[20] = torch.nan
+        model.get_input_embeddings().weight[20] = torch.nan
+    return model
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_behind_a_broken_row_the_device_must_prove_itself(broken: Any, path: str) -> None:
+    """Damaged weights break their own rows only; a device that computes otherwise than at start ends the engine."""
     subject = engine(broken, batch=2, path=path)
     outputs = subject.generate([[3, 20], [3, 4]], SamplingParams(max_new_tokens=3, banned_token_ids=(20,)))
     assert [output.error_code for output in outputs] == ["ROW_NUMERIC", None]
@@ -460,11 +466,8 @@ def test_behind_a_broken_row_the_device_must_prove_itself(target: Any, path: str
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_rows_whose_proof_fails_for_want_of_memory_are_not_lost(target: Any, path: str) -> None:
+def test_rows_whose_proof_fails_for_want_of_memory_are_not_lost(broken: Any, path: str) -> None:
     """The step raises; the next one asks the device again and gives them out."""
-    broken = perturbed(target, 0.0)
-    with torch.no_grad():
-        broken.get_input_embeddings().weight[20] = torch.nan
     subject = engine(broken, batch=2, path=path)
     decoder = subject._batch.target
     honest = decoder.canonical_logits

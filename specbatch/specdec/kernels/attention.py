@@ -94,8 +94,8 @@ def whole_attention(
     blocks = []
     for begin in range(0, T, window):
         end, first = min(begin + window, T), max(begin - window, 0)
-        position_1B = torch.arange(begin - first, end - first, device=query.device).unsqueeze(0)
-        mask = visibility_mask(position_1B, end - first, query.dtype, window)
+        position_1T = torch.arange(begin - first, end - first, device=query.device).unsqueeze(0)
+        mask = visibility_mask(position_1T, end - first, query.dtype, window)
         blocks.append(
             functional.scaled_dot_product_attention(
                 query[:, :, begin:end], key[:, :, first:end], value[:, :, first:end], attn_mask=mask, scale=scaling

@@ -256,7 +256,7 @@ class Ahead:
             match_B=kind_of_match(airborne.looked_up, len(flight.row_B))[is_there_B],
             hidden=_HIDDEN[num_hidden_ends],
         )
-        # Capturing takes the host long, the next round's as well; that says nothing about rounds.
+        # What is no plain replay takes the host long, the next round's as well; that says nothing about rounds.
         is_usual = flight.is_usual and (follower is None or follower.flight.is_usual)
         batch.policy.observe(measure if is_usual else replace(measure, is_typical=False))
         result = RoundResult(

@@ -152,6 +152,7 @@ class CapturedRounds:
 
         Args:
             num_drafts: that are scored in each row. num_steps: of the draft model; 0 leaves it out.
+            temperature: of all rows; above 0 another kernel draws.
         """
         bucket = bucket_of(num_rows)
         self._prepare(bucket)
